@@ -1,0 +1,92 @@
+"""Time of `SequenceDataset.build()` divided by that of RecBole's `SequentialDataset.build()` on the same log.
+
+Each class runs in a process of its own, which loads the log first; only `build()` (sorting, cutting rows, splitting)
+is timed. Prints times and peak memories; the last line is `dataset_build ratio <x> limit 0.1`, exit status 1 above.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pandas as pd
+
+LIMIT = 0.1
+CLASSES = ("recbole", "ours")
+
+
+def write_log(folder: Path, n_users: int, n_interactions: int, seed: int) -> None:
+    """Random log in random order: every user has 2 interactions at least."""
+    rng = np.random.default_rng(seed)
+    users = rng.integers(n_users, size=n_interactions)
+    users[: 2 * n_users] = np.repeat(np.arange(n_users), 2)
+    items = np.minimum(rng.zipf(1.3, size=n_interactions), n_users // 2)
+    times = rng.permutation(n_interactions)
+    log = {"user_id:token": rng.permutation(users), "item_id:token": items, "timestamp:float": times}
+    (folder / "log").mkdir()
+    pd.DataFrame(log).to_csv(folder / "log" / "log.inter", sep="\t", index=False)
+
+
+def measure(name: str, folder: str) -> dict[str, float]:
+    """Seconds and memory (MB) of one build in this process."""
+    from recbole.data.dataset import SequentialDataset
+
+    from recbole_perpeft.config import Config
+    from recbole_perpeft.data.dataset import SequenceDataset
+
+    config = Config(model="SASRec", dataset="log", config_dict={"data_path": folder, "MAX_ITEM_LIST_LENGTH": 10})
+    dataset = {"recbole": SequentialDataset, "ours": SequenceDataset}[name](config)
+    gc.collect()
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    start = perf_counter()
+    parts = dataset.build()
+    seconds = perf_counter() - start
+    return {"seconds": seconds, "before": before, "peak": memory("VmHWM"), "rows": sum(map(len, parts))}
+
+
+def memory(field: str) -> float:
+    """A field of this process's status, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
+
+
+def run_apart(name: str, folder: str) -> dict[str, float]:
+    """`measure` in a fresh process."""
+    command = [sys.executable, "-W", "ignore", __file__, "--measure", name, "--folder", folder]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a log of 100,000 instead of 1,000,000 interactions")
+    parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--measure", choices=CLASSES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.measure, arguments.folder)))
+        return 0
+    n_interactions = 100_000 if arguments.quick else 1_000_000
+    with tempfile.TemporaryDirectory() as folder:
+        write_log(Path(folder), n_interactions // 10, n_interactions, arguments.seed)
+        results = {name: run_apart(name, folder) for name in CLASSES}
+    print(f"{n_interactions:,} interactions of {n_interactions // 10:,} users, 10 items a row")
+    for name, result in results.items():
+        print(
+            f"{name:8} {result['seconds']:8.3f} s   peak memory {result['peak']:7.0f} MB "
+            f"({result['peak'] - result['before']:+.0f} MB while building)   {result['rows']:,} rows"
+        )
+    ratio = results["ours"]["seconds"] / results["recbole"]["seconds"]
+    print(f"dataset_build ratio {ratio:.4f} limit {LIMIT}")
+    return int(ratio > LIMIT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

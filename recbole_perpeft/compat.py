@@ -1,0 +1,85 @@
+"""What RecBole 1.2.0 needs to work beside current NumPy, SciPy and PyTorch.
+
+Nothing else in the package knows about these gaps. Every entry fills a hole and replaces nothing that exists, so a
+release of RecBole that closes the hole makes the entry a no-op.
+
+| RecBole 1.2.0 uses | gone since | what we do |
+|---|---|---|
+| `np.float`, `np.long`, `np.str`, ... | NumPy 1.24, `np.float_`: 2.0 | `apply` adds the missing names |
+| `dok_matrix._update` (LightGCN, NGCF, NCL, ...) | SciPy 1.13 | `apply` adds the method |
+| `torch.cuda.amp` (`NCLTrainer`) | deprecated in PyTorch 2.4 | `apply` silences the warning |
+| chained `fillna(inplace=True)` | pandas 3 | `setup.py` asks for pandas 2, `apply` silences the warning |
+| `torch.load` of a pickled config | refused since PyTorch 2.6 | `trainer/checkpoint.py`: tensors and plain types |
+| anomaly detection, which importing SINE turns on | - | `recbole_model` turns it off again |
+| TensorBoard files below the working directory | - | `tensorboard_in` sends them to the run folder |
+| `recbole.quick_start` (imports Ray, reads `sys.argv`) | - | `quick_start.py` is our own and never imports it |
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.sparse import dok_matrix
+
+_NUMPY_NAMES = {
+    "bool": np.bool_,
+    "int": np.int64,
+    "float": np.float64,
+    "complex": np.complex128,
+    "object": np.object_,
+    "str": np.str_,
+    "long": np.int64,
+    "unicode": np.str_,
+}
+
+
+def apply() -> None:
+    """Make RecBole usable with the installed libraries. May be called any number of times."""
+    for name, scalar_type in _NUMPY_NAMES.items():
+        if name not in vars(np):
+            setattr(np, name, scalar_type)
+    if not hasattr(dok_matrix, "_update"):
+        dok_matrix._update = _update_dok_matrix
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
+
+
+def _update_dok_matrix(matrix: dok_matrix, entries: Mapping[tuple[int, int], float]) -> None:
+    """Set many entries without the checks of `dok_matrix.update`, as SciPy's private method did."""
+    matrix._dict.update(entries)
+
+
+def recbole_model(name: str) -> type:
+    """A model class of RecBole; the name must exist.
+
+    Importing any sequential model imports SINE, whose module turns on autograd's anomaly detection for the whole
+    process, which slows down the training of every model.
+    """
+    from recbole.utils import get_model
+
+    was_on = torch.is_anomaly_enabled()
+    try:
+        return get_model(name)
+    finally:
+        torch.autograd.set_detect_anomaly(was_on)
+
+
+@contextmanager
+def tensorboard_in(folder: Path) -> Iterator[None]:
+    """Let trainers of RecBole made inside this context write TensorBoard events to `folder`.
+
+    RecBole's trainers ask a module-level function for their writer; it would make `./log_tensorboard`.
+    """
+    from recbole.trainer import trainer
+    from torch.utils.tensorboard import SummaryWriter
+
+    original = trainer.get_tensorboard
+    trainer.get_tensorboard = lambda logger: SummaryWriter(str(folder))
+    try:
+        yield
+    finally:
+        trainer.get_tensorboard = original

@@ -1,0 +1,282 @@
+"""Titles and images of every item of a data set, keyed by item token.
+
+The item file is read raw: a title reaches the tokenizer exactly as it is written, with its spacing, quotes and
+entities.
+"""
+
+import hashlib
+import os
+import posixpath
+from collections.abc import Iterable, Sequence
+from logging import getLogger
+from pathlib import Path
+
+import numpy as np
+
+from recbole_perpeft.data.content_report import ContentReport, Problem
+from recbole_perpeft.errors import PerPEFTError
+
+IMAGE_FOLDER = "images"
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+PAD_TOKEN = "[PAD]"
+MISSING_CONTENT = ("error", "blank")
+NO_FILE_STAMP = (-1, -1, -1)
+
+
+class ItemContent:
+    """The items of a data set in the order of its item file, and what is wrong with them.
+
+    Reading finds what can be found without opening an image. Images are decoded once, by
+    :class:`~recbole_perpeft.data.cache.ContentCache`, which adds what it finds and calls :meth:`check`: so one error
+    tells everything.
+
+    Attributes:
+        name: name of the data set.
+        folder: its folder.
+        tokens: item ids, unique.
+        titles: title of each item, as written.
+        image_paths: image file of each item, `None` if it has none.
+        missing_content: `error` or `blank`.
+        report: what is wrong so far.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        tokens: list[str],
+        titles: list[str],
+        image_paths: list[Path | None],
+        missing_content: str = "error",
+        report: ContentReport | None = None,
+    ):
+        if missing_content not in MISSING_CONTENT:
+            raise PerPEFTError(f"missing_content: {missing_content!r} is not one of {', '.join(MISSING_CONTENT)}.")
+        self.name = name
+        self.folder = folder
+        self.tokens = tokens
+        self.titles = titles
+        self.image_paths = image_paths
+        self.missing_content = missing_content
+        self.report = ContentReport() if report is None else report
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def load(
+        cls, folder: Path, name: str, item_tokens: Sequence[str], missing_content: str = "error"
+    ) -> "ItemContent":
+        """Read `<folder>/<name>.item` and find the images.
+
+        The item file is tab separated UTF-8 with a header of `field:type`; it needs the columns `item_id` and
+        `title`, may have `image` (a path relative to the folder), and may have others, which are ignored. Nothing is
+        quoted. An item without such a path has the image `images/<item_id>.{jpg,jpeg,png,webp}`.
+
+        Args:
+            folder: folder of the data set.
+            name: name of the data set.
+            item_tokens: the item ids that occur in the interactions.
+            missing_content: `error`, or `blank` to put blank images and empty titles where there are none.
+
+        Raises:
+            PerPEFTError: the item file is missing or has no usable header. All other problems are gathered in
+                :attr:`report` and raised by :meth:`check`.
+        """
+        folder = Path(folder)
+        report = ContentReport()
+        file = folder / f"{name}.item"
+        rows = _read_item_file(file, report)
+        if not rows:
+            raise report.error(str(file)) if len(report) else PerPEFTError(f"{file}: lists no items; add them.")
+        tokens = [token for token, _, _ in rows]
+        titles = [title for _, title, _ in rows]
+        for token, title in zip(tokens, titles, strict=True):
+            if not title.strip():
+                report.add(Problem.NO_TITLE, repr(token))
+        image_paths = _find_images(folder, rows, report)
+        _compare_with_interactions(tokens, item_tokens, file, report)
+        return cls(name, folder, tokens, titles, image_paths, missing_content, report)
+
+    def check(self, damaged_images: dict[int, str]) -> None:
+        """Raise, or with `missing_content: blank` log, everything that is wrong.
+
+        Args:
+            damaged_images: why an image cannot be used, by row.
+
+        Raises:
+            PerPEFTError: something is wrong that blank content may not stand in for.
+        """
+        damaged = ContentReport()
+        for row, reason in sorted(damaged_images.items()):
+            path = self.image_paths[row]
+            damaged.add(Problem.DAMAGED, f"{self.tokens[row]!r} ({path.relative_to(self.folder)}: {reason})")
+        report = self.report.merged(damaged)
+        if not len(report):
+            return
+        source = f"{self.folder / self.name}.item"
+        if self.missing_content == "error" or not report.may_be_blank:
+            raise report.error(source)
+        getLogger().warning(
+            f"{source}: blank images and empty titles stand in for {len(report)} problem(s):\n{report.summary()}"
+        )
+
+    def digest(self) -> "hashlib.blake2b":
+        """Hash state of the tokens and titles; no two tables share it."""
+        state = hashlib.blake2b(digest_size=16)
+        for texts in (self.tokens, self.titles):
+            state.update(len(texts).to_bytes(8, "little"))
+            encoded = [text.encode() for text in texts]
+            state.update(np.array([len(text) for text in encoded], dtype="<i8").tobytes())
+            state.update(b"".join(encoded))
+        return state
+
+    def image_stamps(self) -> np.ndarray:
+        """Stamp of every image, see :func:`file_stamp`: int64 [n, 3]."""
+        return np.array([file_stamp(path) for path in self.image_paths], dtype=np.int64).reshape(-1, 3)
+
+
+def file_stamp(path: Path | None) -> tuple[int, int, int]:
+    """Size in bytes, and times in ns at which a file and its status (as permissions) changed; -1 without a file."""
+    if path is None:
+        return NO_FILE_STAMP
+    try:
+        status = os.stat(path)
+    except OSError:
+        return NO_FILE_STAMP
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _read_item_file(file: Path, report: ContentReport) -> list[tuple[str, str, str]]:
+    """Token, title and image path (empty if not given) of every item, the first where an id is repeated."""
+    try:
+        # Only "\n" ends a line: `str.splitlines` would also split at characters that titles may hold.
+        header, *lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        raise PerPEFTError(f"{file}: cannot be read ({error.strerror}); it lists the items.") from error
+    fields = _read_header(file, header)
+    n_columns, id_column, title_column = len(fields), fields.index("item_id"), fields.index("title")
+    image_column = fields.index("image") if "image" in fields else None
+    rows: list[tuple[str, str, str]] = []
+    first_line: dict[str, int] = {}
+    for number, line in enumerate(lines, start=2):
+        line = line.removesuffix(b"\r")
+        if not line:
+            continue
+        try:
+            cells = line.decode().split("\t")
+        except UnicodeDecodeError as error:
+            report.add(Problem.ENCODING, f"line {number} (byte {error.start + 1})")
+            continue
+        if len(cells) != n_columns:
+            report.add(Problem.COLUMNS, f"line {number} ({len(cells)} instead of {n_columns})")
+            continue
+        token = cells[id_column]
+        if not token:
+            report.add(Problem.NO_ID, f"line {number}")
+        elif token in first_line:
+            report.add(Problem.DUPLICATE, f"{token!r} (lines {first_line[token]} and {number})")
+        else:
+            first_line[token] = number
+            rows.append((token, cells[title_column], "" if image_column is None else cells[image_column]))
+    return rows
+
+
+def _read_header(file: Path, header: bytes) -> list[str]:
+    try:
+        columns = header.removesuffix(b"\r").decode().split("\t")
+    except UnicodeDecodeError as error:
+        raise PerPEFTError(f"{file}: line 1 is not UTF-8; save the file as UTF-8.") from error
+    fields = []
+    for column in columns:
+        field, separator, kind = column.partition(":")
+        if not (field and separator and kind):
+            raise PerPEFTError(
+                f"{file}: line 1: column {column!r} is not of the form field:type, as in 'title:token_seq'."
+            )
+        if field in fields:
+            raise PerPEFTError(f"{file}: line 1: column {field!r} occurs twice; keep one.")
+        fields.append(field)
+    for field in ("item_id", "title"):
+        if field not in fields:
+            raise PerPEFTError(f"{file}: line 1: column {field!r} is missing among {', '.join(fields)}; add it.")
+    return fields
+
+
+def _find_images(folder: Path, rows: Iterable[tuple[str, str, str]], report: ContentReport) -> list[Path | None]:
+    """The image file of every item. Folders are listed once: no file is asked for by name."""
+    files_of: dict[str, set[str] | None] = {IMAGE_FOLDER: _list_files(folder / IMAGE_FOLDER)}
+    image_of = _choose_images(files_of[IMAGE_FOLDER] or set())
+    paths: list[Path | None] = []
+    n_without_folder = 0
+    for token, _, given in rows:
+        relative: str | None
+        if given:
+            relative = posixpath.normpath(given)
+            if posixpath.isabs(relative) or relative.split("/")[0] == ".." or "\0" in relative:
+                report.add(Problem.OUTSIDE, f"{token!r} ({given})")
+                paths.append(None)
+                continue
+            parent, name = posixpath.split(relative)
+            if parent not in files_of:
+                files_of[parent] = _list_files(folder / parent)
+            found = name in (files_of[parent] or ())
+            detail = f"{token!r} ({given})"
+        else:
+            name = image_of.get(token, "")
+            relative, found, detail = f"{IMAGE_FOLDER}/{name}", bool(name), repr(token)
+            if files_of[IMAGE_FOLDER] is None:
+                n_without_folder += 1
+                paths.append(None)
+                continue
+        if not found:
+            report.add(Problem.NO_IMAGE, detail)
+        paths.append(folder / relative if found else None)
+    if n_without_folder:
+        report.add(Problem.NO_FOLDER, f"{folder / IMAGE_FOLDER} (for {n_without_folder} items)")
+    return paths
+
+
+def _list_files(folder: Path) -> set[str] | None:
+    """Names of the files in a folder, `None` if there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise PerPEFTError(f"{folder}: cannot be listed ({error.strerror}).") from error
+
+
+def _choose_images(names: set[str]) -> dict[str, str]:
+    """File name by item id; where an item has several images, the first in the order of `IMAGE_SUFFIXES`."""
+    chosen: dict[str, tuple[int, str]] = {}
+    several: set[str] = set()
+    for name in names:
+        stem, _, suffix = name.rpartition(".")
+        if suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        candidate = (IMAGE_SUFFIXES.index(suffix.lower()), name)
+        if stem in chosen:
+            several.add(stem)
+        chosen[stem] = min(candidate, chosen.get(stem, candidate))
+    if several:
+        example = min(several)
+        getLogger().warning(
+            f"{IMAGE_FOLDER}: {len(several)} items have several images, for instance {example!r}; "
+            f"{chosen[example][1]} is used (the order is {', '.join(IMAGE_SUFFIXES)})."
+        )
+    return {stem: name for stem, (_, name) in chosen.items()}
+
+
+def _compare_with_interactions(
+    tokens: list[str], item_tokens: Sequence[str], file: Path, report: ContentReport
+) -> None:
+    known = set(tokens)
+    used = {str(token) for token in item_tokens} - {PAD_TOKEN}
+    for token in sorted(used - known):
+        report.add(Problem.UNKNOWN, repr(token))
+    if n_unused := len(known - used):
+        getLogger().warning(
+            f"{file}: {n_unused} of {len(known)} items have no interactions; they can be scored as new items."
+        )

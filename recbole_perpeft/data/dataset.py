@@ -1,0 +1,299 @@
+"""Interaction logs as sequences: one train row a user, evaluation rows as RecBole's leave-one-out."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from recbole.data.dataset import Dataset, SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.utils import FeatureSource, FeatureType
+
+from recbole_perpeft.errors import PerPEFTError
+
+__all__ = ["HistoryIndex", "SequenceDataset", "history_of", "positive_item_list_field"]
+
+# How many of a user's last rows leave the train part, and which part takes the last one.
+HELD_OUT = {"valid_and_test": ("valid", "test"), "valid_only": ("valid",), "test_only": ("test",)}
+
+# Whose items a user had before the rows of a phase.
+EARLIER_PHASES = {"train": ("train",), "valid": ("train",), "test": ("train", "valid")}
+
+
+def positive_item_list_field(config) -> str:
+    """Name of the field of train targets, `pos_item_id_list` with RecBole's default names."""
+    return "pos_" + config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
+
+
+@dataclass(frozen=True)
+class HistoryIndex:
+    """Items of every user, in compressed rows.
+
+    Attributes:
+        indptr: int64 [n_users + 1]; the items of user `u` are `items[indptr[u]:indptr[u + 1]]`.
+        items: int64 [n_interactions]; item ids in time order, repeated purchases included.
+    """
+
+    indptr: np.ndarray
+    items: np.ndarray
+
+    @classmethod
+    def from_pairs(cls, users: np.ndarray, items: np.ndarray, n_users: int) -> "HistoryIndex":
+        """Index of (user, item) pairs; a user's items keep the order of the pairs.
+
+        Args:
+            users: int64 [n] user ids below `n_users`.
+            items: int64 [n] item ids.
+            n_users: number of user ids, the pad included.
+        """
+        order = np.argsort(users, kind="stable")
+        return cls(_indptr(np.bincount(users, minlength=n_users)), items[order])
+
+    @property
+    def n_users(self) -> int:
+        """Number of user ids, the pad included."""
+        return len(self.indptr) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of items of every user, int64 [n_users]."""
+        return np.diff(self.indptr)
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Users and items of all interactions, each int64 [n_interactions]."""
+        return np.repeat(np.arange(self.n_users), self.lengths), self.items
+
+    def rows(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Items of some users.
+
+        Args:
+            users: int64 [B] user ids.
+
+        Returns:
+            Position in `users` and item id of every interaction of theirs, each int64 [n].
+        """
+        starts = self.indptr[users]
+        lengths = self.indptr[users + 1] - starts
+        return np.repeat(np.arange(len(users)), lengths), self.items[_ranges(starts, lengths)]
+
+    def newest(self, users: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """The last items of some users, as rows of RecBole's form.
+
+        Args:
+            users: int64 [B] user ids.
+            width: L, items of a row at most.
+
+        Returns:
+            int64 [B, L], padded on the right with 0, and the number of items of each row, int64 [B].
+        """
+        ends = self.indptr[users + 1]
+        lengths = np.minimum(ends - self.indptr[users], width)
+        return _windows(self.items, ends, lengths, width), lengths
+
+
+def history_of(built_datasets: Sequence[Dataset], phase: str) -> HistoryIndex:
+    """Items that every user had before the rows of a phase.
+
+    Args:
+        built_datasets: train, valid and test data set as `build()` of any data set class returns them: one row an
+            interaction, RecBole's augmented rows, or the rows of `SequenceDataset`.
+        phase: "train" (train items, what negatives must avoid), "valid" (the same) or "test" (train and valid items).
+
+    Raises:
+        PerPEFTError: if the phase is none of the three.
+    """
+    if phase not in EARLIER_PHASES:
+        raise PerPEFTError(f"Unknown phase {phase!r}: choose one of {', '.join(EARLIER_PHASES)}.")
+    by_phase = dict(zip(("train", "valid", "test"), built_datasets, strict=True))
+    earlier = [_interactions(by_phase[name]) for name in EARLIER_PHASES[phase]]
+    users, items = (np.concatenate(column) for column in zip(*earlier, strict=True))
+    return HistoryIndex.from_pairs(users, items, built_datasets[0].user_num)
+
+
+def _interactions(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Users and items of the interactions a built data set stands for, in time order within a user."""
+    phase_history = getattr(dataset, "phase_history", None)
+    return _row_interactions(dataset) if phase_history is None else phase_history.pairs()
+
+
+def _row_interactions(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """The same from RecBole's rows: all targets, and the first item where a sequence begins."""
+    rows = dataset.inter_feat
+    users, items = rows[dataset.uid_field].numpy(), rows[dataset.iid_field].numpy()
+    length_field = dataset.config["ITEM_LIST_LENGTH_FIELD"]
+    if length_field not in rows:
+        return users, items
+    begins = rows[length_field].numpy() == 1
+    first_items = rows[dataset.iid_field + dataset.config["LIST_SUFFIX"]].numpy()[begins, 0]
+    return np.concatenate([users[begins], users]), np.concatenate([first_items, items])
+
+
+class SequenceDataset(SequentialDataset):
+    """RecBole's sequential data set with one train row a user and a vectorised `build()`.
+
+    A user's interactions in time order are split by leave-one-out as RecBole does it: the last item is the test
+    target, the one before the valid target; a user of three interactions has no valid row, one of two interactions
+    only a train row. Times are compared as RecBole compares them (as float32, so that Unix times less than about two
+    minutes apart can be equal) and interactions of equal time keep the order of the file.
+
+    Rows (item 0 pads on the right, `L = MAX_ITEM_LIST_LENGTH`):
+
+    * train, in order of user ids: `user_id`, `item_id_list` [L] (the inputs), `item_length` (how many, 1..L),
+      `pos_item_id_list` [L] (the item that follows every input);
+    * valid and test, in RecBole's order: `user_id`, `item_id_list` [L], `item_length`, `item_id` (the target).
+
+    Attributes:
+        phase_history (HistoryIndex or None): after `build()`, the interactions that a built data set stands for,
+            not cut to L. None before.
+    """
+
+    phase_history: HistoryIndex | None = None
+
+    def build(self) -> list["SequenceDataset"]:
+        """Sorts, splits and cuts the log.
+
+        Returns:
+            Train, valid and test data set.
+
+        Raises:
+            PerPEFTError: if the split is not leave-one-out in time order, the log has no time column, or a user has a
+                single interaction.
+        """
+        held_out = self._held_out()
+        self._change_feat_format()
+        log = self.inter_feat
+        items, times = log[self.iid_field].numpy(), log[self.time_field].numpy()
+        counts = np.bincount(log[self.uid_field].numpy(), minlength=self.user_num)
+        self._check_counts(counts)
+
+        users = np.flatnonzero(counts)
+        starts = _indptr(counts)[users]
+        n_held_out = np.minimum(len(held_out), counts[users] - 2)
+        datasets = {"train": self._train(items, users, starts, starts + counts[users] - n_held_out)}
+        # RecBole lists users by the time of their first row, whose target is the second interaction.
+        order = np.argsort(times[starts + 1], kind="stable")
+        targets = starts + counts[users]
+        for n_after, phase in enumerate(reversed(held_out)):
+            chosen = order[n_held_out[order] > n_after]
+            datasets[phase] = self._evaluation(items, users[chosen], starts[chosen], targets[chosen] - 1 - n_after)
+        nobody = np.empty(0, dtype=np.int64)
+        return [
+            datasets[phase] if phase in datasets else self._evaluation(items, nobody, nobody, nobody)
+            for phase in ("train", "valid", "test")
+        ]
+
+    def data_augmentation(self) -> None:
+        """Sorts the log by user and time; rows are cut in `build()`, RecBole's copy of every prefix is not made."""
+        if self.time_field not in self.inter_feat:
+            raise PerPEFTError(
+                f"{self.dataset_name}.inter has no column {self.time_field!r}: add it as {self.time_field}:float, "
+                "list it in load_col, or name another column as TIME_FIELD."
+            )
+        users, times = self.inter_feat[self.uid_field].numpy(), self.inter_feat[self.time_field].numpy()
+        order = torch.from_numpy(np.lexsort((times, users)))
+        fields = (self.uid_field, self.iid_field, self.time_field)
+        self.inter_feat = Interaction({field: self.inter_feat[field][order] for field in fields})
+        self._set_row_fields()
+
+    def counter(self, field: str) -> Counter:
+        """Occurrences of each id of a field, for the train part the same as with RecBole's rows (train targets)."""
+        if self.phase_history is None or self.iid_field in self.inter_feat:
+            return super().counter(field)
+        users, items = self.phase_history.pairs()
+        is_target = np.ones(len(items), dtype=bool)
+        is_target[self.phase_history.indptr[:-1][self.phase_history.lengths > 0]] = False
+        columns = {self.uid_field: users, self.iid_field: items}
+        ids, occurrences = np.unique(columns[field][is_target], return_counts=True)
+        return Counter(dict(zip(ids.tolist(), occurrences.tolist(), strict=True)))
+
+    @property
+    def avg_actions_of_users(self) -> float:
+        """Mean of `user_counter`, which RecBole takes from columns that train rows do not have."""
+        return float(np.mean(list(self.user_counter.values())))
+
+    @property
+    def avg_actions_of_items(self) -> float:
+        """Mean of `item_counter`."""
+        return float(np.mean(list(self.item_counter.values())))
+
+    def _held_out(self) -> tuple[str, ...]:
+        """Phases that take one row of a user each, the last one the last row."""
+        arguments = self.config["eval_args"]
+        split = arguments["split"]
+        if self.config["benchmark_filename"] is not None or list(split) != ["LS"] or split["LS"] not in HELD_OUT:
+            raise PerPEFTError(
+                f"{type(self).__name__} splits by leave-one-out only, not by split={split} and benchmark_filename="
+                f"{self.config['benchmark_filename']}: set eval_args.split to {{'LS': 'valid_and_test'}} "
+                "(or valid_only, test_only) and leave benchmark_filename empty."
+            )
+        if arguments["order"] != "TO":
+            raise PerPEFTError(f"Sequences need time order: set eval_args.order to TO, not to {arguments['order']}.")
+        return HELD_OUT[split["LS"]]
+
+    def _check_counts(self, counts: np.ndarray) -> None:
+        lonely = np.flatnonzero(counts == 1)
+        if len(lonely):
+            names = ", ".join(self.id2token(self.uid_field, lonely[:10]))
+            raise PerPEFTError(
+                f"{self.dataset_name}.inter: {len(lonely)} user(s) with a single interaction, from which nothing can "
+                f"be learnt or tested: {names}{', ...' if len(lonely) > 10 else ''}. Leave them out with "
+                '--user_inter_num_interval="[2,inf)".'
+            )
+
+    def _set_row_fields(self) -> None:
+        list_field = self.iid_field + self.config["LIST_SUFFIX"]
+        setattr(self, f"{self.iid_field}_list_field", list_field)
+        for field in (list_field, positive_item_list_field(self.config)):
+            self.set_field_property(field, FeatureType.TOKEN_SEQ, FeatureSource.INTERACTION, self.max_item_list_len)
+        self.set_field_property(self.item_list_length_field, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
+
+    def _train(self, items: np.ndarray, users: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> "SequenceDataset":
+        """Train part: `items[starts[r]:ends[r]]` are the train items of user `users[r]`."""
+        n_targets = np.minimum(ends - starts - 1, self.max_item_list_len)
+        rows = self._sequence_fields(items, users, ends - 1, n_targets)
+        rows[positive_item_list_field(self.config)] = self._windows(items, ends, n_targets)
+        return self._part(rows, np.repeat(users, ends - starts), items[_ranges(starts, ends - starts)])
+
+    def _evaluation(
+        self, items: np.ndarray, users: np.ndarray, starts: np.ndarray, targets: np.ndarray
+    ) -> "SequenceDataset":
+        """Valid or test part: the target of user `users[r]` is `items[targets[r]]`."""
+        rows = self._sequence_fields(items, users, targets, np.minimum(targets - starts, self.max_item_list_len))
+        rows[self.iid_field] = torch.from_numpy(items[targets])
+        return self._part(rows, users, items[targets])
+
+    def _sequence_fields(
+        self, items: np.ndarray, users: np.ndarray, ends: np.ndarray, lengths: np.ndarray
+    ) -> dict[str, torch.Tensor]:
+        return {
+            self.uid_field: torch.from_numpy(users),
+            self.iid_field + self.config["LIST_SUFFIX"]: self._windows(items, ends, lengths),
+            self.item_list_length_field: torch.from_numpy(lengths),
+        }
+
+    def _windows(self, items: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(_windows(items, ends, lengths, self.max_item_list_len))
+
+    def _part(self, rows: dict[str, torch.Tensor], users: np.ndarray, items: np.ndarray) -> "SequenceDataset":
+        part = self.copy(Interaction(rows))
+        part.phase_history = HistoryIndex.from_pairs(users, items, self.user_num)
+        return part
+
+
+def _indptr(counts: np.ndarray) -> np.ndarray:
+    """Row borders int64 [n + 1] of rows of the given sizes."""
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """`starts[r], starts[r] + 1, ...` of `lengths[r]` positions, for all rows one after the other."""
+    offsets = np.cumsum(lengths) - lengths
+    return np.repeat(starts - offsets, lengths) + np.arange(lengths.sum())
+
+
+def _windows(items: np.ndarray, ends: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
+    """The `lengths[r]` items before position `ends[r]`, padded on the right with 0: int64 [n_rows, width]."""
+    windows = np.zeros((len(ends), width), dtype=np.int64)
+    windows[np.arange(width) < lengths[:, None]] = items[_ranges(ends - lengths, lengths)]
+    return windows

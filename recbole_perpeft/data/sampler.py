@@ -1,0 +1,249 @@
+"""Negatives from the items of a user's interest group."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from recbole_perpeft.data.dataset import HistoryIndex
+from recbole_perpeft.errors import PerPEFTError
+
+__all__ = ["DISTRIBUTIONS", "GroupAwareSampler"]
+
+DISTRIBUTIONS = ("uniform", "popularity")
+
+# Draws are `random integer below 2**62 modulo free weight`: keys of (user, weight) must stay below the same bound.
+KEY_BITS = 62
+# Popularity weights with an exponent other than 1 become integers whose sum has this many bits at most.
+WEIGHT_BITS = 40
+
+
+class GroupAwareSampler:
+    """Draws negatives for users from the item pool of their group, never an item of their own train history.
+
+    The pool of a group holds the items of the train histories of its users (perpeft.md section 4, stage 3). Before
+    `set_groups`, and for a user who owns the whole pool of his group, the pool is the catalogue (items
+    1 .. n_items - 1).
+
+    A draw is exact and needs no rejection: the pool of a user lies side by side on a line of integer weights, his own
+    items are cut out, a point is drawn on what remains and moved right by the weight cut out before it. One binary
+    search finds that weight, a second one the item. All memory is linear in interactions and items.
+
+    Args:
+        history: train items of every user.
+        n_items: number of item ids, the pad included.
+        distribution: "uniform", or "popularity": proportional to `count ** alpha`, where the count of an item is that
+            of its train interactions, within the group for draws from a group's pool. An item of the catalogue without
+            a train interaction counts as one with a single interaction: it must be pushed down in the ranking too.
+        alpha: exponent of the popularity.
+        seed: of the random generator.
+        user_tokens: names of users in error messages, [n_users]; without it users are named by their ids.
+
+    Raises:
+        PerPEFTError: if the distribution is unknown, `alpha` negative, or a user owns the whole catalogue.
+    """
+
+    def __init__(
+        self,
+        history: HistoryIndex,
+        n_items: int,
+        distribution: str = "uniform",
+        alpha: float = 1.0,
+        seed: int = 0,
+        user_tokens: Sequence[str] | None = None,
+    ) -> None:
+        if distribution not in DISTRIBUTIONS:
+            raise PerPEFTError(
+                f"negative_distribution is {distribution!r}: choose one of {', '.join(DISTRIBUTIONS)}."
+            )
+        if alpha < 0:
+            raise PerPEFTError(f"negative_alpha is {alpha}: it must be 0 or more.")
+        self._alpha = alpha if distribution == "popularity" else 0.0
+        self._owned = _Owned.of(history, n_items)
+        self._check_owners(user_tokens)
+        self._catalogue = self._catalogue_pools()
+        self._groups = self._catalogue
+        self._group_negative_ratio = 1.0
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def set_groups(self, user_group: np.ndarray | torch.Tensor | None, group_negative_ratio: float = 1.0) -> None:
+        """Sets the groups whose pools negatives come from.
+
+        Args:
+            user_group: int64 [n_users] group of every user, the pad included (its value is not used); None: everybody
+                draws from the catalogue.
+            group_negative_ratio: share of the draws that come from the group's pool, in [0, 1]; the others come
+                from the catalogue.
+
+        Raises:
+            PerPEFTError: if a user with train items has no group, or the sizes or the ratio are wrong.
+        """
+        if not 0.0 <= group_negative_ratio <= 1.0:
+            raise PerPEFTError(f"group_negative_ratio is {group_negative_ratio}: it must lie in [0, 1].")
+        self._groups = self._catalogue if user_group is None else self._group_pools(np.asarray(user_group))
+        self._group_negative_ratio = group_negative_ratio
+
+    def sample(self, users: torch.Tensor, n_positions: int) -> torch.Tensor:
+        """Negatives of a batch; users of several groups may be mixed.
+
+        Args:
+            users: LongTensor [B] user ids on the CPU.
+            n_positions: L, draws a user.
+
+        Returns:
+            LongTensor [B, L] of item ids, drawn independently.
+        """
+        flat = users.repeat_interleave(n_positions)  # (B * L)
+        from_group = self._groups.free_weight[flat] > 0
+        if self._group_negative_ratio < 1.0:
+            from_group &= torch.rand(len(flat), generator=self._generator) < self._group_negative_ratio
+        if from_group.all():
+            return self._draw(self._groups, flat).view(-1, n_positions)
+        items = torch.empty_like(flat)
+        items[from_group] = self._draw(self._groups, flat[from_group])
+        items[~from_group] = self._draw(self._catalogue, flat[~from_group])
+        return items.view(-1, n_positions)
+
+    def get_state(self) -> torch.Tensor:
+        """State of the random generator, a ByteTensor."""
+        return self._generator.get_state()
+
+    def set_state(self, state: torch.Tensor) -> None:
+        """Continues from a state that `get_state` gave."""
+        self._generator.set_state(state)
+
+    def _draw(self, pools: "_Pools", users: torch.Tensor) -> torch.Tensor:
+        points = torch.randint(0, 2**KEY_BITS, users.shape, generator=self._generator)
+        return pools.items_at(users, points % pools.free_weight[users])
+
+    def _check_owners(self, user_tokens: Sequence[str] | None) -> None:
+        owners = np.flatnonzero(np.diff(self._owned.indptr) >= self._owned.n_items - 1)
+        if len(owners):
+            names = ", ".join(str(user if user_tokens is None else user_tokens[user]) for user in owners[:10])
+            raise PerPEFTError(
+                f"{len(owners)} user(s) own the whole catalogue of {self._owned.n_items - 1} items, no negative is "
+                f"left for: {names}{', ...' if len(owners) > 10 else ''}. Leave them out with "
+                f'--user_inter_num_interval="[2,{self._owned.n_items - 1})".'
+            )
+
+    def _catalogue_pools(self) -> "_Pools":
+        owned = self._owned
+        counts = np.bincount(owned.items, weights=owned.counts, minlength=owned.n_items)[1:]
+        return self._pools(
+            items=np.arange(1, owned.n_items),
+            counts=np.maximum(counts, 1),
+            indptr=np.array([0, owned.n_items - 1]),
+            user_pool=np.zeros(owned.n_users, dtype=np.int64),
+            slots=owned.items - 1,
+        )
+
+    def _group_pools(self, user_group: np.ndarray) -> "_Pools":
+        owned = self._owned
+        if user_group.shape != (owned.n_users,):
+            raise PerPEFTError(f"user_group has shape {user_group.shape}: expected ({owned.n_users},).")
+        groups_of_pairs = user_group[owned.users]
+        if len(groups_of_pairs) and groups_of_pairs.min() < 0:
+            lost = owned.users[groups_of_pairs.argmin()]
+            raise PerPEFTError(f"user_group of user id {lost} is {user_group[lost]}: train users need a group >= 0.")
+        keys, slots = np.unique(groups_of_pairs * owned.n_items + owned.items, return_inverse=True)
+        n_groups = int(user_group.max(initial=0)) + 1
+        return self._pools(
+            items=keys % owned.n_items,
+            counts=np.bincount(slots, weights=owned.counts, minlength=len(keys)),
+            indptr=np.searchsorted(keys, np.arange(n_groups + 1) * owned.n_items),
+            user_pool=np.maximum(user_group, 0),
+            slots=slots,
+        )
+
+    def _pools(self, items, counts, indptr, user_pool, slots) -> "_Pools":
+        """Pools from their items; `slots` [n_pairs] is the position in `items` of every owned item."""
+        owned = self._owned
+        weights = self._weights(counts)
+        line = np.concatenate([[0], np.cumsum(weights)])  # weight before each slot of all pools
+        pool_start = line[indptr[:-1]][user_pool]  # (n_users)
+        cut = np.concatenate([[0], np.cumsum(weights[slots])])  # weight of the owned items before each pair
+        cut_before_user = cut[owned.indptr[:-1]]
+        # Where the owned item begins on the line of its user once his earlier items are cut out.
+        borders = (line[slots] - pool_start[owned.users]) - (cut[:-1] - cut_before_user[owned.users])
+        stride = int((line[indptr[1:]] - line[indptr[:-1]]).max(initial=0)) + 1
+        free_weight = (line[indptr[1:]] - line[indptr[:-1]])[user_pool] - np.diff(cut[owned.indptr])
+        return _Pools(
+            items=torch.from_numpy(items),
+            line=torch.from_numpy(line[1:]) if self._alpha else None,
+            stride=stride,
+            border_keys=torch.from_numpy(owned.users * stride + borders),
+            cut=torch.from_numpy(cut),
+            # A point moved by `cut` of all users before must begin at the pool of its user instead.
+            shift=torch.from_numpy(pool_start - cut_before_user),
+            free_weight=torch.from_numpy(free_weight),
+        )
+
+    def _weights(self, counts: np.ndarray) -> np.ndarray:
+        """Integer weights int64 [n_slots], so that a border is never missed by rounding."""
+        if self._alpha == 0.0:
+            return np.ones(len(counts), dtype=np.int64)
+        weights = counts.astype(np.float64) ** self._alpha
+        if self._alpha != 1.0:
+            bits = min(WEIGHT_BITS, KEY_BITS - 1 - int(self._owned.n_users).bit_length())
+            weights *= 2.0**bits / weights.sum()
+        return np.maximum(np.rint(weights), 1).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _Owned:
+    """Distinct (user, item) pairs of the train part, sorted by user and item.
+
+    Attributes:
+        users, items, counts: int64 [n_pairs]; counts are interactions of the pair.
+        indptr: int64 [n_users + 1], borders of users.
+        n_items: number of item ids, the pad included.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    counts: np.ndarray
+    indptr: np.ndarray
+    n_items: int
+
+    @property
+    def n_users(self) -> int:
+        return len(self.indptr) - 1
+
+    @classmethod
+    def of(cls, history: HistoryIndex, n_items: int) -> "_Owned":
+        users, items = history.pairs()
+        keys, counts = np.unique(users * n_items + items, return_counts=True)
+        users = keys // n_items
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=history.n_users))])
+        return cls(users, keys % n_items, counts, indptr, n_items)
+
+
+@dataclass(frozen=True)
+class _Pools:
+    """Pools of items on a line of weights, with every user's own items cut out.
+
+    Attributes:
+        items: LongTensor [n_slots], the items of all pools, sorted within a pool.
+        line: LongTensor [n_slots], weight up to and with each slot; None when all weights are 1.
+        stride: an upper bound of the weight of any pool.
+        border_keys: LongTensor [n_pairs], `user * stride + border`, ascending.
+        cut: LongTensor [n_pairs + 1], weight of the owned items before each pair.
+        shift: LongTensor [n_users], start of the user's pool minus the weight cut before the user.
+        free_weight: LongTensor [n_users], weight of the user's pool without his own items.
+    """
+
+    items: torch.Tensor
+    line: torch.Tensor | None
+    stride: int
+    border_keys: torch.Tensor
+    cut: torch.Tensor
+    shift: torch.Tensor
+    free_weight: torch.Tensor
+
+    def items_at(self, users: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """Items at points [n] of what remains of the users' [n] pools, `0 <= point < free_weight[user]`."""
+        n_cut = torch.searchsorted(self.border_keys, users * self.stride + points, right=True)
+        places = points + self.cut[n_cut] + self.shift[users]
+        slots = places if self.line is None else torch.searchsorted(self.line, places, right=True)
+        return self.items[slots]

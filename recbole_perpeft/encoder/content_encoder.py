@@ -1,0 +1,178 @@
+"""Content vectors of items, from an adapted foundation model or from a frozen one."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from recbole_perpeft.encoder.adapters import AdapterBank
+from recbole_perpeft.encoder.foundation import FoundationModel
+
+
+class ContentSource(Protocol):
+    """Inputs of the foundation model for every row of the content (`recbole_perpeft.data.cache.ContentCache`)."""
+
+    n_rows: int
+
+    def rows_of(self, item_tokens: Sequence[str]) -> Tensor:
+        """Row of each item, int64 [n]; -1 for the pad."""
+        ...
+
+    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+        """`pixel_values`, `input_ids` and `attention_mask` of rows, on the CPU."""
+        ...
+
+
+class ContentEncoder(Protocol):
+    """Turns items into content vectors; `ItemEncoder` does not know how."""
+
+    content_size: int
+    foundation_fingerprint: str
+
+    def __call__(self, items: Tensor, group: int | None) -> Tensor:
+        """Content vectors of items, [n, content_size], on any device; the pad's vector is zero."""
+        ...
+
+    def encode_tokens(self, item_tokens: Sequence[str], group: int | None) -> Tensor:
+        """Content vectors of items that have content but no id, [n, content_size]."""
+        ...
+
+    def personalise(self, n_groups: int) -> None:
+        """Gives every group its own copy of what is trained."""
+        ...
+
+
+class AdaptedContent(nn.Module):
+    """Content vectors from a foundation model with one PEFT module a group.
+
+    Args:
+        bank: Foundation model and modules.
+        source: Inputs of the foundation model.
+        row_of_item: Row of each item in `source`, [n_items]; -1 for the pad.
+        chunk_size: Items that pass through the foundation model at once.
+        gradient_checkpointing: Keep no activations of a chunk, and compute it again in the backward pass.
+    """
+
+    def __init__(
+        self,
+        bank: AdapterBank,
+        source: ContentSource,
+        row_of_item: Tensor,
+        chunk_size: int,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.bank = bank
+        self.source = source
+        self.row_of_item = row_of_item
+        self.chunk_size = chunk_size
+        self.gradient_checkpointing = gradient_checkpointing
+        self.content_size = bank.content_size
+        self.foundation_fingerprint = bank.foundation_fingerprint
+
+    def personalise(self, n_groups: int) -> None:
+        """As in `ContentEncoder`."""
+        self.bank.personalise(n_groups)
+
+    def forward(self, items: Tensor, group: int | None) -> Tensor:
+        """As in `ContentEncoder`; items may be on any device."""
+        rows = self.row_of_item[items.cpu()]
+        device = self.bank.parameters_of(group)[0].device
+        real = (rows >= 0).nonzero().flatten()
+        content = torch.zeros(len(rows), self.content_size, device=device)
+        if not len(real):
+            return content
+        return content.index_copy(0, real.to(device), self._encode_rows(rows[real], group))
+
+    def encode_tokens(self, item_tokens: Sequence[str], group: int | None) -> Tensor:
+        """As in `ContentEncoder`."""
+        return self._encode_rows(self.source.rows_of(item_tokens), group)
+
+    def _encode_rows(self, rows: Tensor, group: int | None) -> Tensor:
+        chunks = [self._encode_chunk(self.source.batch(part), group) for part in rows.split(self.chunk_size)]
+        return torch.cat(chunks)
+
+    def _encode_chunk(self, batch: dict[str, Tensor], group: int | None) -> Tensor:
+        device = self.bank.parameters_of(group)[0].device
+        inputs = {name: _to_device(tensor, device) for name, tensor in batch.items()}
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self.bank, group, use_reentrant=False, **inputs)
+        return self.bank(group, **inputs)
+
+
+class FrozenContent(nn.Module):
+    """Content vectors of a frozen foundation model, computed once for a catalogue and kept in a file.
+
+    The file is mapped into memory. The foundation model is not kept: it is loaded for vectors that the file lacks.
+
+    Args:
+        load_foundation: Loads the foundation model.
+        source: Inputs of the foundation model.
+        row_of_item: Row of each item in `source`, [n_items]; -1 for the pad.
+        cache_folder: Where the file goes.
+        inputs_fingerprint: Identifies content and processor; with that of the weights, it names the file.
+        chunk_size: Items that pass through the foundation model at once.
+    """
+
+    def __init__(
+        self,
+        load_foundation: Callable[[], FoundationModel],
+        source: ContentSource,
+        row_of_item: Tensor,
+        cache_folder: Path,
+        inputs_fingerprint: str,
+        chunk_size: int,
+    ) -> None:
+        super().__init__()
+        self._source = source
+        self.row_of_item = row_of_item
+        foundation = load_foundation()
+        self.foundation_fingerprint = foundation.fingerprint
+        self.content_size = foundation.content_size
+        path = Path(cache_folder) / f"content-vectors-{inputs_fingerprint}-{foundation.fingerprint}.npy"
+        if not path.is_file():
+            _write_vectors(path, foundation, source, chunk_size)
+        # Copy on write: a file that several processes map is never changed.
+        self._vectors = torch.from_numpy(np.load(path, mmap_mode="c"))  # (n_rows, content_size)
+
+    def personalise(self, n_groups: int) -> None:
+        """As in `ContentEncoder`; nothing is trained here."""
+
+    def forward(self, items: Tensor, group: int | None) -> Tensor:
+        """As in `ContentEncoder`; the same for all groups."""
+        rows = self.row_of_item[items.cpu()]
+        return self._vectors[rows.clamp(min=0)].masked_fill_((rows < 0).unsqueeze(1), 0.0)
+
+    def encode_tokens(self, item_tokens: Sequence[str], group: int | None) -> Tensor:
+        """As in `ContentEncoder`; the same for all groups."""
+        return self._vectors[self._source.rows_of(item_tokens)]
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies without waiting for the accelerator, so that the next chunk is gathered while this one is computed."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+@torch.no_grad()
+def _write_vectors(path: Path, foundation: FoundationModel, source: ContentSource, chunk_size: int) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    foundation = foundation.to(device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        vectors = np.lib.format.open_memmap(
+            partial, mode="w+", dtype=np.float32, shape=(source.n_rows, foundation.content_size)
+        )
+        for rows in tqdm(torch.arange(source.n_rows).split(chunk_size), desc="Encode content", unit="chunk"):
+            batch = {name: _to_device(tensor, device) for name, tensor in source.batch(rows).items()}
+            vectors[rows[0] : rows[-1] + 1] = foundation(**batch).cpu().numpy()
+        vectors.flush()
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,193 @@
+"""Item vectors: what an item looks like to a group of users, plus what its id has learnt."""
+
+import copy
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from recbole_perpeft.data.cache import ContentCache
+from recbole_perpeft.data.content import ItemContent
+from recbole_perpeft.encoder.adapters import AdapterBank
+from recbole_perpeft.encoder.content_encoder import AdaptedContent, ContentEncoder, FrozenContent
+from recbole_perpeft.encoder.foundation import FoundationModel, Processor
+from recbole_perpeft.encoder.projector import Projector
+from recbole_perpeft.errors import PerPEFTError
+
+FROZEN = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemEncoderSettings:
+    """How items become vectors; the defaults are those of PerPEFT's authors.
+
+    Args:
+        foundation_model: A bundled model, a folder or a hub id.
+        peft_type: A method of the peft library by name, or `none` for a foundation model that stays as it is.
+        peft_config: Keys of the method's configuration; each replaces a default.
+        hidden_size: Width d of an item vector.
+        content_weight: Weight of the content part in an item vector.
+        encoder_chunk_size: Items that pass through the foundation model at once.
+        gradient_checkpointing: Compute the foundation model again in the backward pass instead of keeping activations.
+        max_text_length: Tokens of a title, special tokens included; None for the most that the model takes.
+    """
+
+    foundation_model: str = "openai/clip-vit-base-patch32"
+    peft_type: str = "lora"
+    peft_config: dict | None = None
+    hidden_size: int = 32
+    content_weight: float = 0.5
+    encoder_chunk_size: int = 64
+    gradient_checkpointing: bool = False
+    max_text_length: int | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("foundation_model", "peft_type"):
+            if not getattr(self, key):
+                raise PerPEFTError(f"{key}: must not be empty")
+        for key in ("hidden_size", "encoder_chunk_size"):
+            if getattr(self, key) < 1:
+                raise PerPEFTError(f"{key}: {getattr(self, key)} is too small; choose 1 or more")
+        if not 0 < self.content_weight < float("inf"):
+            raise PerPEFTError(f"content_weight: {self.content_weight} must be a number above 0")
+        if self.max_text_length is not None and self.max_text_length < 1:
+            raise PerPEFTError(
+                f"max_text_length: {self.max_text_length} is too small; leave it empty for the model's own"
+            )
+        if self.peft_type.lower() == FROZEN and self.peft_config:
+            raise PerPEFTError("peft_config: means nothing with peft_type none; leave it empty or choose a peft_type")
+
+
+class ItemEncoder(nn.Module):
+    r"""Vectors of items: what a group sees in an item's content, plus what the item's id has learnt.
+
+    .. math:: e_g(i) = w \, \mathrm{projector}_g(\mathrm{content}_g(i)) + \mathrm{id}(i)
+
+    Kim, Hwang and Shin, WWW 2026 (arXiv 2602.09445), with w = 0.5. Item 0 is the pad: its content is a zero vector,
+    which the projector maps to a constant, and its id vector is zero.
+
+    Args:
+        content_encoder: Where content vectors come from.
+        n_items: Number of items, the pad included.
+        hidden_size: Width d of an item vector.
+        content_weight: w.
+        chunk_size: Items at once in `encode_catalogue`.
+
+    Attributes:
+        projectors: `global`, and after `personalise` one a group, named by its number.
+        id_embedding: Id vectors of all items, shared by all groups.
+        foundation_fingerprint: Identifies the weights of the foundation model.
+    """
+
+    def __init__(
+        self,
+        content_encoder: ContentEncoder,
+        n_items: int,
+        hidden_size: int,
+        content_weight: float = 0.5,
+        chunk_size: int = 64,
+    ) -> None:
+        super().__init__()
+        self.content_encoder = content_encoder
+        self.projectors = nn.ModuleDict({"global": Projector(content_encoder.content_size, hidden_size)})
+        self.id_embedding = nn.Embedding(n_items, hidden_size, padding_idx=0)
+        self.content_weight = content_weight
+        self.chunk_size = chunk_size
+        self.foundation_fingerprint = content_encoder.foundation_fingerprint
+
+    def forward(self, items: Tensor, group: int | None) -> Tensor:
+        """Encodes items; callers pass each item once.
+
+        Args:
+            items: [n], on any device.
+            group: Number of the group; None for the global module.
+
+        Returns:
+            [n, d]
+        """
+        ids = self.id_embedding(items.to(self.id_embedding.weight.device))
+        return self._project(self.content_encoder(items, group), group) + ids
+
+    def _project(self, content: Tensor, group: int | None) -> Tensor:
+        projector = self.projectors["global" if group is None else str(group)]
+        return self.content_weight * projector(content.to(self.id_embedding.weight.device))
+
+    def personalise(self, n_groups: int) -> None:
+        """Gives each group copies of the global PEFT module and projector; the global ones stay for new users."""
+        self.content_encoder.personalise(n_groups)
+        for group in range(n_groups):
+            self.projectors[str(group)] = copy.deepcopy(self.projectors["global"])
+        for name in list(self.projectors)[n_groups + 1 :]:
+            del self.projectors[name]
+
+    @torch.no_grad()
+    def encode_catalogue(self, group: int | None) -> Tensor:
+        """Vectors of all items for a group, without dropout and gradients.
+
+        Returns:
+            [n_items, d]; row 0 is the pad.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            weight = self.id_embedding.weight
+            vectors = torch.empty_like(weight)
+            for items in torch.arange(len(weight)).split(self.chunk_size):
+                vectors[items[0] : items[-1] + 1] = self(items, group)
+            return vectors
+        finally:
+            self.train(was_training)
+
+    def new_item_vectors(self, item_tokens: Sequence[str], group: int | None) -> Tensor:
+        """Vectors of items without interactions: their id has learnt nothing, so they have the content part alone.
+
+        Args:
+            item_tokens: At least one item of the content.
+            group: Number of the group; None for the global module.
+
+        Returns:
+            [n, d]
+        """
+        return self._project(self.content_encoder.encode_tokens(item_tokens, group), group)
+
+
+def build_item_encoder(
+    settings: ItemEncoderSettings, content: ItemContent, item_tokens: Sequence[str], cache_folder: str | Path
+) -> ItemEncoder:
+    """Loads the foundation model, fills the caches where needed, and puts the item encoder together.
+
+    Args:
+        settings: How items become vectors.
+        content: Titles and images.
+        item_tokens: Item tokens in the order of RecBole's ids; the first is the pad.
+        cache_folder: Where processor outputs and frozen content vectors are kept.
+
+    Raises:
+        PerPEFTError: Settings, foundation model or content cannot be used.
+    """
+    folder = Path(cache_folder)
+    frozen = settings.peft_type.lower() == FROZEN
+    # What is wrong with the settings shows before the images are read.
+    bank = None if frozen else _bank(settings)
+    processor = Processor.from_pretrained(settings.foundation_model, settings.max_text_length)
+    cache = ContentCache.open_or_build(content, processor, folder)
+    rows = cache.rows_of(item_tokens)
+    size = settings.encoder_chunk_size
+    if bank is None:
+        load_foundation = functools.partial(FoundationModel.from_pretrained, settings.foundation_model)
+        inputs = json.dumps([cache.fingerprint, processor.description], sort_keys=True)
+        fingerprint = hashlib.sha256(inputs.encode()).hexdigest()[:16]
+        encoder = FrozenContent(load_foundation, cache, rows, folder, fingerprint, size)
+    else:
+        encoder = AdaptedContent(bank, cache, rows, size, settings.gradient_checkpointing)
+    return ItemEncoder(encoder, len(item_tokens), settings.hidden_size, settings.content_weight, size)
+
+
+def _bank(settings: ItemEncoderSettings) -> AdapterBank:
+    foundation = FoundationModel.from_pretrained(settings.foundation_model)
+    return AdapterBank(foundation, settings.peft_type, settings.peft_config)

@@ -1,0 +1,188 @@
+"""What every recommender that reads item content shares: item encoder, user encoder, loss and scores."""
+
+from collections.abc import Iterator
+
+import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recbole_perpeft.config import settings_from
+from recbole_perpeft.data.content import ItemContent
+from recbole_perpeft.data.dataset import SequenceDataset
+from recbole_perpeft.encoder.item_encoder import ItemEncoderSettings, build_item_encoder
+from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.model.loss import next_item_bce_loss
+from recbole_perpeft.model.user_encoder import SASRecUserEncoder, UserEncoderSettings, left_pad
+
+
+def _initialise(module: nn.Module) -> None:
+    """Xavier-normal for every matrix, zero for the rows of pads, as PerPEFT's authors do."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_normal_(parameter)
+    for part in module.modules():
+        padding_idx = getattr(part, "padding_idx", None)
+        if padding_idx is not None:
+            nn.init.zeros_(part.weight[padding_idx])
+
+
+class ContentRecommender(SequentialRecommender):
+    """A sequential recommender whose item vectors come from item content.
+
+    Subclasses say which group a user belongs to (`group_of`); here everybody shares one module, written `None`.
+
+    Args:
+        config: RecBole configuration with the keys of `ItemEncoderSettings` and `UserEncoderSettings`.
+        dataset: The data set before it is split; gives the item tokens in the order of RecBole's ids.
+    """
+
+    input_type = InputType.PAIRWISE
+    dataset_class = SequenceDataset
+
+    def __init__(self, config, dataset) -> None:
+        super().__init__(config, dataset)
+        self.n_users = dataset.num(self.USER_ID)
+        self.POS_ITEM_SEQ = "pos_" + self.ITEM_SEQ
+        self.NEG_ITEM_SEQ = config["NEG_PREFIX"] + self.ITEM_SEQ
+        item_tokens = dataset.field2id_token[self.ITEM_ID]
+        content = ItemContent.load(
+            config.dataset_folder, config["dataset"], item_tokens[1:], config["missing_content"]
+        )
+        self.item_tokens_with_content = content.tokens
+        encoder_settings = settings_from(config, ItemEncoderSettings)
+        self.item_encoder = build_item_encoder(encoder_settings, content, item_tokens, config["cache_folder"])
+        self.user_encoder = SASRecUserEncoder(settings_from(config, UserEncoderSettings), self.max_seq_length)
+        self.id_embedding_reg = float(config["id_embedding_reg"])
+        with torch.no_grad():
+            for part in (self.item_encoder.projectors, self.item_encoder.id_embedding, self.user_encoder):
+                _initialise(part)
+        self._catalogues: dict[int | None, Tensor] = {}
+        self._catalogue_version = -1
+
+    def get_extra_state(self) -> dict[str, str]:
+        """What the frozen weights are: a state dict does not hold them."""
+        return {"foundation_fingerprint": self.item_encoder.foundation_fingerprint}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        """Compares the frozen weights with those of a state dict.
+
+        Raises:
+            PerPEFTError: If the state dict belongs to another foundation model.
+        """
+        if state != self.get_extra_state():
+            raise PerPEFTError(
+                f"the checkpoint was trained on other foundation weights ({state['foundation_fingerprint']}) than "
+                f"those loaded ({self.item_encoder.foundation_fingerprint}); give the same foundation_model"
+            )
+
+    def group_of(self, users: Tensor) -> Tensor | None:
+        """Group of each user, [B] on the CPU, or None while all users share one module."""
+        return None
+
+    def calculate_loss(self, interaction) -> Tensor:
+        """Loss of a batch of training rows, all of one group.
+
+        Every distinct item of the batch is encoded once. Ids are sorted out on the CPU, where the training loader
+        leaves them, so that the accelerator is not waited for.
+
+        Args:
+            interaction: Fields `user_id` [B]; `item_id_list`, `pos_item_id_list`, `neg_item_id_list` [B, L],
+                right-padded; `item_length` [B].
+
+        Returns:
+            Scalar loss.
+        """
+        length = interaction[self.ITEM_SEQ_LEN].cpu()
+        rows = [
+            left_pad(interaction[field].cpu(), length)
+            for field in (self.ITEM_SEQ, self.POS_ITEM_SEQ, self.NEG_ITEM_SEQ)
+        ]
+        items, place = torch.unique(torch.stack(rows), return_inverse=True)  # place: (3, B, L)
+        vectors = self.item_encoder(items, self._group_of_batch(interaction[self.USER_ID].cpu()))
+        item_seq, place = rows[0].to(vectors.device), place.to(vectors.device)
+        inputs, positive, negative = functional.embedding(place, vectors)
+        hidden = self.user_encoder(inputs, item_seq)
+        loss = next_item_bce_loss(hidden, positive, negative, rows[1].to(vectors.device) != 0)
+        if self.id_embedding_reg:
+            loss = loss + self.id_embedding_reg * self.item_encoder.id_embedding.weight.norm()
+        return loss
+
+    def _group_of_batch(self, users: Tensor) -> int | None:
+        groups = self.group_of(users)
+        if groups is None:
+            return None
+        group = int(groups[0])
+        if (groups != group).any():
+            raise RuntimeError("a training batch holds users of several groups")
+        return group
+
+    def catalogue(self, group: int | None) -> Tensor:
+        """Vectors of all items for a group, [n_items, d]; computed once until a weight changes."""
+        version = sum(parameter._version for parameter in self.parameters())
+        if version != self._catalogue_version:
+            self._catalogues.clear()
+            self._catalogue_version = version
+        if group not in self._catalogues:
+            self._catalogues[group] = self.item_encoder.encode_catalogue(group)
+        return self._catalogues[group]
+
+    def train(self, mode: bool = True) -> "ContentRecommender":
+        """As in `nn.Module`; training drops the catalogue vectors."""
+        if mode:
+            self._catalogues.clear()
+        return super().train(mode)
+
+    def user_vectors(self, item_seq: Tensor, length: Tensor, catalogue: Tensor) -> Tensor:
+        """Vectors of users from their right-padded histories.
+
+        Args:
+            item_seq: Rows of `catalogue`, [B, L], right-padded as RecBole's rows; 0 = pad.
+            length: [B].
+            catalogue: Item vectors of the users' group, [at least n_items, d], as from `catalogue`.
+
+        Returns:
+            [B, d]
+        """
+        item_seq = left_pad(item_seq, length)
+        return self.user_encoder(functional.embedding(item_seq, catalogue), item_seq)[:, -1]
+
+    def _parts(self, interaction) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yields (rows of the batch in one group, their user vectors, the group's catalogue)."""
+        item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        groups = self.group_of(interaction[self.USER_ID].cpu())
+        if groups is None:
+            catalogue = self.catalogue(None)
+            yield torch.arange(len(length)), self.user_vectors(item_seq, length, catalogue), catalogue
+            return
+        for group in groups.unique().tolist():
+            rows = (groups == group).nonzero().squeeze(1).to(length.device)
+            catalogue = self.catalogue(group)
+            yield rows, self.user_vectors(item_seq[rows], length[rows], catalogue), catalogue
+
+    def full_sort_predict(self, interaction) -> Tensor:
+        """Scores of all items; every user is scored with the vectors of his own group.
+
+        Args:
+            interaction: RecBole's evaluation rows: `user_id`, `item_id_list` [B, L], `item_length`.
+
+        Returns:
+            [B, n_items]
+        """
+        scores = torch.empty(len(interaction), self.n_items, device=interaction[self.ITEM_SEQ].device)
+        for rows, users, catalogue in self._parts(interaction):
+            scores[rows] = users @ catalogue.T
+        return scores
+
+    def predict(self, interaction) -> Tensor:
+        """Score of one item a row (field `item_id`).
+
+        Returns:
+            [B]
+        """
+        items = interaction[self.ITEM_ID]
+        scores = torch.empty(len(items), device=items.device)
+        for rows, users, catalogue in self._parts(interaction):
+            scores[rows] = (users * catalogue[items[rows]]).sum(-1)
+        return scores

@@ -1,0 +1,211 @@
+"""The folder that a run leaves behind: settings, versions, record of the epochs, results, ranks, checkpoints, log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import re
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+
+from recbole_perpeft.config_values import read_yaml
+from recbole_perpeft.errors import PerPEFTError
+
+PACKAGES = ("recbole-perpeft", "recbole", "torch", "transformers", "peft", "numpy", "pandas", "scipy", "scikit-learn")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class RunFolder:
+    """One run on disk.
+
+    | file | content |
+    |---|---|
+    | `config.yaml` | all settings; `--config_files=` of it repeats the run |
+    | `environment.json` | versions, machine, seed |
+    | `metrics.csv` | a row an epoch (written by the trainer) |
+    | `result.json` | valid and test metrics, parameters, seconds, memory |
+    | `test_ranks.parquet` | user, target item and rank of every test row |
+    | `best.pth`, `last.pth` | the best model; what it takes to resume (written by the trainer) |
+    | `run.log`, `tensorboard/` | the log, TensorBoard's events |
+
+    Args:
+        path: an existing folder.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.last_checkpoint = path / "last.pth"
+
+    @classmethod
+    def create(cls, config) -> RunFolder:
+        """Make the folder of a new run.
+
+        Raises:
+            PerPEFTError: `run_folder` exists and is not empty, or the folder cannot be made.
+        """
+        try:
+            return cls(_chosen_folder(Path(config["run_folder"])) if config["run_folder"] else _new_folder(config))
+        except OSError as error:
+            raise PerPEFTError(f"cannot make the run folder: {error}") from error
+
+    @classmethod
+    def open(cls, source: Path | str) -> RunFolder:
+        """The folder of an earlier run.
+
+        Args:
+            source: the folder, or its `last.pth`.
+
+        Raises:
+            PerPEFTError: this is no run that can be resumed.
+        """
+        source = Path(source)
+        if not source.exists():
+            raise PerPEFTError(f"cannot resume: there is no {source}")
+        if source.is_file() and source.name != "last.pth":
+            raise PerPEFTError(f"cannot resume from {source}: give the run folder, or the last.pth in it")
+        folder = source if source.is_dir() else source.parent
+        if not (folder / "config.yaml").is_file():
+            raise PerPEFTError(f"cannot resume: {folder} has no config.yaml, it is not a run folder")
+        return cls(folder)
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of the run."""
+        return read_yaml(self.path / "config.yaml")
+
+    def write_settings(self, config) -> None:
+        """Write `config.yaml`."""
+        settings = {"model": config["model"], "dataset": config["dataset"]} | config.to_dict()
+        self._write("config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=120))
+
+    def write_environment(self, config) -> None:
+        """Write `environment.json`."""
+        environment = {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": str(config["device"]),
+            "gpu": torch.cuda.get_device_name(config["device"]) if config["device"].type == "cuda" else None,
+            "seed": config["seed"],
+            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "packages": {name: _version(name) for name in PACKAGES},
+        }
+        self._write("environment.json", json.dumps(environment, indent=2))
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write `result.json`."""
+        self._write("result.json", json.dumps(result, indent=2))
+
+    def write_test_ranks(self, dataset, target_ranks) -> None:
+        """Write `test_ranks.parquet`.
+
+        Args:
+            dataset: gives the tokens of internal ids.
+            target_ranks: `evaluation.TargetRanks`.
+        """
+        table = pd.DataFrame(
+            {
+                dataset.uid_field: dataset.id2token(dataset.uid_field, target_ranks.users.numpy()),
+                dataset.iid_field: dataset.id2token(dataset.iid_field, target_ranks.items.numpy()),
+                "rank": target_ranks.ranks.numpy().astype("int32"),
+            }
+        )
+        draft = self.path / ".test_ranks.parquet"
+        table.to_parquet(draft, index=False, compression="zstd")
+        draft.replace(self.path / "test_ranks.parquet")
+
+    @contextmanager
+    def logging(self, level_name: str | None) -> Iterator[logging.Logger]:
+        """Send the log to `run.log`, and to the terminal unless the calling program has set up logging itself."""
+        root = logging.getLogger()
+        level = _level(level_name)
+        handlers: list[logging.Handler] = [logging.FileHandler(self.path / "run.log", encoding="utf-8")]
+        handlers[0].setFormatter(_PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
+        if not root.handlers:
+            handlers.append(logging.StreamHandler(sys.stderr))
+            style = logging.Formatter if sys.stderr.isatty() else _PlainFormatter
+            handlers[1].setFormatter(style("%(asctime)s %(levelname)s %(message)s", "%d %b %H:%M:%S"))
+        level_before = root.level
+        root.setLevel(level)
+        for handler in handlers:
+            root.addHandler(handler)
+        try:
+            yield root
+        except Exception as error:
+            root.error("the run ends: %s", error)
+            root.debug("where it happened", exc_info=True)
+            raise
+        finally:
+            root.setLevel(level_before)
+            for handler in handlers:
+                root.removeHandler(handler)
+                handler.close()
+
+    def _write(self, name: str, text: str) -> None:
+        draft = self.path / f".{name}"
+        draft.write_text(text + "\n", encoding="utf-8")
+        draft.replace(self.path / name)
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far, in MB (Linux counts in KB, macOS in bytes)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+class _PlainFormatter(logging.Formatter):
+    """Without the colours that RecBole writes into its messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _COLOUR.sub("", super().format(record))
+
+
+def _level(name: str | None) -> int:
+    levels = logging.getLevelNamesMapping() if sys.version_info >= (3, 11) else logging._nameToLevel
+    level = levels.get(str(name or "INFO").upper())
+    if level is None:
+        raise PerPEFTError(f"state must be DEBUG, INFO, WARNING, ERROR or CRITICAL, not {name!r}")
+    return level
+
+
+def _chosen_folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    if any(path.iterdir()):
+        raise PerPEFTError(f"the run folder {path} is not empty: choose another, or --resume={path}")
+    return path
+
+
+def _new_folder(config) -> Path:
+    """`<runs_folder>/<model>-<dataset>-<time>-seed<seed>`; runs of the same second get a number."""
+    root = Path(config["runs_folder"])
+    root.mkdir(parents=True, exist_ok=True)
+    time = datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = f"{config['model']}-{config['dataset']}-{time}-seed{config['seed']}"
+    number = 1
+    while True:
+        path = root / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,8 @@
+"""Train and evaluate a recommender: `python run_recbole.py --model=PerPEFT --dataset=aspects` (see --help)."""
+
+import sys
+
+from recbole_perpeft.__main__ import main
+
+if __name__ == "__main__":
+    sys.exit(main())

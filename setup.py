@@ -1,0 +1,61 @@
+"""Packaging of recbole_perpeft; `properties/` and the bundled models travel inside the wheel."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+README = ROOT / "README.md"
+
+REQUIRES = [
+    # RecBole 1.2.1 pins a Ray that current NumPy and Python do not run; a current Ray therefore selects 1.2.0.
+    "recbole>=1.2.0,<1.3",
+    "ray[tune]>=2.40",
+    "kmeans_pytorch>=0.3",  # imported by RecBole 1.2.0, which does not declare it
+    "torch>=2.4",
+    "transformers>=4.49",
+    "peft>=0.15",
+    "safetensors>=0.4",
+    "pillow>=10",
+    "numpy>=1.26",
+    "pandas>=2.0,<3",  # RecBole fills missing values in place
+    "scipy>=1.11",
+    "scikit-learn>=1.4",
+    "pyarrow>=14",
+    "pyyaml>=6",
+    "filelock>=3.12",
+    "tabulate>=0.9",
+    "tensorboard>=2.14",
+    "tqdm>=4.65",
+]
+TEST_REQUIRES = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
+DEV_REQUIRES = ["ruff>=0.6"]
+
+setup(
+    name="recbole-perpeft",
+    version="0.1.0",
+    description="Multimodal sequential recommendation with personalised parameter-efficient fine-tuning, for RecBole",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=[
+        *find_packages(include=["recbole_perpeft", "recbole_perpeft.*"]),
+        "recbole_perpeft.properties",
+        "recbole_perpeft.properties.dataset",
+        "recbole_perpeft.properties.model",
+    ],
+    package_dir={"recbole_perpeft.properties": "properties"},
+    package_data={
+        "recbole_perpeft": ["py.typed", "encoder/pretrained/*/*"],
+        "recbole_perpeft.properties": ["*.yaml"],
+        "recbole_perpeft.properties.dataset": ["*.yaml"],
+        "recbole_perpeft.properties.model": ["*.yaml"],
+    },
+    install_requires=REQUIRES,
+    extras_require={"test": TEST_REQUIRES, "dev": TEST_REQUIRES + DEV_REQUIRES},
+    entry_points={"console_scripts": ["recbole-perpeft = recbole_perpeft.__main__:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

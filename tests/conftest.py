@@ -1,0 +1,72 @@
+"""Fixtures that several test modules share."""
+
+import os
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def write_toy_data(folder, n_users=40, n_items=30, seed=0):
+    """A small log `toy/toy.inter`: every user buys 5 to 9 different items, one a day."""
+    rng = np.random.default_rng(seed)
+    lines = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for user in range(n_users):
+        items = rng.permutation(n_items)[: rng.integers(5, 10)]
+        lines += [f"u{user}\ti{item}\t{day}" for day, item in enumerate(items)]
+    (folder / "toy").mkdir()
+    (folder / "toy" / "toy.inter").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def toy_path(tmp_path):
+    """A `data_path` with the data set `toy`."""
+    return write_toy_data(tmp_path)
+
+
+@pytest.fixture
+def toy_settings(toy_path):
+    """Settings of a quick run on `toy` below the test's own folder."""
+    return {
+        "dataset": "toy",
+        "data_path": str(toy_path),
+        "runs_folder": str(toy_path / "runs"),
+        "cache_folder": str(toy_path / "cache"),
+        "show_progress": False,
+        "epochs": 3,
+        "train_batch_size": 64,
+        "use_gpu": False,
+        "topk": [5, 10],
+        "valid_metric": "NDCG@10",
+    }
+
+
+@pytest.fixture(scope="session")
+def small_aspects(tmp_path_factory):
+    """A `data_path` with `aspects` of 80 products and 150 users."""
+    from recbole_perpeft.data.synthetic import AspectsSettings, make_aspects
+
+    folder = tmp_path_factory.mktemp("small_aspects")
+    make_aspects(folder / "aspects", AspectsSettings(n_items=80, n_users=150, seed=5), show_progress=False)
+    return folder
+
+
+@pytest.fixture
+def aspects_settings(small_aspects, tmp_path):
+    """Settings of a quick run on `small_aspects`; the processed content is shared by all tests."""
+    return {
+        "dataset": "aspects",
+        "data_path": str(small_aspects),
+        "cache_folder": str(small_aspects / "cache"),
+        "runs_folder": str(tmp_path / "runs"),
+        "show_progress": False,
+        "use_gpu": False,
+        "epochs_global": 2,
+        "epochs": 2,
+        "n_groups": 3,
+        "train_batch_size": 32,
+        "topk": [5, 10],
+        "valid_metric": "NDCG@10",
+    }

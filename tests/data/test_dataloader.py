@@ -1,0 +1,221 @@
+from time import perf_counter
+
+import numpy as np
+import pytest
+import torch
+from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
+from recbole.data.dataset import Dataset, SequentialDataset
+from recbole.data.utils import create_samplers
+
+from recbole_perpeft.data.dataloader import MaskedFullSortEvalDataLoader, evaluation_loader, train_loader
+from recbole_perpeft.data.dataset import SequenceDataset, history_of
+from recbole_perpeft.errors import PerPEFTError
+
+# RecBole sorts torch tensors with numpy.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
+
+N_USERS = 60
+NEGATIVES = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False}
+
+
+def random_log(n_users=N_USERS, n_items=40, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        (f"u{user}", f"i{item}", time)
+        for user in range(n_users)
+        for time, item in enumerate(rng.integers(n_items, size=rng.integers(2, 12)))
+    ]
+
+
+@pytest.fixture(scope="module")
+def parts(log_folder):
+    log_folder.write(random_log())
+    return SequenceDataset(log_folder.config()).build()
+
+
+@pytest.fixture
+def loader(log_folder, parts):
+    return train_loader(log_folder.config(train_batch_size=8, seed=7), parts[0])
+
+
+@pytest.fixture(scope="module")
+def user_group(parts):
+    groups = np.random.default_rng(1).choice(4, size=parts[0].user_num, p=[0.55, 0.25, 0.18, 0.02])
+    groups[1:4] = 3  # a group of at least three users that no batch fills
+    return groups
+
+
+def epoch(loader):
+    return list(loader)
+
+
+def same(first, second):
+    return len(first) == len(second) and all(
+        torch.equal(one[field], other[field]) for one, other in zip(first, second, strict=True) for field in one
+    )
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_every_user_once_an_epoch(loader, parts, user_group, grouped):
+    loader.set_groups(user_group if grouped else None)
+    batches = epoch(loader)
+    assert len(batches) == len(loader)
+    users = torch.cat([batch["user_id"] for batch in batches])
+    assert users.sort().values.tolist() == parts[0].inter_feat["user_id"].tolist()
+    assert max(len(batch) for batch in batches) == 8
+    if not grouped:
+        assert len(batches) == -(-N_USERS // 8)
+
+
+def test_a_batch_has_one_group_and_the_order_of_groups_is_mixed(loader, user_group):
+    loader.set_groups(torch.from_numpy(user_group))
+    orders = []
+    for _ in range(3):
+        groups = [set(user_group[batch["user_id"].numpy()].tolist()) for batch in loader]
+        assert all(len(group) == 1 for group in groups)
+        orders.append([group.pop() for group in groups])
+    sizes = np.bincount(user_group[1:], minlength=4)
+    assert len(orders[0]) == sum(-(-sizes // 8))
+    assert len(set(map(tuple, orders))) > 1
+    assert any(order != sorted(order) for order in orders)
+
+
+def test_rows_and_negatives(loader, parts, user_group):
+    train = parts[0]
+    loader.set_groups(user_group)
+    history = train.phase_history
+    by_group = [
+        {item for user, item in zip(*history.pairs(), strict=True) if user_group[user] == group} for group in range(4)
+    ]
+    row_of = {user: row for row, user in enumerate(train.inter_feat["user_id"].tolist())}
+    for batch in loader:
+        rows = [row_of[user] for user in batch["user_id"].tolist()]
+        for field in ("item_id_list", "item_length", "pos_item_id_list"):
+            assert torch.equal(batch[field], train.inter_feat[field][rows])
+        negatives, positives = batch["neg_item_id_list"], batch["pos_item_id_list"]
+        assert torch.equal(negatives == 0, positives == 0)
+        for user, drawn in zip(batch["user_id"].tolist(), negatives, strict=True):
+            own = set(history.items[history.indptr[user] : history.indptr[user + 1]].tolist())
+            pool = by_group[user_group[user]] - own
+            assert set(drawn[drawn > 0].tolist()) <= (pool or set(range(1, train.item_num)) - own)
+
+
+def test_shuffle(log_folder, parts, loader):
+    assert loader.shuffle
+    assert not same(epoch(loader), epoch(loader))
+    fixed = train_loader(log_folder.config(train_batch_size=8, shuffle=False), parts[0])
+    for _ in range(2):
+        assert torch.equal(torch.cat([batch["user_id"] for batch in fixed]), parts[0].inter_feat["user_id"])
+
+
+def test_an_interrupted_training_continues_exactly(log_folder, parts, loader, user_group, tmp_path):
+    loader.set_groups(user_group, 0.5)
+    epoch(loader)
+    torch.save(loader.get_state(), tmp_path / "state.pt")
+    expected = [epoch(loader), epoch(loader)]
+    resumed = train_loader(log_folder.config(train_batch_size=8, seed=1), parts[0])
+    resumed.set_groups(user_group, 0.5)
+    resumed.set_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert all(same(batches, epoch(resumed)) for batches in expected)
+    again = train_loader(log_folder.config(train_batch_size=8, seed=7), parts[0])
+    assert same(epoch(again), epoch(train_loader(log_folder.config(train_batch_size=8, seed=7), parts[0])))
+
+
+def test_what_recboles_collector_reads(loader, parts):
+    assert loader.dataset is loader._dataset is parts[0]
+    assert loader.dataset.num("item_id") == parts[0].item_num
+    assert sum(loader.dataset.item_counter.values()) == sum(loader.dataset.user_counter.values())
+
+
+def test_batches_cost_little(log_folder):
+    """The limit is ten times what an idle core needs."""
+    log_folder.write(random_log(n_users=3_000, n_items=2_000))
+    config = log_folder.config(train_batch_size=256, MAX_ITEM_LIST_LENGTH=10)
+    loader = train_loader(config, SequenceDataset(config).build()[0])
+    loader.set_groups(np.arange(loader.dataset.user_num) % 4)
+    epoch(loader)
+    best = min(_seconds_a_batch(loader) for _ in range(5))
+    assert best < 5e-3
+
+
+def _seconds_a_batch(loader):
+    start = perf_counter()
+    n_batches = len(epoch(loader))
+    return (perf_counter() - start) / n_batches
+
+
+def masked_pairs(history_index):
+    return set() if history_index is None else set(zip(*(index.tolist() for index in history_index), strict=True))
+
+
+def datasets(log_folder, model, dataset_class, eval_batch_size=64, **settings):
+    log_folder.write(random_log())
+    config = log_folder.config(model, eval_batch_size=eval_batch_size, **settings)
+    dataset = dataset_class(config)
+    return config, dataset, dataset.build()
+
+
+@pytest.mark.parametrize(("phase", "number"), [("valid", 1), ("test", 2)])
+@pytest.mark.parametrize("mask_history", ["all", "keep_target", "none"])
+@pytest.mark.parametrize("dataset_class", [SequentialDataset, SequenceDataset])
+def test_masks_of_sequential_models(log_folder, dataset_class, mask_history, phase, number):
+    config, dataset, built = datasets(log_folder, "SASRec", dataset_class, mask_history=mask_history)
+    loader = evaluation_loader(config, built[number], None, history_of(built, phase), phase)
+    purchases = {}
+    for user, item, _ in random_log():
+        purchases.setdefault(dataset.token2id("user_id", user), []).append(int(dataset.token2id("item_id", item)))
+    n_rows = n_targets_seen_before = 0
+    for interaction, history_index, positive_u, positive_i in loader:
+        assert torch.equal(positive_u, torch.arange(len(interaction)))
+        assert torch.equal(positive_i, interaction["item_id"])
+        expected = set()
+        for row, user in enumerate(interaction["user_id"].tolist()):
+            *before, target = purchases[user] if phase == "test" else purchases[user][:-1]
+            assert positive_i[row] == target
+            n_targets_seen_before += target in before
+            masked = {"all": set(before), "keep_target": set(before) - {target}, "none": set()}[mask_history]
+            expected |= {(row, item) for item in masked}
+        assert masked_pairs(history_index) == expected
+        assert (history_index is None) == (mask_history == "none")
+        n_rows += len(interaction)
+    assert n_rows == len(built[number]) and n_targets_seen_before > 0
+
+
+@pytest.mark.parametrize(("phase", "number"), [("valid", 1), ("test", 2)])
+def test_keep_target_is_recboles_own_mask_of_general_models(log_folder, phase, number):
+    config, dataset, built = datasets(
+        log_folder, "BPR", Dataset, eval_batch_size=500, mask_history="keep_target", train_neg_sample_args=NEGATIVES
+    )
+    sampler = create_samplers(config, dataset, built)[number]
+    ours = evaluation_loader(config, built[number], None, history_of(built, phase), phase)
+    theirs = FullSortEvalDataLoader(config, built[number], sampler)
+    assert isinstance(ours, FullSortEvalDataLoader) and len(ours) == len(theirs) > 1
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.equal(mine[0]["user_id"], other[0]["user_id"])
+        assert masked_pairs(mine[1]) == masked_pairs(other[1])
+        assert masked_pairs(mine[2:]) == masked_pairs(other[2:])
+
+
+@pytest.mark.parametrize("mask_history", ["all", "none"])
+def test_other_masks_of_general_models(log_folder, mask_history):
+    config, _, built = datasets(log_folder, "BPR", Dataset, mask_history=mask_history)
+    history = history_of(built, "test")
+    loader = MaskedFullSortEvalDataLoader(config, built[2], None, history)
+    for interaction, history_index, _, _ in loader:
+        rows, items = history.rows(interaction["user_id"].numpy())
+        expected = set(zip(rows.tolist(), items.tolist(), strict=True)) if mask_history == "all" else set()
+        assert masked_pairs(history_index) == expected
+
+
+def test_sampled_candidates_stay_recboles(log_folder):
+    mode = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni5"}
+    config, dataset, built = datasets(log_folder, "BPR", Dataset, eval_args=mode)
+    sampler = create_samplers(config, dataset, built)[2]
+    loader = evaluation_loader(config, built[2], sampler, history_of(built, "test"), "test")
+    assert isinstance(loader, NegSampleEvalDataLoader)
+
+
+def test_unknown_mask(log_folder):
+    config, _, built = datasets(log_folder, "SASRec", SequenceDataset, mask_history="some")
+    with pytest.raises(PerPEFTError, match="all, keep_target, none"):
+        evaluation_loader(config, built[1], None, history_of(built, "valid"), "valid")

@@ -1,0 +1,182 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recbole.data.dataset import Dataset, SequentialDataset
+
+from recbole_perpeft.data.dataset import HistoryIndex, SequenceDataset, history_of
+from recbole_perpeft.errors import PerPEFTError
+
+# RecBole sorts torch tensors with numpy.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
+
+PHASES = ("train", "valid", "test")
+
+
+@st.composite
+def logs(draw):
+    """Rows (user, item, time) of at most 8 users with 2 to 9 interactions each, many at equal times, in any order."""
+    counts = draw(st.lists(st.integers(2, 9), min_size=1, max_size=8))
+    rows = [
+        (f"u{user}", f"i{draw(st.integers(0, 6))}", draw(st.integers(0, 12)))
+        for user, count in enumerate(counts)
+        for _ in range(count)
+    ]
+    return draw(st.permutations(rows))
+
+
+def sequences(rows):
+    """Items of each user in time order; equal times in the order of the rows."""
+    by_user = {}
+    for user, item, _ in sorted(rows, key=lambda row: float(row[2])):
+        by_user.setdefault(user, []).append(item)
+    return by_user
+
+
+def tokens(dataset, ids):
+    return [dataset.id2token("item_id", int(item)) for item in ids if item]
+
+
+@pytest.mark.parametrize("mode", ["valid_and_test", "valid_only", "test_only"])
+def test_evaluation_rows_are_recboles(log_folder, mode):
+    config = log_folder.config(eval_args={"split": {"LS": mode}, "order": "TO", "mode": "full", "group_by": "user"})
+
+    @given(logs())
+    @settings(max_examples=50, deadline=None)
+    def check(rows):
+        log_folder.write(rows)
+        theirs, ours = SequentialDataset(config).build(), SequenceDataset(config).build()
+        for phase in (1, 2):
+            assert len(ours[phase]) == len(theirs[phase])
+            for field in ("user_id", "item_id_list", "item_length", "item_id"):
+                assert torch.equal(ours[phase].inter_feat[field], theirs[phase].inter_feat[field]), field
+
+    check()
+
+
+def test_train_rows_are_the_last_train_items_of_every_user(log_folder):
+    config = log_folder.config()
+    length = config["MAX_ITEM_LIST_LENGTH"]
+
+    @given(logs())
+    @settings(max_examples=50, deadline=None)
+    def check(rows):
+        log_folder.write(rows)
+        train = SequenceDataset(config).build()[0]
+        expected = sequences(rows)
+        assert len(train) == len(expected)
+        for row in range(len(train)):
+            fields = {field: values[row] for field, values in train.inter_feat.interaction.items()}
+            items = expected[train.id2token("user_id", int(fields["user_id"]))]
+            # Two items at least stay in the train part.
+            items = items[: max(2, len(items) - 2)]
+            inputs, targets = items[-(length + 1) : -1], items[-length:][-(len(items) - 1) :]
+            assert tokens(train, fields["item_id_list"]) == inputs
+            assert tokens(train, fields["pos_item_id_list"]) == targets
+            assert int(fields["item_length"]) == len(inputs) == len(targets)
+            for field in ("item_id_list", "pos_item_id_list"):
+                assert not fields[field][len(inputs) :].any()
+
+    check()
+
+
+def test_train_targets_and_counts_are_recboles(log_folder):
+    config = log_folder.config(MAX_ITEM_LIST_LENGTH=9)
+
+    @given(logs())
+    @settings(max_examples=15, deadline=None)
+    def check(rows):
+        log_folder.write(rows)
+        theirs, ours = SequentialDataset(config).build()[0], SequenceDataset(config).build()[0]
+        positives = ours.inter_feat["pos_item_id_list"]
+        for row, user in enumerate(ours.inter_feat["user_id"]):
+            of_user = theirs.inter_feat["item_id"][theirs.inter_feat["user_id"] == user]
+            assert positives[row][positives[row] > 0].tolist() == of_user.tolist()
+        assert ours.item_counter == theirs.item_counter
+        assert ours.user_counter == theirs.user_counter
+        assert "Average actions of items" in str(ours)
+        assert ours.avg_actions_of_items == theirs.avg_actions_of_items
+
+    check()
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_histories_of_all_dataset_classes(log_folder, phase):
+    sequential, general = log_folder.config(), log_folder.config("BPR")
+
+    @given(logs())
+    @settings(max_examples=15, deadline=None)
+    def check(rows):
+        log_folder.write(rows)
+        ours = history_of(SequenceDataset(sequential).build(), phase)
+        theirs = history_of(SequentialDataset(sequential).build(), phase)
+        np.testing.assert_array_equal(ours.indptr, theirs.indptr)
+        np.testing.assert_array_equal(ours.items, theirs.items)
+        full = SequenceDataset(sequential)
+        for token, items in sequences(rows).items():
+            user = full.token2id("user_id", token)
+            kept = len(items) - min(2, len(items) - 2) if phase != "test" else len(items) - min(1, len(items) - 2)
+            found = ours.items[ours.indptr[user] : ours.indptr[user + 1]]
+            assert tokens(full, found) == items[:kept]
+        parts = Dataset(general).build()
+        users, items = history_of(parts, phase).pairs()
+        earlier = parts[:1] if phase != "test" else parts[:2]
+        expected = [
+            pair
+            for part in earlier
+            for pair in zip(part.inter_feat["user_id"].tolist(), part.inter_feat["item_id"].tolist(), strict=True)
+        ]
+        assert sorted(zip(users.tolist(), items.tolist(), strict=True)) == sorted(expected)
+
+    check()
+
+
+def test_unknown_phase(log_folder):
+    with pytest.raises(PerPEFTError, match="train, valid, test"):
+        history_of([], "final")
+
+
+def test_history_rows():
+    history = HistoryIndex.from_pairs(np.array([2, 1, 2, 4]), np.array([7, 8, 9, 5]), 5)
+    positions, items = history.rows(np.array([4, 3, 2, 2]))
+    assert positions.tolist() == [0, 2, 2, 3, 3]
+    assert items.tolist() == [5, 7, 9, 7, 9]
+    assert history.lengths.tolist() == [0, 1, 2, 0, 1]
+
+
+def test_equal_times_keep_the_order_of_the_file(log_folder):
+    log_folder.write([("a", f"i{number}", 5) for number in (4, 2, 9, 1, 3)])
+    train, valid, test = SequenceDataset(log_folder.config()).build()
+    assert tokens(train, train.inter_feat["item_id_list"][0]) == ["i4", "i2"]
+    assert tokens(valid, valid.inter_feat["item_id"]) == ["i1"]
+    assert tokens(test, test.inter_feat["item_id"]) == ["i3"]
+
+
+def test_single_interactions_are_named_and_recboles_filter_helps(log_folder):
+    lonely = [(f"lonely{number}", "i1", 3) for number in range(12)]
+    log_folder.write([("a", "i1", 1), ("a", "i2", 2), ("a", "i3", 3), *lonely])
+    with pytest.raises(PerPEFTError) as error:
+        SequenceDataset(log_folder.config()).build()
+    message = str(error.value)
+    assert "12 user(s)" in message and "lonely0" in message and "lonely9" in message and "lonely10" not in message
+    assert 'user_inter_num_interval="[2,inf)"' in message
+    train, valid, test = SequenceDataset(log_folder.config(user_inter_num_interval="[2,inf)")).build()
+    assert (len(train), len(valid), len(test)) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "eval_args",
+    [{"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO"}, {"split": {"LS": "valid_and_test"}, "order": "RO"}],
+)
+def test_other_splits_are_refused(log_folder, eval_args):
+    log_folder.write([("a", f"i{number}", number) for number in range(4)])
+    config = log_folder.config(eval_args=eval_args | {"mode": "full", "group_by": "user"})
+    with pytest.raises(PerPEFTError, match="set eval_args"):
+        SequenceDataset(config).build()
+
+
+def test_log_without_times(log_folder):
+    log_folder.write([("a", "i1"), ("a", "i2")], header="user_id:token\titem_id:token")
+    with pytest.raises(PerPEFTError, match="timestamp:float"):
+        SequenceDataset(log_folder.config(load_col={"inter": ["user_id", "item_id"]})).build()

@@ -1,0 +1,187 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.model.user_encoder import left_pad
+
+
+def all_rows(loader):
+    return [batch[0] for batch in loader]
+
+
+def naive_scores(model, row, group):
+    """One user, one item at a time, with vectors encoded for this call alone."""
+    history = row["item_id_list"][: row["item_length"]].tolist()
+    padded = torch.tensor([0] * (model.max_seq_length - len(history)) + history)
+    with torch.no_grad():
+        vectors = torch.stack([model.item_encoder(item.view(1), group)[0] for item in padded])
+        user = model.user_encoder(vectors.unsqueeze(0), padded.unsqueeze(0))[0, -1]
+        return torch.stack([user @ model.item_encoder(torch.tensor([i]), group)[0] for i in range(model.n_items)])
+
+
+@pytest.mark.parametrize("personalised", [False, True])
+def test_scores_equal_a_loop_over_users(prepare, personalised):
+    prepared = prepare()
+    model = (prepared.personalise() if personalised else prepared.model).eval()
+    rows = all_rows(prepared.valid_data)[0]
+    with torch.no_grad():
+        scores = model.full_sort_predict(rows)
+        single = model.predict(rows)
+    for index in (0, 1, 2, 50):
+        row = {name: rows[name][index] for name in ("user_id", "item_id_list", "item_length", "item_id")}
+        group = int(row["user_id"]) % 3 if personalised else None
+        expected = naive_scores(model, row, group)
+        torch.testing.assert_close(scores[index], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(single[index], expected[row["item_id"]], atol=1e-5, rtol=1e-5)
+
+
+def test_groups_see_items_differently(prepare):
+    model = prepare().personalise().eval()
+    assert not torch.allclose(model.catalogue(0), model.catalogue(1), atol=1e-3)
+
+
+def test_loss_equals_the_formula(prepare):
+    prepared = prepare(dropout_prob=0.0, peft_type="ia3")
+    model = prepared.personalise().train()
+    batch = next(iter(prepared.train_data))
+    group = int(batch["user_id"][0]) % 3
+    vectors = torch.stack([model.item_encoder(torch.tensor([i]), group)[0] for i in range(model.n_items)])
+    terms = {"positive": [], "negative": []}
+    for row in range(len(batch)):
+        length = int(batch["item_length"][row])
+        item_seq = left_pad(batch["item_id_list"][row : row + 1], batch["item_length"][row : row + 1])
+        hidden = model.user_encoder(vectors[item_seq], item_seq)[0, -length:]
+        for slot in range(length):
+            terms["positive"].append(
+                -functional.logsigmoid(hidden[slot] @ vectors[batch["pos_item_id_list"][row, slot]])
+            )
+            terms["negative"].append(
+                -functional.logsigmoid(-(hidden[slot] @ vectors[batch["neg_item_id_list"][row, slot]]))
+            )
+    expected = sum(torch.stack(part).mean() for part in terms.values())
+    expected = expected + 1e-6 * model.item_encoder.id_embedding.weight.pow(2).sum().sqrt()
+    torch.testing.assert_close(model.calculate_loss(batch), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_moves_only_the_active_group_and_the_shared_parts(prepare):
+    prepared = prepare(weight_decay=0.5)
+    model = prepared.personalise().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.5)
+    batch = next(iter(prepared.train_data))
+    active = str(int(batch["user_id"][0]) % 3)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    model.calculate_loss(batch).backward()
+    optimizer.step()
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    owned = {name for name in before if ".projectors." in name or ".modules_of_groups." in name}
+    idle = {
+        name for name in owned if f"projectors.{active}." not in name and f"modules_of_groups.{active}." not in name
+    }
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert len(idle) == 3 * len(owned) // 4  # the global module and two of three groups
+    assert not moved & idle
+    assert not moved & frozen
+    assert any(f"projectors.{active}." in name for name in moved)
+    assert any(f"modules_of_groups.{active}." in name for name in moved)
+    assert "item_encoder.id_embedding.weight" in moved
+
+
+def test_personalising_copies_the_global_module(prepare):
+    prepared = prepare()
+    model = prepared.model.eval()
+    rows = all_rows(prepared.valid_data)[0]
+    with torch.no_grad():
+        before = model.full_sort_predict(rows)
+        model.personalise(torch.zeros(model.n_users, dtype=torch.long), torch.zeros(1, 32))
+        after = model.full_sort_predict(rows)
+    torch.testing.assert_close(after, before)
+
+
+def count_encodings(model, monkeypatch):
+    """Numbers of items of each call of the content encoder."""
+    calls = []
+    encode = model.item_encoder.content_encoder.forward
+
+    def counted(items, group):
+        calls.append(len(items))
+        return encode(items, group)
+
+    monkeypatch.setattr(model.item_encoder.content_encoder, "forward", counted)
+    return calls
+
+
+def test_the_catalogue_is_encoded_once_a_group_and_again_when_weights_change(prepare, monkeypatch):
+    prepared = prepare(eval_batch_size=16)
+    model = prepared.personalise().eval()
+    calls = count_encodings(model, monkeypatch)
+    with torch.no_grad():
+        for rows in all_rows(prepared.valid_data):
+            model.full_sort_predict(rows)
+        assert sum(calls) == 3 * model.n_items
+        model.item_encoder.id_embedding.weight[1] += 1.0
+        model.full_sort_predict(all_rows(prepared.valid_data)[0])
+    assert sum(calls) == 6 * model.n_items
+
+
+def test_a_step_encodes_each_distinct_item_once(prepare, monkeypatch):
+    prepared = prepare()
+    model = prepared.model.train()
+    calls = count_encodings(model, monkeypatch)
+    batch = next(iter(prepared.train_data))
+    model.calculate_loss(batch)
+    items = torch.cat([batch[f].flatten() for f in ("item_id_list", "pos_item_id_list", "neg_item_id_list")])
+    assert calls == [len(items.unique())]
+
+
+def test_a_state_dict_brings_groups_along_and_no_foundation_weights(prepare):
+    prepared = prepare()
+    model = prepared.personalise().eval()
+    state = model.state_dict()
+    assert not [name for name in state if "template" in name and "lora" not in name]
+    fresh = prepared.fresh_model(seed=9)
+    fresh.load_state_dict(state)
+    rows = all_rows(prepared.valid_data)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(fresh.eval().full_sort_predict(rows), model.full_sort_predict(rows))
+
+
+def test_a_state_dict_of_another_foundation_model_is_refused(prepare):
+    prepared = prepare()
+    state = prepared.model.state_dict() | {"_extra_state": {"foundation_fingerprint": "0123"}}
+    with pytest.raises(PerPEFTError, match="foundation_model"):
+        prepared.fresh_model().load_state_dict(state)
+
+
+def test_a_frozen_foundation_model_is_run_once_an_item(prepare):
+    prepared = prepare(peft_type="none")
+    assert not [name for name, _ in prepared.model.named_parameters() if "template" in name]
+    model = prepared.personalise().train()
+    model.calculate_loss(next(iter(prepared.train_data))).backward()
+    assert model.item_encoder.projectors["0"] is not model.item_encoder.projectors["1"]
+
+
+def test_nearest_group_is_that_of_the_nearest_centroid(prepare):
+    model = prepare().personalise()
+    assert model.nearest_group(model.group_centroids + 0.01).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_groups": 0}, "n_groups"),
+        ({"group_negative_ratio": 1.5}, "group_negative_ratio"),
+        ({"grouping": "k-means"}, "grouping must be one of kmeans, random, user_field"),
+        ({"grouping": "user_field"}, "group_field"),
+        ({"regroup_every": -1}, "regroup_every"),
+        ({"peft_type": "lorra"}, "lora"),
+        ({"peft_config": {"target_modules": ["q_prj"]}}, "q_proj"),
+        ({"hidden_size": 30}, "n_heads"),
+        ({"missing_content": "skip"}, "missing_content"),
+        ({"mask_history": "some"}, "mask_history"),
+        ({"negative_distribution": "zipf"}, "negative_distribution|distribution"),
+    ],
+)
+def test_wrong_settings_name_the_key(prepare, settings, message):
+    with pytest.raises(PerPEFTError, match=message):
+        prepare(**settings)

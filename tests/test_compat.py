@@ -1,0 +1,83 @@
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from scipy.sparse import dok_matrix
+
+from recbole_perpeft import compat
+
+
+@pytest.fixture(autouse=True)
+def _applied():
+    compat.apply()
+
+
+def test_numpy_names_of_recbole_exist_and_existing_ones_stay():
+    assert np.dtype(np.float) == np.float64
+    assert np.dtype(np.long).kind == "i"
+    assert np.bool is np.bool_
+    before = {name: getattr(np, name) for name in compat._NUMPY_NAMES}
+    compat.apply()
+    assert {name: getattr(np, name) for name in compat._NUMPY_NAMES} == before
+
+
+def test_interactions_can_be_made_without_a_configuration():
+    assert len(Interaction({"user_id": torch.tensor([1, 2])})) == 2
+
+
+def test_recbole_can_fill_sparse_matrices():
+    matrix = dok_matrix((2, 3), dtype=np.float32)
+    matrix._update({(0, 1): 1, (1, 2): 1})
+    np.testing.assert_array_equal(matrix.toarray(), [[0, 1, 0], [0, 0, 1]])
+
+
+def test_a_method_that_scipy_has_is_not_replaced(monkeypatch):
+    def own(matrix, entries):
+        raise AssertionError
+
+    monkeypatch.setattr(dok_matrix, "_update", own)
+    compat.apply()
+    assert dok_matrix._update is own
+
+
+def test_only_warnings_of_recbole_are_silenced():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        compat.apply()
+        warnings.warn_explicit("old", FutureWarning, "x.py", 1, module="recbole.trainer.trainer")
+        warnings.warn_explicit("old", FutureWarning, "x.py", 1, module="recbole_perpeft.config")
+    assert len(caught) == 1
+
+
+def test_tensorboard_goes_where_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from recbole.trainer import trainer
+
+    original = trainer.get_tensorboard
+    with compat.tensorboard_in(tmp_path / "events"):
+        trainer.get_tensorboard(None).close()
+    assert list((tmp_path / "events").iterdir())
+    assert not (tmp_path / "log_tensorboard").exists()
+    assert trainer.get_tensorboard is original
+
+
+def test_importing_a_model_leaves_anomaly_detection_off():
+    code = (
+        "import torch; from recbole_perpeft.config import Config; import recbole_perpeft.quick_start; "
+        "Config('SASRec', 'ml-100k'); print(torch.is_anomaly_enabled())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split()[0] == "False"
+
+
+def test_neither_ray_nor_recboles_quick_start_is_imported():
+    code = (
+        "import sys, recbole_perpeft.quick_start, recbole_perpeft.__main__; "
+        "print([name for name in ('ray', 'recbole.quick_start') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

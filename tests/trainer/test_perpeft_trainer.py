@@ -1,0 +1,125 @@
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.quick_start import load, resume, run
+from recbole_perpeft.trainer.perpeft_trainer import PerPEFTTrainer
+
+
+class KilledError(Exception):
+    pass
+
+
+def kill_after(monkeypatch, epoch):
+    """Ends a run as if it was killed, right after the checkpoint of an epoch was written."""
+    finish = PerPEFTTrainer._finish_epoch
+
+    def finish_and_die(self, row, train_data):
+        finish(self, row, train_data)
+        if row["epoch"] == epoch:
+            raise KilledError
+
+    monkeypatch.setattr(PerPEFTTrainer, "_finish_epoch", finish_and_die)
+
+
+def epochs_of(result):
+    columns = ["train_seconds", "valid_seconds"]
+    return pd.read_csv(f"{result['run_folder']}/metrics.csv").drop(columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("model", "stages"), [("PerPEFT", ["global"] * 2 + ["personalised"] * 2), ("GlobalPEFT", ["global"] * 2)]
+)
+def test_stages_and_what_is_kept(model, stages, aspects_settings):
+    result = run(model=model, config_dict=aspects_settings)
+    assert epochs_of(result)["stage"].tolist() == stages
+    _, loaded, _, train_data, _, test_data = load(result["run_folder"])
+    assert loaded.n_groups == (3 if model == "PerPEFT" else 0)
+    trainer = loaded.trainer_class(load(result["run_folder"])[0], loaded)
+    assert trainer.evaluate(test_data, load_best_model=False) == pytest.approx(result["test_result"])
+
+
+@pytest.mark.parametrize("killed_in_epoch", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("regroup_every", [0, 1])
+def test_a_resumed_run_ends_with_the_same_numbers(aspects_settings, monkeypatch, killed_in_epoch, regroup_every):
+    settings = aspects_settings | {"epochs": 3, "regroup_every": regroup_every, "run_folder": None}
+    expected = run(model="PerPEFT", config_dict=settings)
+    folder = f"{aspects_settings['runs_folder']}/killed"
+    with monkeypatch.context() as patch:
+        kill_after(patch, killed_in_epoch)
+        with pytest.raises(KilledError):
+            run(model="PerPEFT", config_dict=settings | {"run_folder": folder})
+    resumed = resume(folder)
+    pd.testing.assert_frame_equal(epochs_of(resumed), epochs_of(expected))
+    assert resumed["test_result"] == expected["test_result"]
+    ours, theirs = (torch.load(f"{r['run_folder']}/best.pth", weights_only=True) for r in (resumed, expected))
+    for name, tensor in theirs["state_dict"].items():
+        if isinstance(tensor, torch.Tensor):
+            assert torch.equal(ours["state_dict"][name], tensor), name
+
+
+def test_checkpoints_are_small(aspects_settings):
+    result = run(model="PerPEFT", config_dict=aspects_settings)
+    state = torch.load(f"{result['run_folder']}/best.pth", weights_only=True)["state_dict"]
+    assert not [name for name in state if "vision_model" in name and "modules_of_groups" not in name]
+    assert sum(t.numel() for t in state.values() if isinstance(t, torch.Tensor)) < 2 * result["trainable_parameters"]
+
+
+def test_global_stage_equals_global_peft(aspects_settings):
+    perpeft = epochs_of(run(model="PerPEFT", config_dict=aspects_settings))
+    baseline = epochs_of(run(model="GlobalPEFT", config_dict=aspects_settings))
+    pd.testing.assert_frame_equal(perpeft.iloc[:2], baseline)
+
+
+def test_given_groups_and_random_groups(aspects_settings, small_aspects):
+    settings = aspects_settings | {"grouping": "user_field", "group_field": "hidden_group", "min_group_size": 1}
+    settings["load_col"] = {"inter": ["user_id", "item_id", "timestamp"], "user": ["user_id", "hidden_group"]}
+    _, model, dataset, *_ = load(run(model="PerPEFT", config_dict=settings)["run_folder"])
+    truth = pd.read_csv(small_aspects / "aspects" / "aspects.user", sep="\t", index_col=0).iloc[:, 0]
+    tokens = dataset.field2id_token["user_id"][1:]
+    table = pd.crosstab(truth[tokens].to_numpy(), model.user_group[1:].numpy())
+    assert ((table > 0).sum(0) == 1).all() and ((table > 0).sum(1) == 1).all()
+
+    _, model, *_ = load(run(model="PerPEFT", config_dict=aspects_settings | {"grouping": "random"})["run_folder"])
+    assert np.bincount(model.user_group[1:]).tolist() == [50, 50, 50]
+
+
+def test_validation_items_enter_the_grouping_only_on_request(aspects_settings, monkeypatch):
+    seen = {}
+    vectors = PerPEFTTrainer._global_user_vectors
+
+    def spy(self, train_data, valid_data=None):
+        result = vectors(self, train_data, valid_data)
+        seen.setdefault(self.group_settings.grouping_history, result)
+        return result
+
+    monkeypatch.setattr(PerPEFTTrainer, "_global_user_vectors", spy)
+    for history in ("train", "train_valid"):
+        run(model="PerPEFT", config_dict=aspects_settings | {"grouping_history": history, "epochs": 1})
+    assert not torch.allclose(seen["train"], seen["train_valid"], atol=1e-3)
+
+
+def test_regrouping_moves_users_and_says_so(aspects_settings, caplog):
+    caplog.set_level(logging.INFO)
+    run(model="PerPEFT", config_dict=aspects_settings | {"regroup_every": 1, "learning_rate": 0.01})
+    assert "regrouped:" in caplog.text
+
+
+@pytest.mark.parametrize(("n_groups", "least"), [(151, 1), (20, 10)])
+def test_more_groups_than_users_is_refused_before_training(aspects_settings, n_groups, least):
+    settings = aspects_settings | {"n_groups": n_groups, "min_group_size": least}
+    with pytest.raises(PerPEFTError, match="150"):
+        run(model="PerPEFT", config_dict=settings)
+
+
+def test_a_model_of_content_learns(aspects_settings):
+    """The loss falls, and ranking is far above chance (10 of 80 items, a quarter of the catalogue seen)."""
+    settings = {"epochs_global": 8, "epochs": 8, "learning_rate": 3e-3, "train_batch_size": 16}
+    result = run(model="PerPEFT", config_dict=aspects_settings | settings)
+    losses = pd.read_csv(f"{result['run_folder']}/metrics.csv")["train_loss"]
+    assert losses.iloc[7] < 0.9 * losses.iloc[0]
+    assert result["test_result"]["hit@10"] > 1.5 * 10 / 80
