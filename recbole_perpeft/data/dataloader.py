@@ -178,6 +178,11 @@ class MaskedFullSortEvalDataLoader(FullSortEvalDataLoader):
         # RecBole's own constructor of this class is what builds the Python sets: go to its parent's.
         super(FullSortEvalDataLoader, self).__init__(config, dataset, sampler, shuffle=False)
 
+    def _init_batch_size_and_step(self) -> None:
+        # RecBole divides by the number of items for models that score users: often one user a batch.
+        self.step = self.config["eval_batch_size"]
+        self.set_batch_size(self.step)
+
     def collate_fn(self, index) -> tuple[Interaction, tuple | None, torch.Tensor, torch.Tensor]:
         """Batch of evaluation rows.
 

@@ -14,7 +14,7 @@ Any size can be made (`AspectsSettings`): nothing loops over users or purchases.
 import argparse
 import shutil
 import tempfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -55,17 +55,25 @@ class AspectsSettings:
             group's liking for each value of the aspects that it does not attend to.
     """
 
-    n_items: int = 1200
-    n_users: int = 3000
-    seed: int = 2026
-    image_side: int = 48
-    min_purchases: int = 5
-    max_purchases: int = 12
-    noise: float = 0.1
-    second_favourite: float = 0.3
-    value_skew: float = 0.7
-    popularity_spread: float = 0.3
-    group_taste: float = 0.4
+    n_items: int = field(default=1200, metadata={"help": "number of products"})
+    n_users: int = field(default=3000, metadata={"help": "number of users"})
+    seed: int = field(default=2026, metadata={"help": "seed of everything random"})
+    image_side: int = field(default=48, metadata={"help": "height and width of the pictures in pixels"})
+    min_purchases: int = field(default=5, metadata={"help": "fewest purchases of a user"})
+    max_purchases: int = field(default=12, metadata={"help": "most purchases of a user"})
+    noise: float = field(default=0.1, metadata={"help": "share of purchases that ignore what the user attends to"})
+    second_favourite: float = field(
+        default=0.3, metadata={"help": "share of users who hold to two values of their aspect"}
+    )
+    value_skew: float = field(
+        default=0.7, metadata={"help": "how unevenly a group likes the values of its aspect (0: equally)"}
+    )
+    popularity_spread: float = field(
+        default=0.3, metadata={"help": "standard deviation of the logarithm of the products' popularity"}
+    )
+    group_taste: float = field(
+        default=0.5, metadata={"help": "how much a group agrees beyond its aspect (0: not at all)"}
+    )
 
     def __post_init__(self) -> None:
         for name, least in (("n_users", 1), ("image_side", 16), ("min_purchases", 1), ("seed", 0)):
@@ -328,8 +336,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument("--name", default="aspects", help="name of the data set, the stem of its files")
-    for field in fields(AspectsSettings):
-        parser.add_argument(f"--{field.name}", type=field.type, default=field.default, help="see AspectsSettings")
+    for setting in fields(AspectsSettings):
+        flag, described = f"--{setting.name}", setting.metadata["help"]
+        parser.add_argument(flag, type=setting.type, default=setting.default, help=described)
     chosen = vars(parser.parse_args(arguments))
     output, name = chosen.pop("output"), chosen.pop("name")
     try:

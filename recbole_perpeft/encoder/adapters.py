@@ -69,7 +69,7 @@ class AdapterBank(nn.Module):
         frozen = self.template.frozen_tensors()
         try:
             with warnings.catch_warnings():
-                # peft asks transformers for an attribute of old name, and does not count layer norms among known layers.
+                # peft asks transformers for an attribute of old name, and does not know layer norms as layers.
                 warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
                 warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
                 self.template.model = get_peft_model(model, config)

@@ -118,6 +118,7 @@ class FrozenContent(nn.Module):
         cache_folder: Where the file goes.
         inputs_fingerprint: Identifies content and processor; with that of the weights, it names the file.
         chunk_size: Items that pass through the foundation model at once.
+        show_progress: Whether to show a progress bar while the file is made.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class FrozenContent(nn.Module):
         cache_folder: Path,
         inputs_fingerprint: str,
         chunk_size: int,
+        show_progress: bool = True,
     ) -> None:
         super().__init__()
         self._source = source
@@ -137,7 +139,7 @@ class FrozenContent(nn.Module):
         self.content_size = foundation.content_size
         path = Path(cache_folder) / f"content-vectors-{inputs_fingerprint}-{foundation.fingerprint}.npy"
         if not path.is_file():
-            _write_vectors(path, foundation, source, chunk_size)
+            _write_vectors(path, foundation, source, chunk_size, show_progress)
         # Copy on write: a file that several processes map is never changed.
         self._vectors = torch.from_numpy(np.load(path, mmap_mode="c"))  # (n_rows, content_size)
 
@@ -160,7 +162,9 @@ def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def _write_vectors(path: Path, foundation: FoundationModel, source: ContentSource, chunk_size: int) -> None:
+def _write_vectors(
+    path: Path, foundation: FoundationModel, source: ContentSource, chunk_size: int, show_progress: bool
+) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     foundation = foundation.to(device)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +173,8 @@ def _write_vectors(path: Path, foundation: FoundationModel, source: ContentSourc
         vectors = np.lib.format.open_memmap(
             partial, mode="w+", dtype=np.float32, shape=(source.n_rows, foundation.content_size)
         )
-        for rows in tqdm(torch.arange(source.n_rows).split(chunk_size), desc="Encode content", unit="chunk"):
+        chunks = torch.arange(source.n_rows).split(chunk_size)
+        for rows in tqdm(chunks, desc="Encode content", unit="chunk", disable=not show_progress):
             batch = {name: _to_device(tensor, device) for name, tensor in source.batch(rows).items()}
             vectors[rows[0] : rows[-1] + 1] = foundation(**batch).cpu().numpy()
         vectors.flush()

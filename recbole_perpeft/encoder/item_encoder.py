@@ -157,7 +157,11 @@ class ItemEncoder(nn.Module):
 
 
 def build_item_encoder(
-    settings: ItemEncoderSettings, content: ItemContent, item_tokens: Sequence[str], cache_folder: str | Path
+    settings: ItemEncoderSettings,
+    content: ItemContent,
+    item_tokens: Sequence[str],
+    cache_folder: str | Path,
+    show_progress: bool = True,
 ) -> ItemEncoder:
     """Loads the foundation model, fills the caches where needed, and puts the item encoder together.
 
@@ -166,6 +170,7 @@ def build_item_encoder(
         content: Titles and images.
         item_tokens: Item tokens in the order of RecBole's ids; the first is the pad.
         cache_folder: Where processor outputs and frozen content vectors are kept.
+        show_progress: Whether to show progress bars while the caches are filled.
 
     Raises:
         PerPEFTError: Settings, foundation model or content cannot be used.
@@ -175,14 +180,14 @@ def build_item_encoder(
     # What is wrong with the settings shows before the images are read.
     bank = None if frozen else _bank(settings)
     processor = Processor.from_pretrained(settings.foundation_model, settings.max_text_length)
-    cache = ContentCache.open_or_build(content, processor, folder)
+    cache = ContentCache.open_or_build(content, processor, folder, show_progress=show_progress)
     rows = cache.rows_of(item_tokens)
     size = settings.encoder_chunk_size
     if bank is None:
         load_foundation = functools.partial(FoundationModel.from_pretrained, settings.foundation_model)
         inputs = json.dumps([cache.fingerprint, processor.description], sort_keys=True)
         fingerprint = hashlib.sha256(inputs.encode()).hexdigest()[:16]
-        encoder = FrozenContent(load_foundation, cache, rows, folder, fingerprint, size)
+        encoder = FrozenContent(load_foundation, cache, rows, folder, fingerprint, size, show_progress)
     else:
         encoder = AdaptedContent(bank, cache, rows, size, settings.gradient_checkpointing)
     return ItemEncoder(encoder, len(item_tokens), settings.hidden_size, settings.content_weight, size)

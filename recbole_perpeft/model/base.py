@@ -52,7 +52,9 @@ class ContentRecommender(SequentialRecommender):
         )
         self.item_tokens_with_content = content.tokens
         encoder_settings = settings_from(config, ItemEncoderSettings)
-        self.item_encoder = build_item_encoder(encoder_settings, content, item_tokens, config["cache_folder"])
+        self.item_encoder = build_item_encoder(
+            encoder_settings, content, item_tokens, config["cache_folder"], bool(config["show_progress"])
+        )
         self.user_encoder = SASRecUserEncoder(settings_from(config, UserEncoderSettings), self.max_seq_length)
         self.id_embedding_reg = float(config["id_embedding_reg"])
         with torch.no_grad():

@@ -93,6 +93,8 @@ def test_times_of_a_user_differ_even_as_float32(tables):
     seconds = tables.interactions["timestamp"].astype(np.float32)
     assert not pd.DataFrame({"user": tables.interactions["user_id"], "time": seconds}).duplicated().any()
     assert tables.interactions["timestamp"].is_monotonic_increasing
+    first = tables.interactions.groupby("user_id")["timestamp"].min()
+    assert first.max() - first.min() > 365 * 86_400
 
 
 def test_groups_attend_to_their_aspect_only(tables):

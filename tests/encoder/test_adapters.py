@@ -108,6 +108,12 @@ def test_a_checkpoint_holds_all_that_is_needed_and_no_foundation_weights(tiny_cl
         torch.testing.assert_close(other(group, **batch), bank(group, **batch), atol=0, rtol=0)
 
 
+def test_projections_that_layers_share_are_saved_once(tiny_clip):
+    state = _bank(tiny_clip(), "vera", {"r": 8}).state_dict()
+    untrained = [name for name in state if not name.startswith("modules_of_groups.")]
+    assert sorted(name.split(".")[-2] for name in untrained) == ["vera_A", "vera_B"]
+
+
 @all_methods
 def test_exported_module_opens_in_peft(tiny_clip, batch, method, tmp_path):
     bank = _bank(tiny_clip(), *METHODS[method][:2]).eval()

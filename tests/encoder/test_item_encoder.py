@@ -286,7 +286,7 @@ def test_wrong_settings_name_their_key(settings, message):
 def fake_cache(monkeypatch):
     class Cache(RandomSource):
         @classmethod
-        def open_or_build(cls, content, processor, cache_folder):
+        def open_or_build(cls, content, processor, cache_folder, show_progress):
             assert processor.image_size == (16, 16)
             return cls()
 

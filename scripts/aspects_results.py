@@ -1,0 +1,134 @@
+"""The comparison on `aspects`: every variant with several seeds, one table.
+
+    python scripts/aspects_results.py --output=results [--seeds=3] [--only=PerPEFT,SASRec] [--key=value ...]
+
+Every run has a folder below the output folder and is not repeated when it is finished. Variants of PerPEFT that have
+the global stage in common share it: it is trained once a seed, the personalised stages resume from its checkpoint. A
+run of its own gives the same numbers (resuming is exact). `results.md` and `results.csv` are written at the end.
+
+The significance is a paired t-test over users: NDCG@20 of every user, averaged over the seeds.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import ttest_rel
+from sklearn.metrics import adjusted_rand_score
+
+from recbole_perpeft.quick_start import load, resume, run
+
+ORACLE = {
+    "grouping": "user_field",
+    "group_field": "hidden_group",
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"], "user": ["user_id", "hidden_group"]},
+}
+# Name in the table: (model, settings). Variants of PerPEFT differ from one another after the global stage only.
+VARIANTS = {
+    "SASRec (ids)": ("SASRec", {}),
+    "GlobalPEFT, peft_type none": ("GlobalPEFT", {"peft_type": "none"}),
+    "GlobalPEFT": ("GlobalPEFT", {}),
+    "PerPEFT, random groups": ("PerPEFT", {"grouping": "random"}),
+    "PerPEFT, catalogue negatives": ("PerPEFT", {"group_negative_ratio": 0.0}),
+    "PerPEFT": ("PerPEFT", {}),
+    "PerPEFT, regroup_every 1": ("PerPEFT", {"regroup_every": 1}),
+    "PerPEFT, hidden groups given": ("PerPEFT", ORACLE),
+}
+METRICS = ("hit@10", "hit@20", "ndcg@10", "ndcg@20")
+CUT = 20
+
+
+def run_variant(folder: Path, model: str, settings: dict, common: dict) -> dict:
+    """Result of a run in its folder, trained if it is not there yet."""
+    result = folder / "result.json"
+    if not result.is_file():
+        settings = common | settings | {"run_folder": str(folder)}
+        if folder.is_dir():
+            resume(folder)
+        elif model == "PerPEFT":
+            start_from_global_stage(folder, settings, common)
+        else:
+            run(model, config_dict=settings)
+    return json.loads(result.read_text())
+
+
+def start_from_global_stage(folder: Path, settings: dict, common: dict) -> None:
+    """Runs the personalised stage on a copy of the global stage of the seed."""
+    shared = folder.parent / f"global-seed{common['seed']}"
+    if not (shared / "result.json").is_file():
+        # The load_col of the hidden groups, so that all variants have the same data.
+        shutil.rmtree(shared, ignore_errors=True)
+        run("PerPEFT", config_dict=common | {"epochs": 0, "run_folder": str(shared), "load_col": ORACLE["load_col"]})
+    draft = folder.with_name(f".{folder.name}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    for name in ("config.yaml", "environment.json", "last.pth", "metrics.csv"):
+        shutil.copy(shared / name, draft / name)
+    draft.rename(folder)
+    resume(folder, settings | {"load_col": ORACLE["load_col"], "epochs": settings.get("epochs", 20)})
+
+
+def user_ndcg(folder: Path) -> pd.Series:
+    """NDCG@20 of every user."""
+    ranks = pd.read_parquet(folder / "test_ranks.parquet").set_index("user_id")["rank"]
+    return (1 / np.log2(ranks + 1)).where(ranks <= CUT, 0.0)
+
+
+def rand_index(folder: Path, truth: pd.Series) -> float:
+    """Agreement of the groups of a run with the hidden ones."""
+    _, model, dataset, *_ = load(folder)
+    users = dataset.field2id_token[model.USER_ID][1:]
+    return adjusted_rand_score(truth[users], model.user_group[1:].numpy())
+
+
+def main() -> None:
+    """Trains what is missing and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, required=True, help="folder of the runs and the table")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 2026, 2027, ... (default 3)")
+    parser.add_argument("--only", help="names of variants, separated by ;")
+    flags, rest = parser.parse_known_args()
+    common = dict(argument.removeprefix("--").split("=", 1) for argument in rest) | {"show_progress": False}
+    names = flags.only.split(";") if flags.only else list(VARIANTS)
+    rows, per_user = [], {}
+    for name in names:
+        model, settings = VARIANTS[name]
+        for seed in range(2026, 2026 + flags.seeds):
+            folder = flags.output / f"{name.replace(' ', '_').replace(',', '')}-seed{seed}"
+            result = run_variant(folder, model, settings, common | {"seed": seed})
+            row = {"variant": name, "seed": seed, "valid": result["best_valid_score"], **result["test_result"]}
+            if model == "PerPEFT":
+                config, *_ = load(folder)
+                truth = pd.read_csv(config.dataset_folder / "aspects.user", sep="\t", index_col=0).iloc[:, 0]
+                row["rand index"] = rand_index(folder, truth)
+            rows.append(row)
+            per_user.setdefault(name, []).append(user_ndcg(folder))
+            print(row, flush=True)
+    write_table(flags.output, pd.DataFrame(rows), {name: sum(parts) / len(parts) for name, parts in per_user.items()})
+
+
+def write_table(output: Path, runs: pd.DataFrame, per_user: dict[str, pd.Series]) -> None:
+    """Mean and standard deviation over seeds, and p-values against PerPEFT and GlobalPEFT."""
+    runs.to_csv(output / "results.csv", index=False)
+    columns = [*METRICS, "rand index"]
+    lines = [" | ".join(["", "variant", *columns, "p against GlobalPEFT", "p against PerPEFT", ""]).strip()]
+    lines.append("|---" * (len(columns) + 3) + "|")
+    for name, group in runs.groupby("variant", sort=False):
+        cells = [name]
+        for column in columns:
+            values = group[column].dropna() if column in group else []
+            cells.append(f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
+        for other in ("GlobalPEFT", "PerPEFT"):
+            known = other in per_user and other != name
+            cells.append(f"{ttest_rel(per_user[name], per_user[other]).pvalue:.1e}" if known else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    table = "\n".join(lines)
+    (output / "results.md").write_text(table + "\n", encoding="utf-8")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
