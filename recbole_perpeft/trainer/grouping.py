@@ -1,10 +1,12 @@
 """User groups: k-means on user vectors, random and given groups, and regrouping by likelihood."""
 
+import warnings
 from logging import getLogger
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from torch.nn import functional
 
@@ -45,7 +47,10 @@ def kmeans_groups(user_vectors: np.ndarray, n_groups: int, min_group_size: int, 
         PerPEFTError: If there are too few users.
     """
     check_group_sizes(len(user_vectors), n_groups, min_group_size)
-    kmeans = KMeans(n_groups, max_iter=100, n_init=10, random_state=seed).fit(user_vectors)
+    with warnings.catch_warnings():
+        # Fewer distinct users than groups leave clusters empty, which is no different from tiny ones.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        kmeans = KMeans(n_groups, max_iter=100, n_init=10, random_state=seed).fit(user_vectors)
     distance = kmeans.transform(user_vectors)  # (n, C)
     groups = kmeans.labels_.astype(np.int64)
     sizes = np.bincount(groups, minlength=n_groups)
