@@ -27,8 +27,8 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 from recbole_perpeft.data.product_drawing import ASPECTS, draw_image, draw_title, title_words
 
 SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<start>", "eos_token": "<end>"}
-DRAWN_SIDE, IMAGE_SIDE, PATCH = 48, 32, 8
-WIDTH, LAYERS, HEADS, TEXT_LENGTH = 48, 2, 4, 16
+DRAWN_SIDE, IMAGE_SIDE, PATCH = 48, 24, 8
+WIDTH, LAYERS, HEADS, TEXT_LENGTH = 48, 2, 2, 16
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 # How often the titles to learn from name each aspect.
 NAMED = {"shape": 1.0, "colour": 0.9, "pattern": 0.6, "setting": 0.6}
@@ -37,7 +37,7 @@ TRAIN_SEED, UNSEEN_SEED = 71, 72
 
 @dataclass(frozen=True)
 class Products:
-    """Drawn products: the index of their value in every aspect, and normalised pictures [n, 3, 32, 32]."""
+    """Drawn products: the index of their value in every aspect, and normalised pictures [n, 3, 24, 24]."""
 
     values: list[dict[str, int]]
     pixels: Tensor

@@ -1,9 +1,8 @@
 """The made-up data set ``aspects``: a catalogue in which the truth about users is known.
 
 Every product shows one value of each of four aspects (`recbole_perpeft.data.product_drawing`). Every user belongs to
-one hidden interest group, and every group attends to one aspect: a user of the group "colour" holds to one or two
-colours, and what else the product is matters little to him, though members of a group share some mild taste. A share
-of the purchases is random. Histories are short, so item ids alone carry little, while the pictures and titles carry
+one hidden interest group, and every group attends to one aspect: a user of the group "colour" holds to one colour
+(some to two, if asked for) and does not care what else the product is. A share of the purchases is random. Histories are short, so item ids alone carry little, while the pictures and titles carry
 what the user attends to.
 
 Any size can be made (`AspectsSettings`): nothing loops over users or purchases.
@@ -51,8 +50,6 @@ class AspectsSettings:
         value_skew: how unevenly a group likes the values of its aspect: the value of rank r is chosen with weight
             ``r ** -value_skew``; 0 makes all values equally liked.
         popularity_spread: standard deviation of the logarithm of the products' popularity.
-        group_taste: how much members of a group agree beyond their aspect: standard deviation of the logarithm of a
-            group's liking for each value of the aspects that it does not attend to.
     """
 
     n_items: int = field(default=1200, metadata={"help": "number of products"})
@@ -63,16 +60,13 @@ class AspectsSettings:
     max_purchases: int = field(default=12, metadata={"help": "most purchases of a user"})
     noise: float = field(default=0.1, metadata={"help": "share of purchases that ignore what the user attends to"})
     second_favourite: float = field(
-        default=0.3, metadata={"help": "share of users who hold to two values of their aspect"}
+        default=0.0, metadata={"help": "share of users who hold to two values of their aspect"}
     )
     value_skew: float = field(
-        default=0.7, metadata={"help": "how unevenly a group likes the values of its aspect (0: equally)"}
+        default=0.0, metadata={"help": "how unevenly a group likes the values of its aspect (0: equally)"}
     )
     popularity_spread: float = field(
         default=0.3, metadata={"help": "standard deviation of the logarithm of the products' popularity"}
-    )
-    group_taste: float = field(
-        default=0.5, metadata={"help": "how much a group agrees beyond its aspect (0: not at all)"}
     )
 
     def __post_init__(self) -> None:
@@ -82,7 +76,7 @@ class AspectsSettings:
         self._require(self.n_items >= 4 * self.max_purchases, "n_items", "at least 4 * max_purchases")
         for name in ("noise", "second_favourite"):
             self._require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
-        for name in ("value_skew", "popularity_spread", "group_taste"):
+        for name in ("value_skew", "popularity_spread"):
             self._require(getattr(self, name) >= 0, name, "at least 0")
 
     def _require(self, holds: bool, name: str, rule: str) -> None:
@@ -155,17 +149,6 @@ def _draw_favourites(rng: np.random.Generator, group: np.ndarray, settings: Aspe
     return favourites
 
 
-def _draw_liking(
-    rng: np.random.Generator, values: dict[str, np.ndarray], attended: str, settings: AspectsSettings
-) -> np.ndarray:
-    """How much a group likes every product for what it does not attend to [n_items]."""
-    liking = np.zeros(settings.n_items)
-    for aspect, value in values.items():
-        effect = settings.group_taste * rng.standard_normal(len(ASPECTS[aspect]))
-        liking += 0.0 if aspect == attended else effect[value]
-    return np.exp(liking)
-
-
 def _repeated(user: np.ndarray, item: np.ndarray, n_items: int) -> np.ndarray:
     """Places of the purchases that repeat an earlier purchase of the same user."""
     key = user * n_items + item
@@ -179,7 +162,7 @@ def _draw_purchases(
 ) -> tuple[np.ndarray, np.ndarray]:
     """User and item number of every purchase, both [n_purchases]; nobody buys a product twice."""
     popularity = np.exp(settings.popularity_spread * rng.standard_normal(settings.n_items))
-    shelves = [_Shelf(values[aspect], popularity * _draw_liking(rng, values, aspect, settings)) for aspect in GROUPS]
+    shelves = [_Shelf(values[aspect], popularity) for aspect in GROUPS]
     whole = _Shelf(np.zeros(settings.n_items, dtype=np.int64), popularity)
     favourites = _draw_favourites(rng, group, settings)
     counts = rng.integers(settings.min_purchases, settings.max_purchases + 1, size=settings.n_users)

@@ -231,7 +231,6 @@ def test_a_hundred_thousand_users_are_quick():
         ({"second_favourite": -0.1}, "second_favourite"),
         ({"max_purchases": 4}, "max_purchases"),
         ({"value_skew": -1.0}, "value_skew"),
-        ({"group_taste": -1.0}, "group_taste"),
         ({"image_side": 8}, "image_side"),
         ({"noise": float("nan")}, "noise"),
     ],

@@ -1,6 +1,6 @@
-"""The comparison on `aspects`: every variant with several seeds, one table.
+"""Variants of PerPEFT and its baselines on one data set: every variant with several seeds, one table.
 
-    python scripts/aspects_results.py --output=results [--seeds=3] [--only=PerPEFT,SASRec] [--key=value ...]
+    python scripts/results_table.py --output=results [--seeds=3] [--only="PerPEFT;GlobalPEFT"] [--key=value ...]
 
 Every run has a folder below the output folder and is not repeated when it is finished. Variants of PerPEFT that have
 the global stage in common share it: it is trained once a seed, the personalised stages resume from its checkpoint. A
@@ -19,13 +19,10 @@ import pandas as pd
 from scipy.stats import ttest_rel
 from sklearn.metrics import adjusted_rand_score
 
+from recbole_perpeft.config import Config
 from recbole_perpeft.quick_start import load, resume, run
 
-ORACLE = {
-    "grouping": "user_field",
-    "group_field": "hidden_group",
-    "load_col": {"inter": ["user_id", "item_id", "timestamp"], "user": ["user_id", "hidden_group"]},
-}
+TRUTH = "hidden_group"  # column of the .user file that names the true group, where a data set knows it
 # Name in the table: (model, settings). Variants of PerPEFT differ from one another after the global stage only.
 VARIANTS = {
     "SASRec (ids)": ("SASRec", {}),
@@ -35,7 +32,7 @@ VARIANTS = {
     "PerPEFT, catalogue negatives": ("PerPEFT", {"group_negative_ratio": 0.0}),
     "PerPEFT": ("PerPEFT", {}),
     "PerPEFT, regroup_every 1": ("PerPEFT", {"regroup_every": 1}),
-    "PerPEFT, hidden groups given": ("PerPEFT", ORACLE),
+    "PerPEFT, hidden groups given": ("PerPEFT", {"grouping": "user_field", "group_field": TRUTH}),
 }
 METRICS = ("hit@10", "hit@20", "ndcg@10", "ndcg@20")
 CUT = 20
@@ -58,17 +55,17 @@ def run_variant(folder: Path, model: str, settings: dict, common: dict) -> dict:
 def start_from_global_stage(folder: Path, settings: dict, common: dict) -> None:
     """Runs the personalised stage on a copy of the global stage of the seed."""
     shared = folder.parent / f"global-seed{common['seed']}"
+    epochs = Config("PerPEFT", config_dict=common)["epochs"]
     if not (shared / "result.json").is_file():
-        # The load_col of the hidden groups, so that all variants have the same data.
         shutil.rmtree(shared, ignore_errors=True)
-        run("PerPEFT", config_dict=common | {"epochs": 0, "run_folder": str(shared), "load_col": ORACLE["load_col"]})
+        run("PerPEFT", config_dict=common | {"epochs": 0, "run_folder": str(shared)})
     draft = folder.with_name(f".{folder.name}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     for name in ("config.yaml", "environment.json", "last.pth", "metrics.csv"):
         shutil.copy(shared / name, draft / name)
     draft.rename(folder)
-    resume(folder, settings | {"load_col": ORACLE["load_col"], "epochs": settings.get("epochs", 20)})
+    resume(folder, settings | {"epochs": epochs})
 
 
 def user_ndcg(folder: Path) -> pd.Series:
@@ -77,11 +74,12 @@ def user_ndcg(folder: Path) -> pd.Series:
     return (1 / np.log2(ranks + 1)).where(ranks <= CUT, 0.0)
 
 
-def rand_index(folder: Path, truth: pd.Series) -> float:
-    """Agreement of the groups of a run with the hidden ones."""
+def rand_index(folder: Path) -> float:
+    """Agreement of the groups of a run with the true ones, 1 = the same; NaN where they are not known."""
     _, model, dataset, *_ = load(folder)
-    users = dataset.field2id_token[model.USER_ID][1:]
-    return adjusted_rand_score(truth[users], model.user_group[1:].numpy())
+    if dataset.user_feat is None:
+        return np.nan
+    return adjusted_rand_score(dataset.user_feat[TRUTH][1:].numpy(), model.user_group[1:].numpy())
 
 
 def main() -> None:
@@ -92,6 +90,10 @@ def main() -> None:
     parser.add_argument("--only", help="names of variants, separated by ;")
     flags, rest = parser.parse_known_args()
     common = dict(argument.removeprefix("--").split("=", 1) for argument in rest) | {"show_progress": False}
+    config = Config("PerPEFT", config_dict=common)
+    if (config.dataset_folder / f"{config['dataset']}.user").is_file():
+        # The same columns for all, so that a variant can resume from the stage of another.
+        common["load_col"] = {**config["load_col"], "user": ["user_id", TRUTH]}
     names = flags.only.split(";") if flags.only else list(VARIANTS)
     rows, per_user = [], {}
     for name in names:
@@ -101,9 +103,7 @@ def main() -> None:
             result = run_variant(folder, model, settings, common | {"seed": seed})
             row = {"variant": name, "seed": seed, "valid": result["best_valid_score"], **result["test_result"]}
             if model == "PerPEFT":
-                config, *_ = load(folder)
-                truth = pd.read_csv(config.dataset_folder / "aspects.user", sep="\t", index_col=0).iloc[:, 0]
-                row["rand index"] = rand_index(folder, truth)
+                row["rand index"] = rand_index(folder)
             rows.append(row)
             per_user.setdefault(name, []).append(user_ndcg(folder))
             print(row, flush=True)
