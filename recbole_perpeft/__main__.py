@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(_model_list())
         else:
             print(_report(_start(settings)))
-    except PerPEFTError as error:
+    except (PerPEFTError, OSError) as error:  # the system's errors name the file: a full disk, missing rights
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -53,7 +53,10 @@ def first_bad_number(config) -> str | None:
     if not path.is_file():
         return None
     separator = config["field_separator"]
-    table = pd.read_csv(path, sep=separator, dtype=str, encoding=config["encoding"], on_bad_lines="skip")
+    try:
+        table = pd.read_csv(path, sep=separator, dtype=str, encoding=config["encoding"], on_bad_lines="skip")
+    except (ValueError, OSError):
+        return None  # what stands in the way is not a number
     for column in table.columns[table.columns.str.endswith(":float")]:
         wrong = pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()
         if wrong.any():
@@ -75,7 +78,8 @@ def _missing_folder(folder: Path, name: str) -> str:
 
 def _check_file(path: Path, suffix: str, config) -> None:
     if not path.is_file():
-        raise PerPEFTError(f"{path} is missing; load_col asks for columns of it")
+        hint = "; a folder that is only half there is best deleted" if config["dataset"] == BUNDLED_DATASET else ""
+        raise PerPEFTError(f"{path} is missing; load_col asks for columns of it{hint}")
     columns = _columns(path, config["field_separator"], config["encoding"])
     wanted = (config["load_col"] or {}).get(suffix, "*")
     if wanted == "*":
@@ -94,7 +98,7 @@ def _columns(path: Path, separator: str, encoding: str | None) -> list[str]:
     try:
         with path.open(encoding=encoding or "utf-8") as file:
             header = file.readline().rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, LookupError) as error:  # LookupError: no such encoding
         raise PerPEFTError(f"cannot read {path}: {error}") from error
     columns = []
     for field in header.split(separator):

@@ -22,6 +22,7 @@ from recbole_perpeft.config_keys import check_keys
 from recbole_perpeft.config_values import PLAIN_TYPES, SettingsLoader, parse_value, read_yaml
 from recbole_perpeft.errors import PerPEFTError
 from recbole_perpeft.model import get_model, list_models
+from recbole_perpeft.run_settings import RunSettings
 from recbole_perpeft.settings import settings_from
 
 __all__ = ["Config", "properties_folder", "settings_from"]
@@ -73,6 +74,7 @@ class Config(RecBoleConfig):
             raise
         except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
             raise PerPEFTError(f"the settings do not work: {error}") from error
+        settings_from(self, RunSettings)
         for sentence in self.unread_settings.values():
             getLogger().warning(sentence)
 
@@ -166,9 +168,16 @@ class Config(RecBoleConfig):
         given = "train_neg_sample_args" in self.external_config_dict
         if not given and self._learns_without_sampled_negatives(settings):
             settings["train_neg_sample_args"] = None
+        if "peft_config" not in self.external_config_dict and self._has_another_peft_type():
+            settings["peft_config"] = {}
         for key in ("data_path", "checkpoint_dir", "valid_metric"):
             settings[key] = str(settings[key])
         return settings
+
+    def _has_another_peft_type(self) -> bool:
+        """Whether `peft_type` is not that of the defaults, whose `peft_config` then means nothing."""
+        default = str(self.internal_config_dict.get("peft_type"))
+        return str(self.external_config_dict.get("peft_type", default)).lower() != default.lower()
 
     def _learns_without_sampled_negatives(self, settings: dict[str, Any]) -> bool:
         """Whether RecBole's loader must draw no negatives: cross-entropy over the catalogue, or a loader of ours."""

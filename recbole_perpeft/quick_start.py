@@ -19,6 +19,7 @@ from recbole_perpeft.atomic_files import first_bad_number, prepare_dataset_folde
 from recbole_perpeft.config import Config
 from recbole_perpeft.data.dataloader import evaluation_loader, train_loader
 from recbole_perpeft.data.dataset import SequenceDataset, history_of
+from recbole_perpeft.data.interaction_log import check_same_data, with_checked_log
 from recbole_perpeft.errors import PerPEFTError
 from recbole_perpeft.model import get_model
 from recbole_perpeft.run_folder import RunFolder, peak_memory_mb
@@ -96,9 +97,13 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -
     path = Path(model_file)
     path = path / "best.pth" if path.is_dir() else path
     content = load_checkpoint(path)
+    missing = {"model", "dataset", "config", "state_dict", "other_parameter"} - content.keys()
+    if missing:
+        raise PerPEFTError(f"{path} is no checkpoint of a run: it has no {', '.join(sorted(missing))}")
     names = {"model": content["model"], "dataset": content["dataset"]}
     config = Config(config_dict=content["config"] | names | dict(config_dict or {}))
     dataset, loaders, model = _build(config)
+    check_same_data(content.get("data", {}), dataset, path, ("ids",))
     try:
         model.load_state_dict(content["state_dict"])
     except (RuntimeError, KeyError) as error:
@@ -128,7 +133,7 @@ def create_dataset(config: Config):
 def _recbole_dataset_class(config: Config) -> type:
     datasets = importlib.import_module("recbole.data.dataset")
     by_type = _DATASET_OF_TYPE.get(config["MODEL_TYPE"], "Dataset")
-    return getattr(datasets, f"{config['model']}Dataset", getattr(datasets, by_type))
+    return with_checked_log(getattr(datasets, f"{config['model']}Dataset", getattr(datasets, by_type)))
 
 
 def data_preparation(config: Config, dataset) -> tuple:
@@ -196,7 +201,7 @@ def _run(config: Config, folder: RunFolder, saved: bool) -> dict[str, Any]:
             folder.write_test_ranks(dataset, trainer.target_ranks)
         trainer.close()
         result = _result(config, model, trainer.history) | {
-            "best_valid_score": float(score),
+            "best_valid_score": float(score) if valid_result else None,
             "valid_score_bigger": config["valid_metric_bigger"],
             "best_valid_result": _numbers(valid_result),
             "test_result": _numbers(test_result),

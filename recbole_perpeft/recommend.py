@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recbole_perpeft.data.dataset import HistoryIndex
 from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.model.base import ContentRecommender
 from recbole_perpeft.quick_start import load
 
 _USERS_AT_ONCE = 1024
@@ -49,6 +50,11 @@ class Recommender:
     def from_file(cls, model_file: str | Path) -> "Recommender":
         """Reads a checkpoint, and the data set it was trained on."""
         _, model, dataset, train_data, valid_data, test_data = load(model_file)
+        if not isinstance(model, ContentRecommender):
+            raise PerPEFTError(
+                f"{model_file} is a checkpoint of {type(model).__name__}: lists are made by models that read content, "
+                "such as PerPEFT and GlobalPEFT"
+            )
         parts = [loader.dataset.phase_history.pairs() for loader in (train_data, valid_data, test_data)]
         users, items = (np.concatenate(column) for column in zip(*parts, strict=True))
         return cls(model, dataset, HistoryIndex.from_pairs(users, items, model.n_users))
@@ -127,6 +133,8 @@ class Recommender:
         return self.model.nearest_group(self._user_vectors(histories, np.arange(histories.n_users), None)).cpu()
 
     def _lists(self, histories: HistoryIndex, groups: Tensor | None, k: int, **options) -> pd.DataFrame:
+        if k < 1:
+            raise PerPEFTError(f"k is {k}: a list has at least one item")
         of_row = np.full(histories.n_users, -1) if groups is None else groups.numpy()
         parts = []
         for group in np.unique(of_row).tolist():
@@ -183,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if flags.history:
             histories = [history.split() for history in flags.history]
             recommender.for_histories(histories, **options).to_csv(sys.stdout, sep="\t", index=False)
-    except PerPEFTError as error:
+    except (PerPEFTError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

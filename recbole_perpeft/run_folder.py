@@ -22,8 +22,11 @@ import yaml
 
 from recbole_perpeft.config_values import read_yaml
 from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.files import written_whole
 
 PACKAGES = ("recbole-perpeft", "recbole", "torch", "transformers", "peft", "numpy", "pandas", "scipy", "scikit-learn")
+SETTINGS_FILE = "config.yaml"
+LOG_FILE = "run.log"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -76,18 +79,30 @@ class RunFolder:
         if source.is_file() and source.name != "last.pth":
             raise PerPEFTError(f"cannot resume from {source}: give the run folder, or the last.pth in it")
         folder = source if source.is_dir() else source.parent
-        if not (folder / "config.yaml").is_file():
-            raise PerPEFTError(f"cannot resume: {folder} has no config.yaml, it is not a run folder")
+        if not (folder / SETTINGS_FILE).is_file():
+            raise PerPEFTError(
+                f"cannot resume: {folder} has no {SETTINGS_FILE}; it is not a run folder, or the run was stopped "
+                "before it began: start it anew"
+            )
         return cls(folder)
 
     def settings(self) -> dict[str, Any]:
-        """The settings of the run."""
-        return read_yaml(self.path / "config.yaml")
+        """The settings of the run.
+
+        Raises:
+            PerPEFTError: they cannot be read, or lack model or data set.
+        """
+        path = self.path / SETTINGS_FILE
+        settings = read_yaml(path)
+        for key in ("model", "dataset"):
+            if key not in settings:
+                raise PerPEFTError(f"{path} has no {key}: it is not the settings file of a run")
+        return settings
 
     def write_settings(self, config) -> None:
         """Write `config.yaml`."""
         settings = {"model": config["model"], "dataset": config["dataset"]} | config.to_dict()
-        self._write("config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=120))
+        self._write(SETTINGS_FILE, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=120))
 
     def write_environment(self, config) -> None:
         """Write `environment.json`."""
@@ -122,16 +137,15 @@ class RunFolder:
                 "rank": target_ranks.ranks.numpy().astype("int32"),
             }
         )
-        draft = self.path / ".test_ranks.parquet"
-        table.to_parquet(draft, index=False, compression="zstd")
-        draft.replace(self.path / "test_ranks.parquet")
+        with written_whole(self.path / "test_ranks.parquet") as draft:
+            table.to_parquet(draft, index=False, compression="zstd")
 
     @contextmanager
     def logging(self, level_name: str | None) -> Iterator[logging.Logger]:
         """Send the log to `run.log`, and to the terminal unless the calling program has set up logging itself."""
         root = logging.getLogger()
         level = _level(level_name)
-        handlers: list[logging.Handler] = [logging.FileHandler(self.path / "run.log", encoding="utf-8")]
+        handlers: list[logging.Handler] = [logging.FileHandler(self.path / LOG_FILE, encoding="utf-8")]
         handlers[0].setFormatter(_PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
         if not root.handlers:
             handlers.append(logging.StreamHandler(sys.stderr))
@@ -144,6 +158,8 @@ class RunFolder:
         try:
             yield root
         except Exception as error:
+            for handler in handlers[1:]:  # the command line prints the error itself
+                root.removeHandler(handler)
             root.error("the run ends: %s", error)
             root.debug("where it happened", exc_info=True)
             raise
@@ -154,9 +170,8 @@ class RunFolder:
                 handler.close()
 
     def _write(self, name: str, text: str) -> None:
-        draft = self.path / f".{name}"
-        draft.write_text(text + "\n", encoding="utf-8")
-        draft.replace(self.path / name)
+        with written_whole(self.path / name) as draft:
+            draft.write_text(text + "\n", encoding="utf-8")
 
 
 def peak_memory_mb() -> float:
@@ -182,8 +197,12 @@ def _level(name: str | None) -> int:
 
 def _chosen_folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
-    if any(path.iterdir()):
-        raise PerPEFTError(f"the run folder {path} is not empty: choose another, or --resume={path}")
+    names = {entry.name for entry in path.iterdir()}
+    if SETTINGS_FILE in names:
+        raise PerPEFTError(f"the run folder {path} holds a run already: choose another, or --resume={path}")
+    # A run that was killed before it had written its settings cannot be resumed; it starts anew.
+    if not names <= {LOG_FILE, f".{SETTINGS_FILE}.draft"}:
+        raise PerPEFTError(f"the run folder {path} is not empty, and holds no run: choose another")
     return path
 
 

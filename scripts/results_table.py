@@ -86,7 +86,8 @@ def main() -> None:
     """Trains what is missing and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of the runs and the table")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 2026, 2027, ... (default 3)")
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds (default 3)")
+    parser.add_argument("--first_seed", type=int, default=2026, help="the others follow it (default 2026)")
     parser.add_argument("--only", help="names of variants, separated by ;")
     flags, rest = parser.parse_known_args()
     common = dict(argument.removeprefix("--").split("=", 1) for argument in rest) | {"show_progress": False}
@@ -98,7 +99,7 @@ def main() -> None:
     rows, per_user = [], {}
     for name in names:
         model, settings = VARIANTS[name]
-        for seed in range(2026, 2026 + flags.seeds):
+        for seed in range(flags.first_seed, flags.first_seed + flags.seeds):
             folder = flags.output / f"{name.replace(' ', '_').replace(',', '')}-seed{seed}"
             result = run_variant(folder, model, settings, common | {"seed": seed})
             row = {"variant": name, "seed": seed, "valid": result["best_valid_score"], **result["test_result"]}

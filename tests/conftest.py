@@ -70,3 +70,12 @@ def aspects_settings(small_aspects, tmp_path):
         "topk": [5, 10],
         "valid_metric": "NDCG@10",
     }
+
+
+@pytest.fixture(scope="session")
+def tiny_aspects(tmp_path_factory):
+    """`aspects` of 32 products and 40 users: the folder of its files, to be copied by tests that change them."""
+    from recbole_perpeft.data.synthetic import AspectsSettings, make_aspects
+
+    settings = AspectsSettings(n_items=32, n_users=40, seed=5, min_purchases=5, max_purchases=8)
+    return make_aspects(tmp_path_factory.mktemp("tiny") / "aspects", settings, show_progress=False)

@@ -1,4 +1,5 @@
 import os
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -268,3 +269,22 @@ def test_settings_are_converted_to_their_types():
 def test_wrong_settings_name_the_key(values, message):
     with pytest.raises(PerPEFTError, match=message):
         settings_from(values, _Settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "peft_config"),
+    [
+        ({}, {"lora_dropout": 0.0}),
+        ({"peft_type": "LoRA"}, {"lora_dropout": 0.0}),
+        ({"peft_type": "ia3"}, {}),
+        ({"peft_type": "none"}, {}),
+        ({"peft_type": "vera", "peft_config": {"r": 8}}, {"r": 8}),
+        ({"peft_config": {"r": 2}}, {"r": 2}),
+    ],
+)
+def test_the_defaults_of_a_peft_method_do_not_outlive_it(settings, peft_config, tmp_path, monkeypatch):
+    properties = tmp_path / "properties"
+    shutil.copytree(properties_folder(), properties)
+    (properties / "dataset" / "toy.yaml").write_text("peft_config: {lora_dropout: 0.0}\n")
+    monkeypatch.setattr("recbole_perpeft.config.properties_folder", lambda: properties)
+    assert Config("PerPEFT", "toy", config_dict=settings)["peft_config"] == peft_config

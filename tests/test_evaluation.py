@@ -30,7 +30,8 @@ class _TrainData:
 
 
 def _config(metrics, topk=(2, 5)):
-    return Config("SASRec", "ml-100k", config_dict={"metrics": metrics, "topk": list(topk), "use_gpu": False})
+    settings = {"metrics": metrics, "topk": list(topk), "valid_metric": f"{metrics[0]}@{topk[0]}", "use_gpu": False}
+    return Config("SASRec", "ml-100k", config_dict=settings)
 
 
 def _evaluate(collector, config, n_items, batches):

@@ -30,6 +30,7 @@ from recbole_perpeft.data.cache_manifest import FORMAT, Manifest, UnusableCacheE
 from recbole_perpeft.data.content import PAD_TOKEN, ItemContent
 from recbole_perpeft.data.row_files import RowFiles
 from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.files import written_whole
 
 # Mapped pages that were read count as memory of the process until they are released.
 MAX_MAPPED_BYTES = 128 * 2**20
@@ -102,6 +103,7 @@ class ContentCache:
             )
         try:
             cache = cls(folder, content, processor, manifest)
+            cache._files.check()
             stamps = cache._files.map(STAMP)
         except PerPEFTError as error:
             raise UnusableCacheError(str(error)) from error
@@ -251,13 +253,17 @@ class ContentCache:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Be the only process that builds this cache. The lock goes with its process, however that ends."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         getLogger().info(f"{folder}: another process builds this cache; waiting for it.")
         lock.acquire()
+    except OSError as error:
+        raise PerPEFTError(
+            f"{folder.parent}: cannot be written ({error.strerror}); name another folder as cache_folder."
+        ) from error
     try:
         yield
     finally:
@@ -289,10 +295,8 @@ def _digest_of(path: Path | None) -> np.ndarray:
 
 
 def _replace_stamps(folder: Path, stamps: np.ndarray) -> None:
-    temporary = folder / f"{STAMP}.npy.partial"
-    with open(temporary, "wb") as file:
+    with written_whole(folder / f"{STAMP}.npy") as draft, draft.open("wb") as file:
         np.save(file, stamps, allow_pickle=False)
-    os.replace(temporary, folder / f"{STAMP}.npy")
 
 
 def _finish(

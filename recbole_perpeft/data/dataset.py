@@ -10,6 +10,7 @@ from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
+from recbole_perpeft.data.interaction_log import CheckedLog
 from recbole_perpeft.errors import PerPEFTError
 
 __all__ = ["HistoryIndex", "SequenceDataset", "history_of", "positive_item_list_field"]
@@ -129,7 +130,7 @@ def _row_interactions(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([users[begins], users]), np.concatenate([first_items, items])
 
 
-class SequenceDataset(SequentialDataset):
+class SequenceDataset(CheckedLog, SequentialDataset):
     """RecBole's sequential data set with one train row a user and a vectorised `build()`.
 
     A user's interactions in time order are split by leave-one-out as RecBole does it: the last item is the test

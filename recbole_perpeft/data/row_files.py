@@ -55,6 +55,15 @@ class RowFiles:
             for name in self.layout
         )
 
+    def check(self) -> None:
+        """Open every array.
+
+        Raises:
+            PerPEFTError: a file is missing, cut off, or holds something else.
+        """
+        for name in self.layout:
+            self.map(name)
+
     def write(self, start: int, rows: dict[str, np.ndarray]) -> None:
         """Write some rows of some arrays, from row `start` on."""
         for name, values in rows.items():

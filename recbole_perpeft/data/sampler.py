@@ -54,9 +54,7 @@ class GroupAwareSampler:
         user_tokens: Sequence[str] | None = None,
     ) -> None:
         if distribution not in DISTRIBUTIONS:
-            raise PerPEFTError(
-                f"negative_distribution is {distribution!r}: choose one of {', '.join(DISTRIBUTIONS)}."
-            )
+            raise PerPEFTError(f"negative_distribution is {distribution!r}: choose one of {', '.join(DISTRIBUTIONS)}.")
         if alpha < 0:
             raise PerPEFTError(f"negative_alpha is {alpha}: it must be 0 or more.")
         self._alpha = alpha if distribution == "popularity" else 0.0

@@ -2,8 +2,8 @@
 
 Every product shows one value of each of four aspects (`recbole_perpeft.data.product_drawing`). Every user belongs to
 one hidden interest group, and every group attends to one aspect: a user of the group "colour" holds to one colour
-(some to two, if asked for) and does not care what else the product is. A share of the purchases is random. Histories are short, so item ids alone carry little, while the pictures and titles carry
-what the user attends to.
+(some to two, if asked for) and does not care what else the product is. A share of the purchases is random. Histories
+are short, so item ids alone carry little, while the pictures and titles carry what the user attends to.
 
 Any size can be made (`AspectsSettings`): nothing loops over users or purchases.
 
@@ -57,7 +57,7 @@ class AspectsSettings:
     seed: int = field(default=2026, metadata={"help": "seed of everything random"})
     image_side: int = field(default=48, metadata={"help": "height and width of the pictures in pixels"})
     min_purchases: int = field(default=5, metadata={"help": "fewest purchases of a user"})
-    max_purchases: int = field(default=12, metadata={"help": "most purchases of a user"})
+    max_purchases: int = field(default=9, metadata={"help": "most purchases of a user"})
     noise: float = field(default=0.1, metadata={"help": "share of purchases that ignore what the user attends to"})
     second_favourite: float = field(
         default=0.0, metadata={"help": "share of users who hold to two values of their aspect"}

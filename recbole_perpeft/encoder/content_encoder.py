@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from logging import getLogger
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from recbole_perpeft.encoder.adapters import AdapterBank
 from recbole_perpeft.encoder.foundation import FoundationModel
+from recbole_perpeft.errors import PerPEFTError
 
 
 class ContentSource(Protocol):
@@ -138,10 +140,13 @@ class FrozenContent(nn.Module):
         self.foundation_fingerprint = foundation.fingerprint
         self.content_size = foundation.content_size
         path = Path(cache_folder) / f"content-vectors-{inputs_fingerprint}-{foundation.fingerprint}.npy"
-        if not path.is_file():
+        vectors = _map_vectors(path, (source.n_rows, self.content_size))
+        if vectors is None:
             _write_vectors(path, foundation, source, chunk_size, show_progress)
-        # Copy on write: a file that several processes map is never changed.
-        self._vectors = torch.from_numpy(np.load(path, mmap_mode="c"))  # (n_rows, content_size)
+            vectors = _map_vectors(path, (source.n_rows, self.content_size))
+        if vectors is None:
+            raise PerPEFTError(f"{path}: was changed by another process while it was read; run again")
+        self._vectors = torch.from_numpy(vectors)
 
     def personalise(self, n_groups: int) -> None:
         """As in `ContentEncoder`; nothing is trained here."""
@@ -161,23 +166,38 @@ def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def _map_vectors(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """The vectors in a file, float32 [n_rows, content_size]; None where there is no whole file of that shape."""
+    try:
+        # Copy on write: a file that several processes map is never changed.
+        vectors = np.load(path, mmap_mode="c", allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        getLogger().warning(f"{path}: {error}. The content vectors are computed again.")
+        return None
+    return vectors if vectors.shape == shape and vectors.dtype == np.float32 else None
+
+
 @torch.no_grad()
 def _write_vectors(
     path: Path, foundation: FoundationModel, source: ContentSource, chunk_size: int, show_progress: bool
 ) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     foundation = foundation.to(device)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        vectors = np.lib.format.open_memmap(
-            partial, mode="w+", dtype=np.float32, shape=(source.n_rows, foundation.content_size)
-        )
-        chunks = torch.arange(source.n_rows).split(chunk_size)
-        for rows in tqdm(chunks, desc="Encode content", unit="chunk", disable=not show_progress):
-            batch = {name: _to_device(tensor, device) for name, tensor in source.batch(rows).items()}
-            vectors[rows[0] : rows[-1] + 1] = foundation(**batch).cpu().numpy()
-        vectors.flush()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Plain writing: through a memory map, a full disk would end the process by a signal.
+        with partial.open("wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (source.n_rows, foundation.content_size)}
+            np.lib.format.write_array_header_1_0(file, header)
+            chunks = torch.arange(source.n_rows).split(chunk_size)
+            for rows in tqdm(chunks, desc="Encode content", unit="chunk", disable=not show_progress):
+                batch = {name: _to_device(tensor, device) for name, tensor in source.batch(rows).items()}
+                file.write(foundation(**batch).cpu().numpy().astype("<f4").tobytes())
         os.replace(partial, path)
+    except OSError as error:
+        raise PerPEFTError(f"{path.parent}: cannot be written ({error.strerror or error}); free space") from error
     finally:
         partial.unlink(missing_ok=True)

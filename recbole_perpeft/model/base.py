@@ -13,7 +13,7 @@ from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.dataset import SequenceDataset
 from recbole_perpeft.encoder.item_encoder import ItemEncoderSettings, build_item_encoder
 from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.model.loss import next_item_bce_loss
+from recbole_perpeft.model.loss import LossSettings, next_item_bce_loss
 from recbole_perpeft.model.user_encoder import SASRecUserEncoder, UserEncoderSettings, left_pad
 
 
@@ -56,7 +56,7 @@ class ContentRecommender(SequentialRecommender):
             encoder_settings, content, item_tokens, config["cache_folder"], bool(config["show_progress"])
         )
         self.user_encoder = SASRecUserEncoder(settings_from(config, UserEncoderSettings), self.max_seq_length)
-        self.id_embedding_reg = float(config["id_embedding_reg"])
+        self.id_embedding_reg = settings_from(config, LossSettings).id_embedding_reg
         with torch.no_grad():
             for part in (self.item_encoder.projectors, self.item_encoder.id_embedding, self.user_encoder):
                 _initialise(part)

@@ -1,7 +1,30 @@
 """Training losses."""
 
+import math
+from dataclasses import dataclass
+
 from torch import Tensor
 from torch.nn import functional
+
+from recbole_perpeft.errors import PerPEFTError
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What is added to the loss of the next items.
+
+    Args:
+        id_embedding_reg: Weight of the Frobenius norm of the id embedding.
+
+    Raises:
+        PerPEFTError: If the weight is negative or not finite.
+    """
+
+    id_embedding_reg: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.id_embedding_reg < math.inf:
+            raise PerPEFTError(f"id_embedding_reg must be a finite number, at least 0, got {self.id_embedding_reg}")
 
 
 def next_item_bce_loss(hidden: Tensor, positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 import random
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -16,6 +14,7 @@ from scipy import sparse
 from torch import nn
 
 from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.files import written_whole
 
 __all__ = [
     "load_checkpoint",
@@ -47,14 +46,11 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     versions = {name: version(name) for name in VERSIONED_PACKAGES}
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "versions": versions}
     plain = _encode(header | dict(content), "checkpoint")
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save(plain, draft)
-        draft.replace(path)
-    except (OSError, RuntimeError) as error:
-        raise PerPEFTError(f"cannot write the checkpoint {path}: {error}; is the disk full?") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    with written_whole(path) as draft:
+        try:
+            torch.save(plain, draft)
+        except RuntimeError as error:  # what PyTorch makes of a full disk
+            raise PerPEFTError(f"cannot write the checkpoint {path}: {error}; is the disk full?") from error
 
 
 def load_checkpoint(path: Path | str, model: str | None = None) -> dict[str, Any]:
@@ -72,14 +68,16 @@ def load_checkpoint(path: Path | str, model: str | None = None) -> dict[str, Any
         raise PerPEFTError(f"there is no checkpoint {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except OSError as error:
+        raise PerPEFTError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+    except Exception as error:  # the unpickler meets a damaged file with whatever it stumbles over
         raise PerPEFTError(f"{path} is damaged, or not a checkpoint of recbole_perpeft") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT or "format_version" not in content:
         raise PerPEFTError(f"{path} is not a checkpoint of recbole_perpeft")
     if content["format_version"] > FORMAT_VERSION:
         raise PerPEFTError(f"{path} was written by a newer recbole_perpeft; upgrade to read it")
-    if model is not None and content["model"] != model:
-        raise PerPEFTError(f"{path} is a checkpoint of {content['model']}, not of {model}")
+    if model is not None and content.get("model") != model:
+        raise PerPEFTError(f"{path} is a checkpoint of {content.get('model')}, not of {model}")
     return _decode(content)
 
 

@@ -17,8 +17,10 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from recbole_perpeft import compat
+from recbole_perpeft.data.interaction_log import check_same_data
 from recbole_perpeft.errors import PerPEFTError
 from recbole_perpeft.evaluation import RankCollector
+from recbole_perpeft.files import written_whole
 from recbole_perpeft.trainer import checkpoint as checkpoints
 
 _STEPS_BETWEEN_CHECKS = 64
@@ -75,6 +77,7 @@ class RunTrainer(Trainer):
         self.stage = "train"
         self.history: list[dict[str, Any]] = []
         self.keeps_files = True
+        self._data: dict[str, str] = {}
         self._best_in_memory: dict[str, Any] | None = None
 
     def extra_state(self) -> dict[str, Any]:
@@ -98,6 +101,7 @@ class RunTrainer(Trainer):
         Returns:
             The best valid score and the metrics of that epoch.
         """
+        self._data = train_data._dataset.fingerprint
         self.eval_collector.data_collect(train_data)
         if self.config["train_neg_sample_args"].get("dynamic", False):
             train_data.get_model(self.model)
@@ -115,7 +119,7 @@ class RunTrainer(Trainer):
             self._finish_epoch(row, train_data)
             if evaluates and callback_fn:
                 callback_fn(epoch, row[self.valid_metric])
-        if saved and not self._has_best():
+        if saved and (self.best_valid_result is None or not self._has_best()):
             self._save_checkpoint(self.start_epoch - 1, verbose=verbose)
         return self.best_valid_score, self.best_valid_result
 
@@ -161,12 +165,11 @@ class RunTrainer(Trainer):
 
     def _write_history(self) -> None:
         columns = list(dict.fromkeys(name for row in self.history for name in row))
-        draft = self.folder / ".metrics.csv"
-        with draft.open("w", newline="", encoding="utf-8") as file:
+        path = self.folder / "metrics.csv"
+        with written_whole(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.history)
-        draft.replace(self.folder / "metrics.csv")
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         """Train one epoch.
@@ -247,13 +250,17 @@ class RunTrainer(Trainer):
             train_data: train loader; its state is restored too.
 
         Raises:
-            PerPEFTError: the checkpoint is of another model, or holds a model only.
+            PerPEFTError: the checkpoint is of another model or of other data, or holds a model only.
         """
         content = checkpoints.load_checkpoint(resume_file, self.config["model"])
         if "optimizers" not in content:
             raise PerPEFTError(f"{resume_file} holds a model only: resume from the last.pth beside it")
+        if train_data is not None:
+            check_same_data(content.get("data", {}), train_data._dataset, resume_file, ("ids", "log"))
         self._load_model_state(content, resume_file)
         self._load_training_state(content, train_data)
+        # The run may have been killed between the checkpoint and the record of its last epoch.
+        self._write_history()
         self.logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
 
     def _load_model_state(self, content: dict[str, Any], source: str | Path) -> None:
@@ -310,6 +317,7 @@ class RunTrainer(Trainer):
             "best_valid_score": float(self.best_valid_score),
             "best_valid_result": self.best_valid_result and dict(self.best_valid_result),
             "extra": self.extra_state(),
+            "data": self._data,
         }
 
     def _training_state(self, train_data) -> dict[str, Any]:

@@ -86,9 +86,7 @@ class ReferenceProjector(nn.Module):
     def __init__(self, content_size):
         super().__init__()
         wide = nn.Linear(content_size, 2 * WIDTH)
-        self.projector = nn.Sequential(
-            wide, nn.LayerNorm(2 * WIDTH, eps=1e-8), nn.ReLU(), nn.Linear(2 * WIDTH, WIDTH)
-        )
+        self.projector = nn.Sequential(wide, nn.LayerNorm(2 * WIDTH, eps=1e-8), nn.ReLU(), nn.Linear(2 * WIDTH, WIDTH))
         self.last_layernorm = nn.LayerNorm(WIDTH, eps=1e-8)
 
     def forward(self, content):

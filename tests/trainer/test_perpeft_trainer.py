@@ -37,9 +37,10 @@ def epochs_of(result):
 def test_stages_and_what_is_kept(model, stages, aspects_settings):
     result = run(model=model, config_dict=aspects_settings)
     assert epochs_of(result)["stage"].tolist() == stages
-    _, loaded, _, train_data, _, test_data = load(result["run_folder"])
+    config, loaded, *_, test_data = load(result["run_folder"])
     assert loaded.n_groups == (3 if model == "PerPEFT" else 0)
-    trainer = loaded.trainer_class(load(result["run_folder"])[0], loaded)
+    config["checkpoint_dir"] = result["run_folder"]
+    trainer = loaded.trainer_class(config, loaded)
     assert trainer.evaluate(test_data, load_best_model=False) == pytest.approx(result["test_result"])
 
 
