@@ -2,6 +2,7 @@
 
 import hashlib
 from functools import cached_property
+from logging import getLogger
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,8 @@ class FoundationModel(nn.Module):
                 is no dual encoder.
         """
         name = locate_foundation(name_or_path)
+        if not Path(name).is_dir():
+            getLogger().info(f"foundation_model: asking the Hugging Face hub for {name}")
         images = load_image_processor(name)
         try:
             model, report = AutoModel.from_pretrained(name, output_loading_info=True)
