@@ -88,7 +88,7 @@ def test_tokenizer_knows_every_title_and_survives_unknown_words(tokenizer):
 
 
 def test_a_catalogue_is_encoded_quickly(model):
-    pixels, ids = torch.rand(1200, 3, 32, 32), torch.randint(4, 100, (1200, 14))
+    pixels, ids = torch.rand(1200, 3, 24, 24), torch.randint(4, 100, (1200, 14))
     ids[:, -1] = model.config.text_config.eos_token_id
     seconds = []
     for _ in range(3):
