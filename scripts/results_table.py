@@ -2,16 +2,14 @@
 
     python scripts/results_table.py --output=results [--seeds=3] [--only="PerPEFT;GlobalPEFT"] [--key=value ...]
 
-Every run has a folder below the output folder and is not repeated when it is finished. Variants of PerPEFT that have
-the global stage in common share it: it is trained once a seed, the personalised stages resume from its checkpoint. A
-run of its own gives the same numbers (resuming is exact). `results.md` and `results.csv` are written at the end.
+Every run has a folder below the output folder; a finished one is not repeated, an interrupted one is resumed.
+`results.md` and `results.csv` are written at the end.
 
 The significance is a paired t-test over users: NDCG@20 of every user, averaged over the seeds.
 """
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +21,7 @@ from recbole_perpeft.config import Config
 from recbole_perpeft.quick_start import load, resume, run
 
 TRUTH = "hidden_group"  # column of the .user file that names the true group, where a data set knows it
-# Name in the table: (model, settings). Variants of PerPEFT differ from one another after the global stage only.
+# Name in the table: (model, settings).
 VARIANTS = {
     "SASRec (ids)": ("SASRec", {}),
     "GlobalPEFT, peft_type none": ("GlobalPEFT", {"peft_type": "none"}),
@@ -42,30 +40,11 @@ def run_variant(folder: Path, model: str, settings: dict, common: dict) -> dict:
     """Result of a run in its folder, trained if it is not there yet."""
     result = folder / "result.json"
     if not result.is_file():
-        settings = common | settings | {"run_folder": str(folder)}
-        if folder.is_dir():
+        if (folder / "config.yaml").is_file():
             resume(folder)
-        elif model == "PerPEFT":
-            start_from_global_stage(folder, settings, common)
         else:
-            run(model, config_dict=settings)
+            run(model, config_dict=common | settings | {"run_folder": str(folder)})
     return json.loads(result.read_text())
-
-
-def start_from_global_stage(folder: Path, settings: dict, common: dict) -> None:
-    """Runs the personalised stage on a copy of the global stage of the seed."""
-    shared = folder.parent / f"global-seed{common['seed']}"
-    epochs = Config("PerPEFT", config_dict=common)["epochs"]
-    if not (shared / "result.json").is_file():
-        shutil.rmtree(shared, ignore_errors=True)
-        run("PerPEFT", config_dict=common | {"epochs": 0, "run_folder": str(shared)})
-    draft = folder.with_name(f".{folder.name}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    for name in ("config.yaml", "environment.json", "last.pth", "metrics.csv"):
-        shutil.copy(shared / name, draft / name)
-    draft.rename(folder)
-    resume(folder, settings | {"epochs": epochs})
 
 
 def user_ndcg(folder: Path) -> pd.Series:
@@ -93,7 +72,6 @@ def main() -> None:
     common = dict(argument.removeprefix("--").split("=", 1) for argument in rest) | {"show_progress": False}
     config = Config("PerPEFT", config_dict=common)
     if (config.dataset_folder / f"{config['dataset']}.user").is_file():
-        # The same columns for all, so that a variant can resume from the stage of another.
         common["load_col"] = {**config["load_col"], "user": ["user_id", TRUTH]}
     names = flags.only.split(";") if flags.only else list(VARIANTS)
     rows, per_user = [], {}
