@@ -133,7 +133,8 @@ class ItemEncoder(nn.Module):
             [n_items, d]; row 0 is the pad.
         """
         was_training = self.training
-        self.eval()
+        if was_training:
+            self.eval()
         try:
             weight = self.id_embedding.weight
             vectors = torch.empty_like(weight)
@@ -141,7 +142,8 @@ class ItemEncoder(nn.Module):
                 vectors[items[0] : items[-1] + 1] = self(items, group)
             return vectors
         finally:
-            self.train(was_training)
+            if was_training:
+                self.train()
 
     def new_item_vectors(self, item_tokens: Sequence[str], group: int | None) -> Tensor:
         """Vectors of items without interactions: their id has learnt nothing, so they have the content part alone.

@@ -122,10 +122,16 @@ class ContentRecommender(SequentialRecommender):
 
     def catalogue(self, group: int | None) -> Tensor:
         """Vectors of all items for a group, [n_items, d]; computed once until a weight changes."""
+        self._drop_outdated_catalogues()
+        return self._catalogue(group)
+
+    def _drop_outdated_catalogues(self) -> None:
         version = sum(parameter._version for parameter in self.parameters())
         if version != self._catalogue_version:
             self._catalogues.clear()
             self._catalogue_version = version
+
+    def _catalogue(self, group: int | None) -> Tensor:
         if group not in self._catalogues:
             self._catalogues[group] = self.item_encoder.encode_catalogue(group)
         return self._catalogues[group]
@@ -154,13 +160,14 @@ class ContentRecommender(SequentialRecommender):
         """Yields (rows of the batch in one group, their user vectors, the group's catalogue)."""
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         groups = self.group_of(interaction[self.USER_ID].cpu())
+        self._drop_outdated_catalogues()  # once a batch: looking at all weights takes a while
         if groups is None:
-            catalogue = self.catalogue(None)
+            catalogue = self._catalogue(None)
             yield torch.arange(len(length)), self.user_vectors(item_seq, length, catalogue), catalogue
             return
         for group in groups.unique().tolist():
             rows = (groups == group).nonzero().squeeze(1).to(length.device)
-            catalogue = self.catalogue(group)
+            catalogue = self._catalogue(group)
             yield rows, self.user_vectors(item_seq[rows], length[rows], catalogue), catalogue
 
     def full_sort_predict(self, interaction) -> Tensor:
