@@ -1,6 +1,5 @@
 """One PEFT module a group on a single frozen foundation model."""
 
-import os
 import pickle
 import warnings
 from collections import defaultdict
@@ -17,6 +16,7 @@ from torch.func import functional_call
 from recbole_perpeft.encoder.foundation import FoundationModel
 from recbole_perpeft.encoder.peft_methods import check_same_settings, make_peft_config, module_names, read_peft_config
 from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.files import written_whole
 
 _IN_FOUNDATION = "model.base_model.model."
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -148,9 +148,8 @@ class AdapterBank(nn.Module):
         target.mkdir(parents=True, exist_ok=True)
         tensors = self._saved_tensors(group).items()
         separate = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors}
-        partial = target / "adapter_model.safetensors.partial"
-        save_file(separate, partial, metadata={"format": "pt"})
-        os.replace(partial, target / "adapter_model.safetensors")
+        with written_whole(target / "adapter_model.safetensors") as draft:
+            save_file(separate, draft, metadata={"format": "pt"})
         config = self.template.model.active_peft_config
         config.inference_mode, trains = True, config.inference_mode
         config.save_pretrained(target)

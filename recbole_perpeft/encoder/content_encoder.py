@@ -185,6 +185,7 @@ def _write_vectors(
 ) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     foundation = foundation.to(device)
+    # Not `files.written_whole`: several processes may want this file at once, each writes a draft of its own.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
