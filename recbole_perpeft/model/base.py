@@ -154,7 +154,7 @@ class ContentRecommender(SequentialRecommender):
             [B, d]
         """
         item_seq = left_pad(item_seq, length)
-        return self.user_encoder(functional.embedding(item_seq, catalogue), item_seq)[:, -1]
+        return self.user_encoder.newest(functional.embedding(item_seq, catalogue), item_seq)
 
     def _parts(self, interaction) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yields (rows of the batch in one group, their user vectors, the group's catalogue)."""

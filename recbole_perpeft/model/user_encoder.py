@@ -81,8 +81,15 @@ class UserEncoderBlock(nn.Module):
         self.feed_forward = FeedForward(width, settings.dropout_prob)
 
     def forward(self, hidden: Tensor, causal_mask: Tensor) -> Tensor:
-        query = self.attention_norm(hidden)
-        attended, _ = self.attention(query, hidden, hidden, attn_mask=causal_mask, is_causal=True, need_weights=False)
+        return self._attend(hidden, hidden, attn_mask=causal_mask, is_causal=True)
+
+    def newest(self, hidden: Tensor) -> Tensor:
+        """Output of the last slot alone, [B, 1, d]: it may see all slots, so that no mask is needed."""
+        return self._attend(hidden[:, -1:], hidden)
+
+    def _attend(self, seeing: Tensor, seen: Tensor, **mask) -> Tensor:
+        query = self.attention_norm(seeing)
+        attended, _ = self.attention(query, seen, seen, need_weights=False, **mask)
         hidden = self.feed_forward_norm(query + attended)
         return hidden + self.feed_forward(hidden)
 
@@ -119,9 +126,19 @@ class SASRecUserEncoder(nn.Module):
         Returns:
             Hidden vectors, [B, L, d]; slot L-1 stands for the user after the newest item.
         """
-        slots = torch.arange(1, self.max_seq_length + 1, device=item_seq.device)
-        positions = slots * (item_seq != 0)  # (B, L)
-        hidden = self.dropout(item_vectors * self.scale + self.position_embedding(positions))
+        hidden = self._embed(item_vectors, item_seq)
         for block in self.blocks:
             hidden = block(hidden, self.causal_mask)
         return self.last_norm(hidden)
+
+    def newest(self, item_vectors: Tensor, item_seq: Tensor) -> Tensor:
+        """`forward(...)[:, -1]`, [B, d], without the slots of the last block that nobody looks at."""
+        hidden = self._embed(item_vectors, item_seq)
+        for block in self.blocks[:-1]:
+            hidden = block(hidden, self.causal_mask)
+        return self.last_norm(self.blocks[-1].newest(hidden)).squeeze(1)
+
+    def _embed(self, item_vectors: Tensor, item_seq: Tensor) -> Tensor:
+        slots = torch.arange(1, self.max_seq_length + 1, device=item_seq.device)
+        positions = slots * (item_seq != 0)  # (B, L)
+        return self.dropout(item_vectors * self.scale + self.position_embedding(positions))

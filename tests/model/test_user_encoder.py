@@ -59,10 +59,11 @@ def test_user_encoder_equals_a_loop(width, n_heads):
     encoder = SASRecUserEncoder(settings, max_seq_length=5).double().eval()
     item_seq = torch.tensor([[0, 0, 3, 4, 5], [1, 2, 3, 4, 5], [0, 0, 0, 0, 7]])
     vectors = torch.randn(3, 5, width, dtype=torch.float64)
-    result = encoder(vectors, item_seq)
+    result, newest = encoder(vectors, item_seq), encoder.newest(vectors, item_seq)
     for row in range(3):
         expected = naive_user_encoder(encoder, vectors[row], item_seq[row], n_heads)
         torch.testing.assert_close(result[row], expected, atol=1e-10, rtol=0)
+        torch.testing.assert_close(newest[row], expected[-1], atol=1e-10, rtol=0)
 
 
 def test_the_future_is_not_seen():
