@@ -28,12 +28,12 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
         PerPEFTError: the score of a target is NaN.
     """
     target_scores = scores.gather(1, targets.unsqueeze(1))
-    n_better = (scores > target_scores).sum(dim=1)
-    n_equal = (scores == target_scores).sum(dim=1)
+    n_better = (scores > target_scores).sum(dim=1, dtype=torch.int32)
+    n_equal = (scores == target_scores).sum(dim=1, dtype=torch.int32)
     n_nan = int(target_scores.isnan().sum())
     if n_nan:
         raise PerPEFTError(f"the model scores {n_nan} of {len(targets)} targets as NaN; lower learning_rate")
-    ranks = 1 + n_better + (n_equal - 1) // 2
+    ranks = (1 + n_better + (n_equal - 1) // 2).long()
     return torch.where(target_scores.squeeze(1).isneginf(), scores.shape[1], ranks)
 
 
