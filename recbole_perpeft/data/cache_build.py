@@ -42,8 +42,8 @@ N_TASKS_A_WORKER = 2
 class Processor(Protocol):
     """What a cache needs of the processor of a foundation model; it is sent to worker processes."""
 
-    image_size: tuple[int, int]
-    text_length: int
+    image_size: tuple[int, int] | None  # None without images
+    text_length: int | None  # None without texts
     trim_text: bool
     description: dict[str, Any]
 
@@ -89,13 +89,13 @@ class FinishedChunk:
 
 
 def layout_of(processor: Processor) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Arrays of a cache: data type and shape of a row."""
+    """Arrays of a cache: data type and shape of a row. A processor of texts alone never looks at an image."""
+    has_images, has_texts = processor.image_size is not None, processor.text_length is not None
     return {
-        "pixel_values": ("|u1", (3, *processor.image_size)),
-        "input_ids": ("<i4", (processor.text_length,)),
-        "attention_mask": ("|u1", (processor.text_length,)),
-        "image_digest": ("|u1", (DIGEST_BYTES,)),
-        STAMP: ("<i8", (3,)),
+        **({"pixel_values": ("|u1", (3, *processor.image_size))} if has_images else {}),
+        **({"input_ids": ("<i4", (processor.text_length,))} if has_texts else {}),
+        **({"attention_mask": ("|u1", (processor.text_length,))} if has_texts else {}),
+        **({"image_digest": ("|u1", (DIGEST_BYTES,)), STAMP: ("<i8", (3,))} if has_images else {}),
     }
 
 
@@ -159,6 +159,15 @@ def process_chunk(files: RowFiles, processor: Processor, chunk: Chunk) -> Finish
     """Write the rows of a chunk. An image that is missing or cannot be used becomes zeros."""
     n = len(chunk.titles)
     rows = {name: np.zeros((n, *shape), dtype=dtype) for name, (dtype, shape) in files.layout.items()}
+    damaged = _process_images(rows, processor, chunk) if STAMP in rows else {}
+    if "input_ids" in rows:
+        rows["input_ids"][:], rows["attention_mask"][:] = processor.text(chunk.titles)
+    files.write(chunk.start, rows)
+    return FinishedChunk(chunk.index, _checksum(rows), damaged)
+
+
+def _process_images(rows: dict[str, np.ndarray], processor: Processor, chunk: Chunk) -> dict[str, str]:
+    """Fill the rows of images; why an image cannot be used, by row."""
     damaged: dict[str, str] = {}
     for i, path in enumerate(chunk.image_paths):
         # Before the file is read: should it change meanwhile, the older stamp makes the next opening look again.
@@ -171,9 +180,7 @@ def process_chunk(files: RowFiles, processor: Processor, chunk: Chunk) -> Finish
             rows["pixel_values"][i] = _process_image(processor, decode_image(data), path)
         except DamagedImageError as error:
             damaged[str(chunk.start + i)] = str(error)
-    rows["input_ids"][:], rows["attention_mask"][:] = processor.text(chunk.titles)
-    files.write(chunk.start, rows)
-    return FinishedChunk(chunk.index, _checksum(rows), damaged)
+    return damaged
 
 
 def _process_image(processor: Processor, image: Image.Image, path: Path) -> np.ndarray:
@@ -283,14 +290,15 @@ class CacheBuild:
         # A line that the kill cut off must not swallow the next one.
         with open(self._journal, "w", encoding="utf-8") as journal:
             journal.writelines(json.dumps(line) + "\n" for line in lines)
-        now = self._content.image_stamps()
+        now = self._content.image_stamps() if STAMP in self.files.layout else None
         chunks = {line["index"]: FinishedChunk(**line) for line in lines[1:]}
         return {index: chunk for index, chunk in chunks.items() if self._is_whole(index, chunk, now)}
 
-    def _is_whole(self, index: int, chunk: FinishedChunk, now: np.ndarray) -> bool:
+    def _is_whole(self, index: int, chunk: FinishedChunk, now: np.ndarray | None) -> bool:
         start, stop = index * CHUNK_ROWS, min((index + 1) * CHUNK_ROWS, len(self._content))
         rows = {name: self.files.read(name, start, stop) for name in self.files.layout}
-        return np.array_equal(rows[STAMP], now[start:stop]) and _checksum(rows) == chunk.checksum
+        same_images = now is None or np.array_equal(rows[STAMP], now[start:stop])
+        return same_images and _checksum(rows) == chunk.checksum
 
     def _chunks(self) -> Iterator[Chunk]:
         for start in range(0, len(self._content), CHUNK_ROWS):

@@ -1,6 +1,6 @@
-"""Titles and images of every item of a data set, keyed by item token.
+"""Texts and images of every item of a data set, keyed by item token.
 
-The item file is read raw: a title reaches the tokenizer exactly as it is written, with its spacing, quotes and
+The item file is read raw: a text reaches the tokenizer exactly as it is written, with its spacing, quotes and
 entities.
 """
 
@@ -10,12 +10,14 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from logging import getLogger
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from recbole_perpeft.data.content_report import ContentReport, Problem
 from recbole_perpeft.errors import PerPEFTError
 
+TITLE, IMAGE = "title", "image"
 IMAGE_FOLDER = "images"
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 PAD_TOKEN = "[PAD]"
@@ -34,8 +36,10 @@ class ItemContent:
         name: name of the data set.
         folder: its folder.
         tokens: item ids, unique.
-        titles: title of each item, as written.
-        image_paths: image file of each item, `None` if it has none.
+        fields: what was read of each item: `image`, and columns of text.
+        texts: texts of each item by field, as written.
+        titles: the texts of the field `title`; empty ones where that field was not asked for.
+        image_paths: image file of each item, `None` if it has none or images were not asked for.
         missing_content: `error` or `blank`.
         report: what is wrong so far.
     """
@@ -49,6 +53,8 @@ class ItemContent:
         image_paths: list[Path | None],
         missing_content: str = "error",
         report: ContentReport | None = None,
+        texts: dict[str, list[str]] | None = None,
+        fields: Sequence[str] = (TITLE, IMAGE),
     ):
         if missing_content not in MISSING_CONTENT:
             raise PerPEFTError(f"missing_content: {missing_content!r} is not one of {', '.join(MISSING_CONTENT)}.")
@@ -56,6 +62,8 @@ class ItemContent:
         self.folder = folder
         self.tokens = tokens
         self.titles = titles
+        self.texts = {TITLE: titles} if texts is None else texts
+        self.fields = tuple(fields)
         self.image_paths = image_paths
         self.missing_content = missing_content
         self.report = ContentReport() if report is None else report
@@ -65,19 +73,26 @@ class ItemContent:
 
     @classmethod
     def load(
-        cls, folder: Path, name: str, item_tokens: Sequence[str], missing_content: str = "error"
+        cls,
+        folder: Path,
+        name: str,
+        item_tokens: Sequence[str],
+        missing_content: str = "error",
+        fields: Sequence[str] = (TITLE, IMAGE),
     ) -> "ItemContent":
         """Read `<folder>/<name>.item` and find the images.
 
-        The item file is tab separated UTF-8 with a header of `field:type`; it needs the columns `item_id` and
-        `title`, may have `image` (a path relative to the folder), and may have others, which are ignored. Nothing is
-        quoted. An item without such a path has the image `images/<item_id>.{jpg,jpeg,png,webp}`.
+        The item file is tab separated UTF-8 with a header of `field:type`; it needs the columns `item_id` and those
+        of the text fields asked for, may have `image` (a path relative to the folder), and may have others, which are
+        ignored. Nothing is quoted. An item without such a path has the image `images/<item_id>.{jpg,jpeg,png,webp}`.
 
         Args:
             folder: folder of the data set.
             name: name of the data set.
             item_tokens: the item ids that occur in the interactions.
             missing_content: `error`, or `blank` to put blank images and empty titles where there are none.
+            fields: what is needed of an item: `image`, and columns of text such as `title`. What is not asked for is
+                neither read nor missed.
 
         Raises:
             PerPEFTError: the item file is missing or has no usable header. All other problems are gathered in
@@ -86,17 +101,21 @@ class ItemContent:
         folder = Path(folder)
         report = ContentReport()
         file = folder / f"{name}.item"
-        rows = _read_item_file(file, report)
+        text_fields = [field for field in fields if field != IMAGE]
+        rows = _read_item_file(file, text_fields, report)
         if not rows:
             raise report.error(str(file)) if len(report) else PerPEFTError(f"{file}: lists no items; add them.")
-        tokens = [token for token, _, _ in rows]
-        titles = [title for _, title, _ in rows]
-        for token, title in zip(tokens, titles, strict=True):
-            if not title.strip():
-                report.add(Problem.NO_TITLE, repr(token))
-        image_paths = _find_images(folder, rows, report)
+        tokens = [row.token for row in rows]
+        texts = {field: [row.texts[i] for row in rows] for i, field in enumerate(text_fields)}
+        for field, values in texts.items():
+            column = "" if field == TITLE else f" ({field})"
+            for token, text in zip(tokens, values, strict=True):
+                if not text.strip():
+                    report.add(Problem.NO_TITLE, f"{token!r}{column}")
+        image_paths = _find_images(folder, rows, report) if IMAGE in fields else [None] * len(rows)
         _compare_with_interactions(tokens, item_tokens, file, report)
-        return cls(name, folder, tokens, titles, image_paths, missing_content, report)
+        titles = texts.get(TITLE, [""] * len(rows))
+        return cls(name, folder, tokens, titles, image_paths, missing_content, report, texts, fields)
 
     def check(self, damaged_images: dict[int, str]) -> None:
         """Raise, or with `missing_content: blank` log, everything that is wrong.
@@ -131,9 +150,9 @@ class ItemContent:
             state.update(b"".join(encoded))
         return state
 
-    def image_stamps(self) -> np.ndarray:
-        """Stamp of every image, see :func:`file_stamp`: int64 [n, 3]."""
-        return np.array([file_stamp(path) for path in self.image_paths], dtype=np.int64).reshape(-1, 3)
+    def image_stamps(self, rows: slice = slice(None)) -> np.ndarray:
+        """Stamp of every image of some rows, see :func:`file_stamp`: int64 [n, 3]."""
+        return np.array([file_stamp(path) for path in self.image_paths[rows]], dtype=np.int64).reshape(-1, 3)
 
 
 def file_stamp(path: Path | None) -> tuple[int, int, int]:
@@ -147,17 +166,26 @@ def file_stamp(path: Path | None) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _read_item_file(file: Path, report: ContentReport) -> list[tuple[str, str, str]]:
-    """Token, title and image path (empty if not given) of every item, the first where an id is repeated."""
+class _ItemRow(NamedTuple):
+    """An item as its line has it: `image` is a path relative to the folder, empty if none is given."""
+
+    token: str
+    texts: tuple[str, ...]
+    image: str
+
+
+def _read_item_file(file: Path, text_fields: Sequence[str], report: ContentReport) -> list[_ItemRow]:
+    """Every item, the first where an id is repeated; texts in the order of `text_fields`."""
     try:
         # Only "\n" ends a line: `str.splitlines` would also split at characters that titles may hold.
         header, *lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise PerPEFTError(f"{file}: cannot be read ({error.strerror}); it lists the items.") from error
-    fields = _read_header(file, header)
-    n_columns, id_column, title_column = len(fields), fields.index("item_id"), fields.index("title")
-    image_column = fields.index("image") if "image" in fields else None
-    rows: list[tuple[str, str, str]] = []
+    fields = _read_header(file, header, text_fields)
+    n_columns, id_column = len(fields), fields.index("item_id")
+    text_columns = [fields.index(field) for field in text_fields]
+    image_column = fields.index(IMAGE) if IMAGE in fields else None
+    rows: list[_ItemRow] = []
     first_line: dict[str, int] = {}
     for number, line in enumerate(lines, start=2):
         line = line.removesuffix(b"\r")
@@ -178,11 +206,12 @@ def _read_item_file(file: Path, report: ContentReport) -> list[tuple[str, str, s
             report.add(Problem.DUPLICATE, f"{token!r} (lines {first_line[token]} and {number})")
         else:
             first_line[token] = number
-            rows.append((token, cells[title_column], "" if image_column is None else cells[image_column]))
+            texts = tuple(cells[column] for column in text_columns)
+            rows.append(_ItemRow(token, texts, "" if image_column is None else cells[image_column]))
     return rows
 
 
-def _read_header(file: Path, header: bytes) -> list[str]:
+def _read_header(file: Path, header: bytes, text_fields: Sequence[str]) -> list[str]:
     try:
         columns = header.removesuffix(b"\r").decode().split("\t")
     except UnicodeDecodeError as error:
@@ -197,13 +226,13 @@ def _read_header(file: Path, header: bytes) -> list[str]:
         if field in fields:
             raise PerPEFTError(f"{file}: line 1: column {field!r} occurs twice; keep one.")
         fields.append(field)
-    for field in ("item_id", "title"):
+    for field in ("item_id", *text_fields):
         if field not in fields:
             raise PerPEFTError(f"{file}: line 1: column {field!r} is missing among {', '.join(fields)}; add it.")
     return fields
 
 
-def _find_images(folder: Path, rows: Iterable[tuple[str, str, str]], report: ContentReport) -> list[Path | None]:
+def _find_images(folder: Path, rows: Iterable[_ItemRow], report: ContentReport) -> list[Path | None]:
     """The image file of every item. Folders are listed once: no file is asked for by name."""
     files_of: dict[str, set[str] | None] = {IMAGE_FOLDER: _list_files(folder / IMAGE_FOLDER)}
     image_of = _choose_images(files_of[IMAGE_FOLDER] or set())

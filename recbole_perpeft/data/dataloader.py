@@ -29,7 +29,8 @@ class NegativeSettings:
 def train_loader(config, dataset: SequenceDataset) -> "SequenceTrainDataLoader":
     """Loader of the train part with the sampler that the configuration asks for.
 
-    Keys: `train_batch_size`, `seed`, `negative_distribution`, `negative_alpha`, `shuffle`.
+    Keys: `train_batch_size`, `seed`, `negative_distribution`, `negative_alpha`, `shuffle`; with `loss_type: in_batch`
+    no negatives are drawn.
 
     Args:
         config: RecBole configuration.
@@ -38,8 +39,13 @@ def train_loader(config, dataset: SequenceDataset) -> "SequenceTrainDataLoader":
     Raises:
         PerPEFTError: if a value is wrong or a user owns the whole catalogue.
     """
+    sampler = None if config["loss_type"] == "in_batch" else _sampler(config, dataset)
+    return SequenceTrainDataLoader(config, dataset, sampler, shuffle=config["shuffle"])
+
+
+def _sampler(config, dataset: SequenceDataset) -> GroupAwareSampler:
     settings = settings_from(config, NegativeSettings)
-    sampler = GroupAwareSampler(
+    return GroupAwareSampler(
         dataset.phase_history,
         dataset.item_num,
         distribution=settings.negative_distribution,
@@ -47,7 +53,6 @@ def train_loader(config, dataset: SequenceDataset) -> "SequenceTrainDataLoader":
         seed=config["seed"],
         user_tokens=dataset.field2id_token[dataset.uid_field],
     )
-    return SequenceTrainDataLoader(config, dataset, sampler, shuffle=config["shuffle"])
 
 
 class SequenceTrainDataLoader:
@@ -62,7 +67,7 @@ class SequenceTrainDataLoader:
     Args:
         config: RecBole configuration.
         dataset: train part of `SequenceDataset.build()`.
-        sampler: of the negatives.
+        sampler: of the negatives; None draws none, and batches lack `neg_item_id_list`.
         shuffle: whether each epoch has its own order.
 
     Attributes:
@@ -71,7 +76,9 @@ class SequenceTrainDataLoader:
         batch_size: users a batch.
     """
 
-    def __init__(self, config, dataset: SequenceDataset, sampler: GroupAwareSampler, shuffle: bool = True) -> None:
+    def __init__(
+        self, config, dataset: SequenceDataset, sampler: GroupAwareSampler | None, shuffle: bool = True
+    ) -> None:
         self.dataset = dataset
         self.shuffle = shuffle
         self.batch_size = config["train_batch_size"]
@@ -99,7 +106,8 @@ class SequenceTrainDataLoader:
             PerPEFTError: as `GroupAwareSampler.set_groups`.
         """
         groups = None if user_group is None else np.asarray(torch.as_tensor(user_group).cpu())
-        self._sampler.set_groups(groups, group_negative_ratio)
+        if self._sampler is not None:
+            self._sampler.set_groups(groups, group_negative_ratio)
         self._row_group = np.zeros(len(self._users), dtype=np.int64) if groups is None else groups[self._users.numpy()]
 
     def __len__(self) -> int:
@@ -112,12 +120,14 @@ class SequenceTrainDataLoader:
 
     def get_state(self) -> dict[str, torch.Tensor]:
         """States of the generators of order and negatives; exact between two epochs."""
-        return {"order": self._generator.get_state(), "negatives": self._sampler.get_state()}
+        state = {"order": self._generator.get_state()}
+        return state if self._sampler is None else state | {"negatives": self._sampler.get_state()}
 
     def set_state(self, state: dict[str, torch.Tensor]) -> None:
         """Continues from a state that `get_state` gave between two epochs."""
         self._generator.set_state(state["order"].cpu())
-        self._sampler.set_state(state["negatives"].cpu())
+        if self._sampler is not None:
+            self._sampler.set_state(state["negatives"].cpu())
 
     def _epoch_order(self) -> tuple[torch.Tensor, list[int], list[int]]:
         """Rows of an epoch, group by group, and the borders of its batches in the order in which they come."""
@@ -138,9 +148,10 @@ class SequenceTrainDataLoader:
 
     def _batch(self, rows: torch.Tensor) -> Interaction:
         fields = {field: values[rows] for field, values in self._rows.items()}
-        positives = fields[self._positive_field]
-        negatives = self._sampler.sample(self._users[rows], positives.shape[1])
-        fields[self._negative_field] = negatives * (positives != 0)
+        if self._sampler is not None:
+            positives = fields[self._positive_field]
+            negatives = self._sampler.sample(self._users[rows], positives.shape[1])
+            fields[self._negative_field] = negatives * (positives != 0)
         return Interaction(fields)
 
 

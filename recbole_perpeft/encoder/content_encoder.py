@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from recbole_perpeft.encoder.adapters import AdapterBank
 from recbole_perpeft.encoder.foundation import FoundationModel
 from recbole_perpeft.errors import PerPEFTError
 
@@ -28,6 +27,25 @@ class ContentSource(Protocol):
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """`pixel_values`, `input_ids` and `attention_mask` of rows, on the CPU."""
+        ...
+
+
+class ContentModel(Protocol):
+    """A model that reads those inputs, and what is trained in it (`AdapterBank`, `TunedEncoders`)."""
+
+    content_size: int
+    foundation_fingerprint: str
+
+    def __call__(self, group: int | None, **batch: Tensor) -> Tensor:
+        """Content vectors of a batch, [n, content_size]."""
+        ...
+
+    def parameters_of(self, group: int | None) -> list[nn.Parameter]:
+        """What is trained for a group."""
+        ...
+
+    def personalise(self, n_groups: int) -> None:
+        """Gives every group its own copy of what is trained."""
         ...
 
 
@@ -51,10 +69,10 @@ class ContentEncoder(Protocol):
 
 
 class AdaptedContent(nn.Module):
-    """Content vectors from a foundation model with one PEFT module a group.
+    """Content vectors from a foundation model that is adapted, as with one PEFT module a group.
 
     Args:
-        bank: Foundation model and modules.
+        bank: Foundation model and what is trained in it.
         source: Inputs of the foundation model.
         row_of_item: Row of each item in `source`, [n_items]; -1 for the pad.
         chunk_size: Items that pass through the foundation model at once.
@@ -63,7 +81,7 @@ class AdaptedContent(nn.Module):
 
     def __init__(
         self,
-        bank: AdapterBank,
+        bank: ContentModel,
         source: ContentSource,
         row_of_item: Tensor,
         chunk_size: int,

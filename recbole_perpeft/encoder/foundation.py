@@ -67,8 +67,8 @@ class FoundationModel(nn.Module):
         std = torch.tensor(image_std).view(3, 1, 1)
         self.register_buffer("pixel_scale", rescale_factor / std, persistent=False)
         self.register_buffer("pixel_shift", torch.tensor(image_mean).view(3, 1, 1) / std, persistent=False)
-        self.register_state_dict_post_hook(_drop_frozen_weights)
-        self.register_load_state_dict_pre_hook(_supply_frozen_weights)
+        self.register_state_dict_post_hook(drop_frozen_weights)
+        self.register_load_state_dict_pre_hook(supply_frozen_weights)
         self.eval()
         self.content_size = self._measure_content()
 
@@ -171,13 +171,13 @@ def _digest(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _drop_frozen_weights(module: FoundationModel, state_dict: dict, prefix: str, _local_metadata: dict) -> None:
+def drop_frozen_weights(module: FoundationModel, state_dict: dict, prefix: str, _local_metadata: dict) -> None:
     for name in [name for name in state_dict if name.startswith(prefix)]:
         if name.removeprefix(prefix) not in module.checkpointed:
             del state_dict[name]
 
 
-def _supply_frozen_weights(module: FoundationModel, state_dict: dict, prefix: str, *_unused) -> None:
+def supply_frozen_weights(module: FoundationModel, state_dict: dict, prefix: str, *_unused) -> None:
     for name, tensor in module.model.state_dict(prefix="model.").items():
         if name not in module.checkpointed:
             state_dict.setdefault(prefix + name, tensor)

@@ -2,20 +2,12 @@
 
 import copy
 import dataclasses
-import functools
-import hashlib
-import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from recbole_perpeft.data.cache import ContentCache
-from recbole_perpeft.data.content import ItemContent
-from recbole_perpeft.encoder.adapters import AdapterBank
-from recbole_perpeft.encoder.content_encoder import AdaptedContent, ContentEncoder, FrozenContent
-from recbole_perpeft.encoder.foundation import FoundationModel, Processor
+from recbole_perpeft.encoder.content_encoder import ContentEncoder
 from recbole_perpeft.encoder.projector import Projector
 from recbole_perpeft.errors import PerPEFTError
 
@@ -28,7 +20,8 @@ class ItemEncoderSettings:
 
     Args:
         foundation_model: A bundled model, a folder or a hub id.
-        peft_type: A method of the peft library by name, or `none` for a foundation model that stays as it is.
+        peft_type: A method of the peft library by name, `iisan` for a side network on stored hidden states, or `none`
+            for a foundation model that stays as it is.
         peft_config: Keys of the method's configuration; each replaces a default.
         hidden_size: Width d of an item vector.
         content_weight: Weight of the content part in an item vector.
@@ -68,8 +61,9 @@ class ItemEncoder(nn.Module):
 
     .. math:: e_g(i) = w \, \mathrm{projector}_g(\mathrm{content}_g(i)) + \mathrm{id}(i)
 
-    Kim, Hwang and Shin, WWW 2026 (arXiv 2602.09445), with w = 0.5. Item 0 is the pad: its content is a zero vector,
-    which the projector maps to a constant, and its id vector is zero.
+    Kim, Hwang and Shin, WWW 2026 (arXiv 2602.09445), with w = 0.5. The IISAN papers have a single linear layer as
+    projector, w = 1 and no id vectors. Item 0 is the pad: its content is a zero vector, which the projector maps to a
+    constant, and its id vector is zero.
 
     Args:
         content_encoder: Where content vectors come from.
@@ -77,10 +71,12 @@ class ItemEncoder(nn.Module):
         hidden_size: Width d of an item vector.
         content_weight: w.
         chunk_size: Items at once in `encode_catalogue`.
+        projector: Makes a module from the width of a content vector and d.
+        has_ids: Whether items have id vectors beside their content.
 
     Attributes:
         projectors: `global`, and after `personalise` one a group, named by its number.
-        id_embedding: Id vectors of all items, shared by all groups.
+        id_embedding: Id vectors of all items, shared by all groups; None without ids.
         foundation_fingerprint: Identifies the weights of the foundation model.
     """
 
@@ -91,11 +87,15 @@ class ItemEncoder(nn.Module):
         hidden_size: int,
         content_weight: float = 0.5,
         chunk_size: int = 64,
+        projector: Callable[[int, int], nn.Module] = Projector,
+        has_ids: bool = True,
     ) -> None:
         super().__init__()
+        self.n_items = n_items
+        self.hidden_size = hidden_size
         self.content_encoder = content_encoder
-        self.projectors = nn.ModuleDict({"global": Projector(content_encoder.content_size, hidden_size)})
-        self.id_embedding = nn.Embedding(n_items, hidden_size, padding_idx=0)
+        self.projectors = nn.ModuleDict({"global": projector(content_encoder.content_size, hidden_size)})
+        self.id_embedding = nn.Embedding(n_items, hidden_size, padding_idx=0) if has_ids else None
         self.content_weight = content_weight
         self.chunk_size = chunk_size
         self.foundation_fingerprint = content_encoder.foundation_fingerprint
@@ -110,12 +110,17 @@ class ItemEncoder(nn.Module):
         Returns:
             [n, d]
         """
-        ids = self.id_embedding(items.to(self.id_embedding.weight.device))
-        return self._project(self.content_encoder(items, group), group) + ids
+        vectors = self._project(self.content_encoder(items, group), group)
+        return vectors if self.id_embedding is None else vectors + self.id_embedding(items.to(vectors.device))
 
     def _project(self, content: Tensor, group: int | None) -> Tensor:
         projector = self.projectors["global" if group is None else str(group)]
-        return self.content_weight * projector(content.to(self.id_embedding.weight.device))
+        return self.content_weight * projector(content.to(self.device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where item vectors are."""
+        return next(self.projectors.parameters()).device
 
     def personalise(self, n_groups: int) -> None:
         """Gives each group copies of the global PEFT module and projector; the global ones stay for new users."""
@@ -136,9 +141,8 @@ class ItemEncoder(nn.Module):
         if was_training:
             self.eval()
         try:
-            weight = self.id_embedding.weight
-            vectors = torch.empty_like(weight)
-            for items in torch.arange(len(weight)).split(self.chunk_size):
+            vectors = torch.empty(self.n_items, self.hidden_size, device=self.device)
+            for items in torch.arange(self.n_items).split(self.chunk_size):
                 vectors[items[0] : items[-1] + 1] = self(items, group)
             return vectors
         finally:
@@ -156,45 +160,3 @@ class ItemEncoder(nn.Module):
             [n, d]
         """
         return self._project(self.content_encoder.encode_tokens(item_tokens, group), group)
-
-
-def build_item_encoder(
-    settings: ItemEncoderSettings,
-    content: ItemContent,
-    item_tokens: Sequence[str],
-    cache_folder: str | Path,
-    show_progress: bool = True,
-) -> ItemEncoder:
-    """Loads the foundation model, fills the caches where needed, and puts the item encoder together.
-
-    Args:
-        settings: How items become vectors.
-        content: Titles and images.
-        item_tokens: Item tokens in the order of RecBole's ids; the first is the pad.
-        cache_folder: Where processor outputs and frozen content vectors are kept.
-        show_progress: Whether to show progress bars while the caches are filled.
-
-    Raises:
-        PerPEFTError: Settings, foundation model or content cannot be used.
-    """
-    folder = Path(cache_folder)
-    frozen = settings.peft_type.lower() == FROZEN
-    # What is wrong with the settings shows before the images are read.
-    bank = None if frozen else _bank(settings)
-    processor = Processor.from_pretrained(settings.foundation_model, settings.max_text_length)
-    cache = ContentCache.open_or_build(content, processor, folder, show_progress=show_progress)
-    rows = cache.rows_of(item_tokens)
-    size = settings.encoder_chunk_size
-    if bank is None:
-        load_foundation = functools.partial(FoundationModel.from_pretrained, settings.foundation_model)
-        inputs = json.dumps([cache.fingerprint, processor.description], sort_keys=True)
-        fingerprint = hashlib.sha256(inputs.encode()).hexdigest()[:16]
-        encoder = FrozenContent(load_foundation, cache, rows, folder, fingerprint, size, show_progress)
-    else:
-        encoder = AdaptedContent(bank, cache, rows, size, settings.gradient_checkpointing)
-    return ItemEncoder(encoder, len(item_tokens), settings.hidden_size, settings.content_weight, size)
-
-
-def _bank(settings: ItemEncoderSettings) -> AdapterBank:
-    foundation = FoundationModel.from_pretrained(settings.foundation_model)
-    return AdapterBank(foundation, settings.peft_type, settings.peft_config)

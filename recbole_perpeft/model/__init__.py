@@ -14,6 +14,8 @@ __all__ = ["get_model", "list_models", "list_recbole_models"]
 MODEL_MODULES = MappingProxyType(
     {
         "GlobalPEFT": "recbole_perpeft.model.perpeft",
+        "IISAN": "recbole_perpeft.model.iisan",
+        "MoRec": "recbole_perpeft.model.morec",
         "PerPEFT": "recbole_perpeft.model.perpeft",
     }
 )

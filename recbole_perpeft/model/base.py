@@ -1,67 +1,87 @@
 """What every recommender that reads item content shares: item encoder, user encoder, loss and scores."""
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from recbole_perpeft.config import settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.dataset import SequenceDataset
-from recbole_perpeft.encoder.item_encoder import ItemEncoderSettings, build_item_encoder
+from recbole_perpeft.encoder.item_encoder import ItemEncoder
 from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.model.in_batch_loss import InBatchLossSettings, in_batch_debiased_loss, log_popularity
 from recbole_perpeft.model.loss import LossSettings, next_item_bce_loss
-from recbole_perpeft.model.user_encoder import SASRecUserEncoder, UserEncoderSettings, left_pad
-
-
-def _initialise(module: nn.Module) -> None:
-    """Xavier-normal for every matrix, zero for the rows of pads, as PerPEFT's authors do."""
-    for parameter in module.parameters():
-        if parameter.dim() > 1:
-            nn.init.xavier_normal_(parameter)
-    for part in module.modules():
-        padding_idx = getattr(part, "padding_idx", None)
-        if padding_idx is not None:
-            nn.init.zeros_(part.weight[padding_idx])
+from recbole_perpeft.model.user_encoder import build_user_encoder, left_pad
+from recbole_perpeft.trainer.content_trainer import ContentTrainer
 
 
 class ContentRecommender(SequentialRecommender):
     """A sequential recommender whose item vectors come from item content.
 
-    Subclasses say which group a user belongs to (`group_of`); here everybody shares one module, written `None`.
+    Subclasses say how items are encoded (`content_fields`, `build_item_encoder`) and which group a user belongs to
+    (`group_of`); here everybody shares one module, written `None`.
 
     Args:
-        config: RecBole configuration with the keys of `ItemEncoderSettings` and `UserEncoderSettings`.
-        dataset: The data set before it is split; gives the item tokens in the order of RecBole's ids.
+        config: RecBole configuration with the keys of `LossSettings` and of the user encoder.
+        dataset: The train part of the data set; gives the item tokens in the order of RecBole's ids.
     """
 
     input_type = InputType.PAIRWISE
     dataset_class = SequenceDataset
+    trainer_class = ContentTrainer
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
         self.n_users = dataset.num(self.USER_ID)
         self.POS_ITEM_SEQ = "pos_" + self.ITEM_SEQ
         self.NEG_ITEM_SEQ = config["NEG_PREFIX"] + self.ITEM_SEQ
+        self.loss_settings = settings_from(config, LossSettings)
+        self._losses = {"bce": self._bce_loss, "in_batch": self._in_batch_loss}
+        if self.loss_settings.loss_type == "in_batch":
+            self._count_items(dataset, settings_from(config, InBatchLossSettings).popularity_power)
         item_tokens = dataset.field2id_token[self.ITEM_ID]
         content = ItemContent.load(
-            config.dataset_folder, config["dataset"], item_tokens[1:], config["missing_content"]
+            config.dataset_folder,
+            config["dataset"],
+            item_tokens[1:],
+            config["missing_content"],
+            self.content_fields(config),
         )
         self.item_tokens_with_content = content.tokens
-        encoder_settings = settings_from(config, ItemEncoderSettings)
-        self.item_encoder = build_item_encoder(
-            encoder_settings, content, item_tokens, config["cache_folder"], bool(config["show_progress"])
-        )
-        self.user_encoder = SASRecUserEncoder(settings_from(config, UserEncoderSettings), self.max_seq_length)
-        self.id_embedding_reg = settings_from(config, LossSettings).id_embedding_reg
-        with torch.no_grad():
-            for part in (self.item_encoder.projectors, self.item_encoder.id_embedding, self.user_encoder):
-                _initialise(part)
+        self.item_encoder = self.build_item_encoder(config, content, item_tokens)
+        self.user_encoder = build_user_encoder(config, self.max_seq_length)
+        self.reset_parameters()
         self._catalogues: dict[int | None, Tensor] = {}
         self._catalogue_version = -1
+
+    @abstractmethod
+    def content_fields(self, config) -> tuple[str, ...]:
+        """What is read of an item: `image`, and columns of text such as `title`."""
+
+    @abstractmethod
+    def build_item_encoder(self, config, content: ItemContent, item_tokens: Sequence[str]) -> ItemEncoder:
+        """Puts the item encoder together.
+
+        Args:
+            config: RecBole configuration.
+            content: The fields of `content_fields`.
+            item_tokens: Item tokens in the order of RecBole's ids; the first is the pad.
+        """
+
+    def reset_parameters(self) -> None:
+        """Gives fresh weights to what is not initialised as it is built."""
+        self.user_encoder.reset_parameters()
+
+    def _count_items(self, dataset: SequenceDataset, popularity_power: float) -> None:
+        rows = dataset.inter_feat
+        items = torch.cat([rows[self.ITEM_SEQ][:, 0], rows[self.POS_ITEM_SEQ].flatten()])
+        counts = torch.bincount(items, minlength=self.n_items)
+        self.register_buffer("log_popularity", log_popularity(counts, popularity_power), persistent=False)
 
     def get_extra_state(self) -> dict[str, str]:
         """What the frozen weights are: a state dict does not hold them."""
@@ -90,26 +110,39 @@ class ContentRecommender(SequentialRecommender):
         leaves them, so that the accelerator is not waited for.
 
         Args:
-            interaction: Fields `user_id` [B]; `item_id_list`, `pos_item_id_list`, `neg_item_id_list` [B, L],
-                right-padded; `item_length` [B].
+            interaction: Fields `user_id` [B]; `item_id_list`, `pos_item_id_list` and, for `loss_type: bce`,
+                `neg_item_id_list` [B, L], right-padded; `item_length` [B].
 
         Returns:
             Scalar loss.
         """
-        length = interaction[self.ITEM_SEQ_LEN].cpu()
-        rows = [
-            left_pad(interaction[field].cpu(), length)
-            for field in (self.ITEM_SEQ, self.POS_ITEM_SEQ, self.NEG_ITEM_SEQ)
-        ]
-        items, place = torch.unique(torch.stack(rows), return_inverse=True)  # place: (3, B, L)
+        return self._losses[self.loss_settings.loss_type](interaction)
+
+    def _bce_loss(self, interaction) -> Tensor:
+        rows = torch.stack(self._left_padded(interaction, self.ITEM_SEQ, self.POS_ITEM_SEQ, self.NEG_ITEM_SEQ))
+        items, place = torch.unique(rows, return_inverse=True)  # place: (3, B, L)
         vectors = self.item_encoder(items, self._group_of_batch(interaction[self.USER_ID].cpu()))
         item_seq, place = rows[0].to(vectors.device), place.to(vectors.device)
         inputs, positive, negative = functional.embedding(place, vectors)
         hidden = self.user_encoder(inputs, item_seq)
         loss = next_item_bce_loss(hidden, positive, negative, rows[1].to(vectors.device) != 0)
-        if self.id_embedding_reg:
-            loss = loss + self.id_embedding_reg * self.item_encoder.id_embedding.weight.norm()
+        if self.loss_settings.id_embedding_reg:
+            loss = loss + self.loss_settings.id_embedding_reg * self.item_encoder.id_embedding.weight.norm()
         return loss
+
+    def _in_batch_loss(self, interaction) -> Tensor:
+        item_seq, positive = self._left_padded(interaction, self.ITEM_SEQ, self.POS_ITEM_SEQ)
+        rows = torch.cat([item_seq, positive[:, -1:]], dim=1)  # (B, L + 1)
+        items, place = torch.unique(rows, return_inverse=True)
+        vectors = self.item_encoder(items, self._group_of_batch(interaction[self.USER_ID].cpu()))
+        inputs = functional.embedding(place[:, :-1].to(vectors.device), vectors)
+        hidden = self.user_encoder(inputs, item_seq.to(vectors.device))
+        return in_batch_debiased_loss(hidden, rows, items, vectors, self.log_popularity)
+
+    def _left_padded(self, interaction, *fields: str) -> list[Tensor]:
+        """Rows of ids on the CPU, each [B, L]."""
+        length = interaction[self.ITEM_SEQ_LEN].cpu()
+        return [left_pad(interaction[field].cpu(), length) for field in fields]
 
     def _group_of_batch(self, users: Tensor) -> int | None:
         groups = self.group_of(users)
@@ -179,9 +212,12 @@ class ContentRecommender(SequentialRecommender):
         Returns:
             [B, n_items]
         """
+        parts = [(rows, users @ catalogue.T) for rows, users, catalogue in self._parts(interaction)]
+        if len(parts) == 1:
+            return parts[0][1]
         scores = torch.empty(len(interaction), self.n_items, device=interaction[self.ITEM_SEQ].device)
-        for rows, users, catalogue in self._parts(interaction):
-            scores[rows] = users @ catalogue.T
+        for rows, part in parts:
+            scores[rows] = part
         return scores
 
     def predict(self, interaction) -> Tensor:

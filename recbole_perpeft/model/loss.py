@@ -2,27 +2,35 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import Tensor
 from torch.nn import functional
 
 from recbole_perpeft.errors import PerPEFTError
 
+LossType = Literal["bce", "in_batch"]
+
 
 @dataclass(frozen=True)
 class LossSettings:
-    """What is added to the loss of the next items.
+    """The training objective.
 
     Args:
-        id_embedding_reg: Weight of the Frobenius norm of the id embedding.
+        loss_type: `bce` against one sampled negative (`next_item_bce_loss`), or `in_batch` against the items of the
+            batch (`in_batch_debiased_loss`).
+        id_embedding_reg: With `bce`: weight of the Frobenius norm of the id embedding, which is added.
 
     Raises:
-        PerPEFTError: If the weight is negative or not finite.
+        PerPEFTError: If the objective is unknown, or the weight is negative or not finite.
     """
 
+    loss_type: LossType = "bce"
     id_embedding_reg: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.loss_type not in get_args(LossType):
+            raise PerPEFTError(f"loss_type must be one of {', '.join(get_args(LossType))}, got {self.loss_type!r}")
         if not 0.0 <= self.id_embedding_reg < math.inf:
             raise PerPEFTError(f"id_embedding_reg must be a finite number, at least 0, got {self.id_embedding_reg}")
 

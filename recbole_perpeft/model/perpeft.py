@@ -1,14 +1,18 @@
 """PerPEFT and its user-blind counterpart GlobalPEFT."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from recbole_perpeft.config import settings_from
+from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
+from recbole_perpeft.encoder.build import build_item_encoder
+from recbole_perpeft.encoder.item_encoder import ItemEncoder, ItemEncoderSettings
 from recbole_perpeft.errors import PerPEFTError
 from recbole_perpeft.model.base import ContentRecommender
+from recbole_perpeft.model.user_encoder import initialise_like_perpeft
 from recbole_perpeft.trainer.perpeft_trainer import PerPEFTTrainer
 
 
@@ -72,6 +76,26 @@ class PerPEFT(ContentRecommender):
 
     trainer_class = PerPEFTTrainer
     personalised_stage = True
+
+    def content_fields(self, config) -> tuple[str, ...]:
+        """Titles and images: foundation models of PerPEFT are dual encoders."""
+        return TITLE, IMAGE
+
+    def build_item_encoder(self, config, content: ItemContent, item_tokens: Sequence[str]) -> ItemEncoder:
+        """A foundation model with PEFT modules, projectors and id vectors (PerPEFT section 3)."""
+        return build_item_encoder(
+            settings_from(config, ItemEncoderSettings),
+            content,
+            item_tokens,
+            config["cache_folder"],
+            bool(config["show_progress"]),
+        )
+
+    def reset_parameters(self) -> None:
+        """As PerPEFT's authors start."""
+        initialise_like_perpeft(self.item_encoder.projectors)
+        initialise_like_perpeft(self.item_encoder.id_embedding)
+        super().reset_parameters()
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.model.iisan_user_encoder import IISANUserEncoder, IISANUserEncoderSettings
+from recbole_perpeft.settings import settings_from
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,36 @@ def left_pad(rows: Tensor, length: Tensor) -> Tensor:
     width = rows.shape[1]
     source = torch.arange(width, device=rows.device) - (width - length).unsqueeze(1)  # (B, L)
     return rows.gather(1, source.clamp_min(0)) * (source >= 0)
+
+
+def build_user_encoder(config, max_seq_length: int) -> nn.Module:
+    """The user encoder that the key `user_encoder` names, `sasrec` or `iisan`.
+
+    Args:
+        config: RecBole configuration with the keys of `UserEncoderSettings` or `IISANUserEncoderSettings`.
+        max_seq_length: L.
+
+    Raises:
+        PerPEFTError: The name is unknown, or a setting is out of range.
+    """
+    name = config["user_encoder"]
+    kinds = {"sasrec": (SASRecUserEncoder, UserEncoderSettings), "iisan": (IISANUserEncoder, IISANUserEncoderSettings)}
+    if name not in kinds:
+        raise PerPEFTError(f"user_encoder must be one of {', '.join(kinds)}, got {name!r}")
+    encoder_class, settings_class = kinds[name]
+    return encoder_class(settings_from(config, settings_class), max_seq_length)
+
+
+@torch.no_grad()
+def initialise_like_perpeft(module: nn.Module) -> None:
+    """Xavier-normal for every matrix, zero for the rows of pads, as PerPEFT's authors do."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_normal_(parameter)
+    for part in module.modules():
+        padding_idx = getattr(part, "padding_idx", None)
+        if padding_idx is not None:
+            nn.init.zeros_(part.weight[padding_idx])
 
 
 class FeedForward(nn.Module):
@@ -115,6 +147,10 @@ class SASRecUserEncoder(nn.Module):
         self.last_norm = nn.LayerNorm(settings.hidden_size, eps=1e-8)
         causal_mask = torch.ones(max_seq_length, max_seq_length, dtype=torch.bool).triu(1)
         self.register_buffer("causal_mask", causal_mask, persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Weights as PerPEFT's authors start with."""
+        initialise_like_perpeft(self)
 
     def forward(self, item_vectors: Tensor, item_seq: Tensor) -> Tensor:
         """Encodes left-padded sequences.

@@ -8,6 +8,7 @@ from recbole.utils import set_color
 from torch import Tensor
 
 from recbole_perpeft.data.dataset import history_of
+from recbole_perpeft.trainer.content_trainer import ContentTrainer
 from recbole_perpeft.trainer.grouping import (
     check_group_sizes,
     given_groups,
@@ -19,12 +20,11 @@ from recbole_perpeft.trainer.grouping import (
     sequence_log_likelihood,
     warn_if_groups_are_small,
 )
-from recbole_perpeft.trainer.trainer import RunTrainer
 
 __all__ = ["PerPEFTTrainer"]
 
 
-class PerPEFTTrainer(RunTrainer):
+class PerPEFTTrainer(ContentTrainer):
     """Trains the global stage, groups the users, trains the personalised stage.
 
     The global stage of `PerPEFT` always runs `epochs_global` epochs. Early stopping and the best checkpoint belong
@@ -58,10 +58,6 @@ class PerPEFTTrainer(RunTrainer):
     def _announce(self, sentence: str, verbose: bool) -> None:
         if verbose:
             self.logger.info(set_color(sentence, "pink"))
-
-    def _on_device(self, interaction):
-        """The batch as it is: the model sorts out its ids on the CPU."""
-        return interaction
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)

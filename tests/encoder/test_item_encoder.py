@@ -3,11 +3,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from recbole_perpeft.encoder import item_encoder as item_encoder_module
+from recbole_perpeft.encoder import build as build_module
 from recbole_perpeft.encoder.adapters import AdapterBank
+from recbole_perpeft.encoder.build import build_item_encoder
 from recbole_perpeft.encoder.content_encoder import AdaptedContent, FrozenContent
 from recbole_perpeft.encoder.foundation import FoundationModel
-from recbole_perpeft.encoder.item_encoder import ItemEncoder, ItemEncoderSettings, build_item_encoder
+from recbole_perpeft.encoder.item_encoder import ItemEncoder, ItemEncoderSettings
 from recbole_perpeft.errors import PerPEFTError
 
 N_ITEMS = 12  # the pad included
@@ -290,7 +291,7 @@ def fake_cache(monkeypatch):
             assert processor.image_size == (16, 16)
             return cls()
 
-    monkeypatch.setattr(item_encoder_module, "ContentCache", Cache)
+    monkeypatch.setattr(build_module, "ContentCache", Cache)
 
 
 @pytest.mark.parametrize("peft_type", ["lora", "none"])
