@@ -1,20 +1,17 @@
 """The cache of processor outputs: pixels and token ids of every item, computed once, memory-mapped."""
 
 import mmap
-import os
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
+from recbole_perpeft.data.build_folder import built_alone, put_in_place
 from recbole_perpeft.data.cache_build import (
     JOURNAL,
     STAMP,
@@ -147,7 +144,7 @@ class ContentCache:
         try:
             cache = cls.open(folder, content, processor)
         except (UnusableCacheError, _ChangedImagesError):
-            with _locked(folder):
+            with built_alone(folder):
                 cache = cls._open_or_build_alone(folder, content, processor, n_workers, show_progress)
         content.check(cache.damaged)
         return cache
@@ -253,26 +250,6 @@ class ContentCache:
             self._pixel_map.base.madvise(advice)
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Be the only process that builds this cache. The lock goes with its process, however that ends."""
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        getLogger().info(f"{folder}: another process builds this cache; waiting for it.")
-        lock.acquire()
-    except OSError as error:
-        raise PerPEFTError(
-            f"{folder.parent}: cannot be written ({error.strerror}); name another folder as cache_folder."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _refreshed_stamps(folder: Path, content: ItemContent, processor: Processor) -> tuple[np.ndarray, bool]:
     """Stamps of a cache, renewed for touched or copied but identical images, and whether all images are identical."""
     files = RowFiles(folder, layout_of(processor), len(content))
@@ -321,27 +298,10 @@ def _finish(
     )
     try:
         manifest.write(build.files.folder)
-        if folder.exists():
-            # Other processes keep what they have mapped of it.
-            outdated = folder.with_name(f"{folder.name}.outdated")
-            shutil.rmtree(outdated, ignore_errors=True)
-            folder.rename(outdated)
-            shutil.rmtree(outdated, ignore_errors=True)
-        build.files.folder.rename(folder)
+        put_in_place(build.files.folder, folder)
         (folder / JOURNAL).unlink(missing_ok=True)
-        _sync_folder(folder.parent)
     except OSError as error:
         raise build.explained(error) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until the names of its files are on the disk, where the platform lets folders be opened."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,6 @@ The modules that workers import for this are light: torch comes in only if the p
 import errno
 import hashlib
 import io
-import json
 import os
 import shutil
 import warnings
@@ -22,6 +21,7 @@ from joblib.externals.loky import FIRST_COMPLETED, BrokenProcessPool, ProcessPoo
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from recbole_perpeft.data.build_folder import Journal
 from recbole_perpeft.data.content import ItemContent, file_stamp
 from recbole_perpeft.data.row_files import RowFiles
 from recbole_perpeft.errors import PerPEFTError
@@ -218,7 +218,7 @@ class CacheBuild:
         self._content = content
         self._processor = processor
         self._folder = folder
-        self._journal = folder / JOURNAL
+        self._journal = Journal(folder / JOURNAL)
         self._header = {"key": key, "chunk_rows": CHUNK_ROWS}
         self.files = RowFiles(folder, layout_of(processor), len(content))
 
@@ -232,21 +232,17 @@ class CacheBuild:
             finished = self._resume()
             todo = [chunk for chunk in self._chunks() if chunk.index not in finished]
             n_rows_todo = sum(len(chunk.titles) for chunk in todo)
-            with (
-                tqdm(
-                    total=len(self._content),
-                    initial=len(self._content) - n_rows_todo,
-                    desc=f"Content of {self._content.name}",
-                    unit="item",
-                    disable=not show_progress,
-                    dynamic_ncols=True,
-                ) as bar,
-                open(self._journal, "a", encoding="utf-8") as journal,
-            ):
+            with tqdm(
+                total=len(self._content),
+                initial=len(self._content) - n_rows_todo,
+                desc=f"Content of {self._content.name}",
+                unit="item",
+                disable=not show_progress,
+                dynamic_ncols=True,
+            ) as bar:
                 for result in self._process(todo, _usable_workers(n_workers, n_rows_todo)):
                     finished[result.index] = result
-                    journal.write(json.dumps(asdict(result)) + "\n")
-                    journal.flush()
+                    self._journal.add([asdict(result)])
                     bar.update(min(CHUNK_ROWS, len(self._content) - result.index * CHUNK_ROWS))
             self.files.sync()
         except OSError as error:
@@ -266,8 +262,7 @@ class CacheBuild:
             for name in self.files.layout:
                 shutil.copyfile(source / f"{name}.npy", self.files.path(name))
             self.files.write(0, {STAMP: stamps})
-            with open(self._journal, "a", encoding="utf-8") as journal:
-                journal.writelines(json.dumps(asdict(chunk)) + "\n" for chunk in finished)
+            self._journal.add(asdict(chunk) for chunk in finished)
         except OSError as error:
             raise self.explained(error) from error
 
@@ -278,20 +273,16 @@ class CacheBuild:
         self.discard()
         self._folder.mkdir(parents=True)
         self.files.create()
-        with open(self._journal, "w", encoding="utf-8") as journal:
-            journal.write(json.dumps(self._header) + "\n")
+        self._journal.start(self._header)
 
     def _resume(self) -> dict[int, FinishedChunk]:
         """Chunks of an earlier run that are whole and whose images have not changed since."""
-        lines = _read_json_lines(self._journal)
-        if not lines or lines[0] != self._header or not self.files.are_complete():
+        entries = self._journal.resume(self._header)
+        if entries is None or not self.files.are_complete():
             self._start()
             return {}
-        # A line that the kill cut off must not swallow the next one.
-        with open(self._journal, "w", encoding="utf-8") as journal:
-            journal.writelines(json.dumps(line) + "\n" for line in lines)
         now = self._content.image_stamps() if STAMP in self.files.layout else None
-        chunks = {line["index"]: FinishedChunk(**line) for line in lines[1:]}
+        chunks = {entry["index"]: FinishedChunk(**entry) for entry in entries}
         return {index: chunk for index, chunk in chunks.items() if self._is_whole(index, chunk, now)}
 
     def _is_whole(self, index: int, chunk: FinishedChunk, now: np.ndarray | None) -> bool:
@@ -330,21 +321,6 @@ class CacheBuild:
             f"{self._folder.parent}: the disk is full; the cache of {self._content.name} needs {megabytes:,.0f} MiB. "
             f"Free space or name a cache folder on another disk."
         )
-
-
-def _read_json_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of a journal up to the first that is not whole."""
-    lines: list[dict[str, Any]] = []
-    try:
-        text = file.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return lines
-    for line in text.splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
 
 
 def _usable_workers(n_workers: int | None, n_rows: int) -> int:
