@@ -112,7 +112,7 @@ class HiddenStateCache:
         Raises:
             PerPEFTError: it is damaged, or made of something else; the message says what differs.
         """
-        resolved, origin, _ = _origin_of(field, settings, Path(folder).parent)
+        resolved, origin, _ = origin_of(field, settings, Path(folder).parent)
         return cls._open(Path(folder), content, field, resolved, origin)
 
     @classmethod
@@ -145,8 +145,8 @@ class HiddenStateCache:
             raise PerPEFTError(f"{content.name}: the field {field!r} was not loaded; name it among the fields")
         if kind_of(field) == "text" or not content.report.may_be_blank:
             content.check({})
-        settings, origin, width = _origin_of(field, settings, cache_folder)
-        folder = cache_folder / _folder_name(content.name, field, settings)
+        settings, origin, width = origin_of(field, settings, cache_folder)
+        folder = cache_folder / folder_name(content.name, field, settings)
         try:
             cache = cls._open(folder, content, field, settings, origin)
         except (UnusableStatesError, ChangedStatesError):
@@ -337,7 +337,7 @@ class HiddenStateCache:
         return f"was changed after it was written, between the items {first!r} and {last!r}."
 
 
-def _origin_of(
+def origin_of(
     field: str, settings: HiddenStateSettings, stamp_folder: Path
 ) -> tuple[HiddenStateSettings, Origin, int]:
     """Settings with a pooling, what the states depend on, and their width."""
@@ -361,7 +361,7 @@ def _origin_of(
     return settings, Origin(settings.encoder, list(settings.layers), parts), shape.width
 
 
-def _folder_name(data_set: str, field: str, settings: HiddenStateSettings) -> str:
+def folder_name(data_set: str, field: str, settings: HiddenStateSettings) -> str:
     encoder = "-".join(re.split(r"[^\w.]+", settings.encoder.strip("./~"))[-2:])
     return f"{data_set}-{field}-{encoder}-{settings.pooling}-states"
 

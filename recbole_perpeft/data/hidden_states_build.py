@@ -119,7 +119,7 @@ class StatesBuild:
                 disable=not show_progress,
                 dynamic_ncols=True,
             ) as bar:
-                for encoded in self._encoded(todo):
+                for encoded in self.encoded(todo):
                     finished[encoded.index] = self._store(encoded)
                     bar.update(len(encoded.rows[FINAL]))
             self._describe([finished[index] for index in sorted(finished)])
@@ -161,7 +161,7 @@ class StatesBuild:
         except OSError as error:
             raise self._explained(error) from error
 
-    def _encoded(self, chunks: list[StateChunk]) -> Iterator[EncodedChunk]:
+    def encoded(self, chunks: list[StateChunk]) -> Iterator[EncodedChunk]:
         if not chunks:
             return iter(())
         if self._settings.engine == "ray":

@@ -1,0 +1,95 @@
+"""Images in LMDB files, attacks among them."""
+
+import os
+import pickle
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from recbole_perpeft.data.convert import image_lmdb
+from recbole_perpeft.data.convert.image_lmdb import images_of
+from recbole_perpeft.data.convert.images import convert_images
+from recbole_perpeft.errors import PerPEFTError
+
+lmdb = pytest.importorskip("lmdb")
+
+
+class LMDB_Image:  # noqa: N801 - the name in the authors' files
+    def __init__(self, pixels, token):
+        self.channels, self.size = pixels.shape[2], pixels.shape[:2]
+        self.image, self.id = pixels.tobytes(), token
+
+
+class Attack:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def write_lmdb(path, values):
+    with lmdb.open(str(path), subdir=False, map_size=2**24) as database, database.begin(write=True) as transaction:
+        for key, value in values.items():
+            transaction.put(key.encode(), value)
+    return path
+
+
+def test_images_of_lmdb(tmp_path):
+    pixels = np.full((30, 20, 3), (200, 30, 90), dtype=np.uint8)
+    made = tmp_path / "made"
+    values = {
+        "a": pickle.dumps(LMDB_Image(pixels, "a")),
+        "attack": pickle.dumps(Attack(made)),
+        "short": pickle.dumps(LMDB_Image(pixels, "s")).replace(bytes([30]), bytes([31]), 1),
+        "__keys__": pickle.dumps([b"a"]),
+    }
+    path = write_lmdb(tmp_path / "x.lmdb", values)
+    results = convert_images(images_of(path, ["a", "attack", "short", "none", "k" * 600]), tmp_path / "out")
+    assert [result.token for result in results] == ["a", "attack", "short"]
+    assert "has the instruction" in results[1].problem and not made.exists()
+    assert results[2].problem
+    with Image.open(tmp_path / "out" / "a.jpg") as image:
+        assert image.size == (20, 30)
+        assert np.abs(np.asarray(image).astype(int) - pixels).max() <= 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": (10**6, 10**6)},
+        {"size": None},
+        {"size": (0, 5)},
+        {"size": (2, 1000)},
+        {"image": "text"},
+        {"image": b""},
+    ],
+)
+def test_stored_images_with_odd_fields_are_damaged(tmp_path, change):
+    stored = LMDB_Image(np.zeros((4, 4, 3), dtype=np.uint8), "a")
+    vars(stored).update(change)
+    path = write_lmdb(tmp_path / "x.lmdb", {"a": pickle.dumps(stored)})
+    (result,) = convert_images(images_of(path, ["a"]), tmp_path / "out")
+    assert result.problem and not result.file
+
+
+def test_unusable_image_folders_are_errors(tmp_path, monkeypatch):
+    with pytest.raises(PerPEFTError, match="cannot be listed"):
+        images_of(tmp_path / "nothing", ["a"])
+    with pytest.raises(PerPEFTError, match=r"does not exist"):
+        images_of(tmp_path / "nothing.lmdb", ["a"])
+    (tmp_path / "other.jpg").touch()
+    with pytest.raises(PerPEFTError, match=r"no file is named after an item, as in a\.jpg; it holds other\.jpg"):
+        images_of(tmp_path, ["a"])
+    (tmp_path / "x.lmdb").write_bytes(b"no database" * 1000)
+    with pytest.raises(PerPEFTError, match="not an LMDB file"):
+        images_of(tmp_path / "x.lmdb", ["a"])
+    path = write_lmdb(tmp_path / "y.lmdb", {"b": b""})
+    with pytest.raises(PerPEFTError, match="no key is an item id"):
+        images_of(path, ["a"])
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    image_lmdb._opened.cache_clear()
+    with pytest.raises(PerPEFTError, match=r"pip install 'recbole-perpeft\[convert\]'"):
+        images_of(path, ["b"])
