@@ -49,11 +49,11 @@ def encode_bare(content, items: torch.Tensor, group: int, backward: bool) -> flo
     """Seconds of the foundation model with its adapter on ready inputs."""
     rows = content.row_of_item[items]
     device = content.bank.parameters_of(group)[0].device
-    chunks = [content.source.batch(part) for part in rows[rows >= 0].split(content.chunk_size)]
+    chunks = [content.inputs(part) for part in rows[rows >= 0].split(content.chunk_size)]
     chunks = [{name: tensor.to(device) for name, tensor in chunk.items()} for chunk in chunks]
     began = finished(device)
     with torch.set_grad_enabled(backward):
-        vectors = [content.bank(group, **chunk) for chunk in chunks]
+        vectors = [content.encode(group, **chunk) for chunk in chunks]
     if backward:
         torch.cat(vectors).sum().backward()
     seconds = finished(device) - began

@@ -50,6 +50,7 @@ class ContentCache:
     Attributes:
         folder: where it lies.
         n_rows: number of items.
+        text_length: tokens of a text as stored, padding included; None without texts.
         fingerprint: identifies tokens, titles and images.
         damaged: why an image cannot be used, by row.
         has_image: whether an item has an image that could be used, bool [n_rows].
@@ -59,6 +60,7 @@ class ContentCache:
     def __init__(self, folder: Path, content: ItemContent, processor: Processor, manifest: Manifest):
         self.folder = folder
         self.n_rows = len(content)
+        self.text_length = processor.text_length
         self.fingerprint = manifest.fingerprint
         self._tokens = content.tokens
         self._trim_text = processor.trim_text

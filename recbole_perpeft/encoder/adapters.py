@@ -42,6 +42,7 @@ class AdapterBank(nn.Module):
     Attributes:
         content_size: Width of a content vector.
         foundation_fingerprint: Identifies the frozen weights.
+        adapter_layers: Modules that peft put into the foundation model.
 
     Raises:
         PerPEFTError: Wrong `peft_type` or `peft_config`.
@@ -55,8 +56,8 @@ class AdapterBank(nn.Module):
         base_modules = {id(module) for module in foundation.modules()}
         known = {id(tensor) for tensor in foundation.model.state_dict(keep_vars=True).values()}
         self._inject(peft_type, peft_config)
-        # Not registered twice: these modules are part of the template.
-        self._adapter_layers = [module for module in foundation.modules() if id(module) not in base_modules]
+        # A tuple is not registered as modules: these are part of the template.
+        self.adapter_layers = tuple(module for module in foundation.modules() if id(module) not in base_modules)
         self._names = _trainable_names(foundation)
         self.modules_of_groups = nn.ModuleDict({"global": self._new_module(dict(foundation.named_parameters()))})
         known |= {id(parameter) for parameter in foundation.parameters() if parameter.requires_grad}
@@ -90,6 +91,11 @@ class AdapterBank(nn.Module):
         )
 
     @property
+    def base_model(self) -> nn.Module:
+        """The model of transformers with the adapter in it."""
+        return self.template.model.get_base_model()
+
+    @property
     def n_parameters_per_module(self) -> int:
         """Trainable numbers of one module."""
         return sum(parameter.numel() for parameter in self.parameters_of(None))
@@ -113,7 +119,7 @@ class AdapterBank(nn.Module):
         """As in `nn.Module`, but the foundation model's own dropout and statistics stay as in evaluation."""
         super().train(mode)
         self.template.eval()
-        for layer in self._adapter_layers:
+        for layer in self.adapter_layers:
             layer.training = mode
         return self
 

@@ -16,6 +16,7 @@ from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.encoder.adapters import AdapterBank
 from recbole_perpeft.encoder.content_encoder import AdaptedContent, ContentEncoder, FrozenContent
 from recbole_perpeft.encoder.foundation import FoundationModel, Processor
+from recbole_perpeft.encoder.frozen_prefix import FrozenPrefix, frozen_depths
 from recbole_perpeft.encoder.item_encoder import FROZEN, ItemEncoder, ItemEncoderSettings
 from recbole_perpeft.encoder.layer_drop import LayerDropSettings
 from recbole_perpeft.encoder.side_content import SideContent
@@ -77,21 +78,30 @@ def _adapted(settings: ItemEncoderSettings, around: Surroundings) -> ContentEnco
     # What is wrong with the settings shows before the images are read.
     foundation = FoundationModel.from_pretrained(settings.foundation_model)
     bank = AdapterBank(foundation, settings.peft_type, settings.peft_config)
-    _, cache, rows = _inputs(settings, around)
-    return AdaptedContent(bank, cache, rows, settings.encoder_chunk_size, settings.gradient_checkpointing)
+    processor, cache, rows = _inputs(settings, around)
+    size, depths = settings.encoder_chunk_size, frozen_depths(bank)
+    prefix = None
+    if depths and settings.cache_frozen_blocks:
+        fingerprint = _fingerprint(cache, processor)
+        prefix = FrozenPrefix(bank, depths, cache, around.cache_folder, fingerprint, size, around.show_progress)
+    return AdaptedContent(bank, cache, rows, size, settings.gradient_checkpointing, prefix)
+
+
+def _fingerprint(cache: ContentCache, processor: Processor) -> str:
+    """Identifies content and processor."""
+    inputs = json.dumps([cache.fingerprint, processor.description], sort_keys=True)
+    return hashlib.sha256(inputs.encode()).hexdigest()[:16]
 
 
 def _frozen(settings: ItemEncoderSettings, around: Surroundings) -> ContentEncoder:
     processor, cache, rows = _inputs(settings, around)
     load_foundation = functools.partial(FoundationModel.from_pretrained, settings.foundation_model)
-    inputs = json.dumps([cache.fingerprint, processor.description], sort_keys=True)
-    fingerprint = hashlib.sha256(inputs.encode()).hexdigest()[:16]
     return FrozenContent(
         load_foundation,
         cache,
         rows,
         around.cache_folder,
-        fingerprint,
+        _fingerprint(cache, processor),
         settings.encoder_chunk_size,
         around.show_progress,
     )

@@ -1,19 +1,20 @@
 """Content vectors of items, from an adapted foundation model or from a frozen one."""
 
-import os
-from collections.abc import Callable, Sequence
-from logging import getLogger
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from recbole_perpeft.encoder.foundation import FoundationModel
+from recbole_perpeft.encoder.frozen_prefix import FrozenPrefix
+from recbole_perpeft.encoder.streamed_array import StreamedArray, write_arrays
 from recbole_perpeft.errors import PerPEFTError
+
+VECTORS = "vectors"
 
 
 class ContentSource(Protocol):
@@ -77,6 +78,7 @@ class AdaptedContent(nn.Module):
         row_of_item: Row of each item in `source`, [n_items]; -1 for the pad.
         chunk_size: Items that pass through the foundation model at once.
         gradient_checkpointing: Keep no activations of a chunk, and compute it again in the backward pass.
+        prefix: Stored states of the frozen blocks at the start of the foundation model; None computes them.
     """
 
     def __init__(
@@ -86,8 +88,10 @@ class AdaptedContent(nn.Module):
         row_of_item: Tensor,
         chunk_size: int,
         gradient_checkpointing: bool = False,
+        prefix: FrozenPrefix | None = None,
     ) -> None:
         super().__init__()
+        self._prefix = prefix
         self.bank = bank
         self.source = source
         self.row_of_item = row_of_item
@@ -115,15 +119,29 @@ class AdaptedContent(nn.Module):
         return self._encode_rows(self.source.rows_of(item_tokens), group)
 
     def _encode_rows(self, rows: Tensor, group: int | None) -> Tensor:
-        chunks = [self._encode_chunk(self.source.batch(part), group) for part in rows.split(self.chunk_size)]
+        chunks = [self._encode_chunk(self.inputs(part), group) for part in rows.split(self.chunk_size)]
         return torch.cat(chunks)
+
+    def inputs(self, rows: Tensor) -> dict[str, Tensor]:
+        """What the foundation model needs of rows of the source, on the CPU."""
+        batch = self.source.batch(rows)
+        if self._prefix is None:
+            return batch
+        return batch | self._prefix.batch(rows, batch["input_ids"].shape[1])
 
     def _encode_chunk(self, batch: dict[str, Tensor], group: int | None) -> Tensor:
         device = self.bank.parameters_of(group)[0].device
         inputs = {name: _to_device(tensor, device) for name, tensor in batch.items()}
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self.bank, group, use_reentrant=False, **inputs)
-        return self.bank(group, **inputs)
+            return checkpoint(self.encode, group, use_reentrant=False, **inputs)
+        return self.encode(group, **inputs)
+
+    def encode(self, group: int | None, **inputs: Tensor) -> Tensor:
+        """Content vectors from `inputs` on the device of the model, [n, content_size]."""
+        if self._prefix is None:
+            return self.bank(group, **inputs)
+        with self._prefix.supplied(inputs) as others:
+            return self.bank(group, **others)
 
 
 class FrozenContent(nn.Module):
@@ -158,10 +176,11 @@ class FrozenContent(nn.Module):
         self.foundation_fingerprint = foundation.fingerprint
         self.content_size = foundation.content_size
         path = Path(cache_folder) / f"content-vectors-{inputs_fingerprint}-{foundation.fingerprint}.npy"
-        vectors = _map_vectors(path, (source.n_rows, self.content_size))
+        array = StreamedArray(path, (source.n_rows, self.content_size))
+        vectors = array.map()
         if vectors is None:
-            _write_vectors(path, foundation, source, chunk_size, show_progress)
-            vectors = _map_vectors(path, (source.n_rows, self.content_size))
+            write_arrays({VECTORS: array}, _computed_vectors(foundation, source, chunk_size, show_progress))
+            vectors = array.map()
         if vectors is None:
             raise PerPEFTError(f"{path}: was changed by another process while it was read; run again")
         self._vectors = torch.from_numpy(vectors)
@@ -184,39 +203,13 @@ def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def _map_vectors(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """The vectors in a file, float32 [n_rows, content_size]; None where there is no whole file of that shape."""
-    try:
-        # Copy on write: a file that several processes map is never changed.
-        vectors = np.load(path, mmap_mode="c", allow_pickle=False)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError) as error:
-        getLogger().warning(f"{path}: {error}. The content vectors are computed again.")
-        return None
-    return vectors if vectors.shape == shape and vectors.dtype == np.float32 else None
-
-
 @torch.no_grad()
-def _write_vectors(
-    path: Path, foundation: FoundationModel, source: ContentSource, chunk_size: int, show_progress: bool
-) -> None:
+def _computed_vectors(
+    foundation: FoundationModel, source: ContentSource, chunk_size: int, show_progress: bool
+) -> Iterator[dict[str, Tensor]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     foundation = foundation.to(device)
-    # Not `files.written_whole`: several processes may want this file at once, each writes a draft of its own.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Plain writing: through a memory map, a full disk would end the process by a signal.
-        with partial.open("wb") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (source.n_rows, foundation.content_size)}
-            np.lib.format.write_array_header_1_0(file, header)
-            chunks = torch.arange(source.n_rows).split(chunk_size)
-            for rows in tqdm(chunks, desc="Encode content", unit="chunk", disable=not show_progress):
-                batch = {name: _to_device(tensor, device) for name, tensor in source.batch(rows).items()}
-                file.write(foundation(**batch).cpu().numpy().astype("<f4").tobytes())
-        os.replace(partial, path)
-    except OSError as error:
-        raise PerPEFTError(f"{path.parent}: cannot be written ({error.strerror or error}); free space") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    chunks = torch.arange(source.n_rows).split(chunk_size)
+    for rows in tqdm(chunks, desc="Encode content", unit="chunk", disable=not show_progress):
+        batch = {name: _to_device(tensor, device) for name, tensor in source.batch(rows).items()}
+        yield {VECTORS: foundation(**batch)}

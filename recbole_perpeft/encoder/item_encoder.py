@@ -28,6 +28,8 @@ class ItemEncoderSettings:
         encoder_chunk_size: Items that pass through the foundation model at once.
         gradient_checkpointing: Compute the foundation model again in the backward pass instead of keeping activations.
         max_text_length: Tokens of a title, special tokens included; None for the most that the model takes.
+        cache_frozen_blocks: Keep on disk what blocks below the first adapted one make of every item, instead of
+            computing it in every step.
     """
 
     foundation_model: str = "openai/clip-vit-base-patch32"
@@ -38,6 +40,7 @@ class ItemEncoderSettings:
     encoder_chunk_size: int = 64
     gradient_checkpointing: bool = False
     max_text_length: int | None = None
+    cache_frozen_blocks: bool = True
 
     def __post_init__(self) -> None:
         for key in ("foundation_model", "peft_type"):

@@ -1,0 +1,116 @@
+import pytest
+import torch
+from transformers import CLIPModel, SiglipModel
+
+from recbole_perpeft.encoder.adapters import AdapterBank
+from recbole_perpeft.encoder.content_encoder import AdaptedContent
+from recbole_perpeft.encoder.foundation import FoundationModel
+from recbole_perpeft.encoder.frozen_prefix import FrozenPrefix, StoredBlock, frozen_depths
+
+TOP = r".*layers\.1\.self_attn\.(q|v)_proj"
+VISION_TOP = r".*vision_model\.encoder\.layers\.1\.self_attn\.(q|v)_proj"
+TARGETS = {TOP: {"image": 1, "text": 1}, VISION_TOP: {"image": 1, "text": 2}, r".*text_model.*fc2": {"image": 2}}
+
+
+class Source:
+    """Texts of several lengths; batches are trimmed to their longest."""
+
+    n_rows, text_length = 7, 12
+
+    def __init__(self, trims=True):
+        generator = torch.Generator().manual_seed(0)
+        self.trims = trims
+        self.n_calls = 0
+        self._pixels = torch.randint(0, 256, (self.n_rows, 3, 16, 16), generator=generator, dtype=torch.uint8)
+        self._ids = torch.randint(4, 17, (self.n_rows, self.text_length), generator=generator)
+        lengths = torch.tensor([4, 12, 3, 8, 5, 12, 3])
+        places = torch.arange(self.text_length)
+        self._ids[places == lengths.unsqueeze(1) - 1] = 3
+        self._ids[places >= lengths.unsqueeze(1)] = 0
+        self._ids[:, 0] = 2
+
+    def rows_of(self, item_tokens):
+        return torch.tensor([int(token) for token in item_tokens])
+
+    def batch(self, rows):
+        self.n_calls += 1
+        ids = self._ids[rows]
+        mask = (ids != 0).long()
+        length = int(mask.sum(1).max()) if self.trims else self.text_length
+        return {"pixel_values": self._pixels[rows], "input_ids": ids[:, :length], "attention_mask": mask[:, :length]}
+
+
+@pytest.fixture(params=["clip", "siglip"])
+def make_bank(request, clip_folder, siglip_folder):
+    def make(peft_type="lora", **peft_config):
+        torch.manual_seed(0)
+        folder, model = {"clip": (clip_folder, CLIPModel), "siglip": (siglip_folder, SiglipModel)}[request.param]
+        bank = AdapterBank(FoundationModel(model.from_pretrained(folder)), peft_type, peft_config)
+        with torch.no_grad():
+            for parameter in bank.parameters_of(None):
+                parameter += 0.3 * torch.randn_like(parameter)
+        return bank, request.param == "clip"
+
+    return make
+
+
+def gradients_of(content, rows):
+    vectors = content.encode_tokens([str(row) for row in rows], None)
+    vectors.pow(3).sum().backward()
+    return vectors.detach(), [parameter.grad for parameter in content.bank.parameters_of(None)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_vectors_and_gradients_stay_the_same(make_bank, tmp_path, targets, checkpointing):
+    options = {"target_modules": targets, "lora_dropout": 0.0}
+    (bank, trims), (other, _) = make_bank(**options), make_bank(**options)
+    depths = frozen_depths(bank)
+    assert depths == TARGETS[targets]
+    source = Source(trims)
+    prefix = FrozenPrefix(bank, depths, source, tmp_path, "inputs", 3, show_progress=False)
+    rows = [5, 0, 2, 2, 6, 4]
+    found = gradients_of(AdaptedContent(bank, source, torch.arange(7), 2, checkpointing, prefix), rows)
+    expected = gradients_of(AdaptedContent(other, source, torch.arange(7), 6), rows)
+    torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(found[1], expected[1], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "peft_config"), [("lora", {}), ("ia3", {}), ("lora", {"target_modules": [r"layers.0.mlp.fc1"]})]
+)
+def test_no_block_is_frozen_below_an_adapter_in_the_first(make_bank, peft_type, peft_config):
+    bank, _ = make_bank(peft_type, **peft_config)
+    assert frozen_depths(bank) == {}
+
+
+def test_states_are_computed_once_and_blocks_leave_the_model(make_bank, tmp_path):
+    bank, trims = make_bank(target_modules=TOP)
+    n_before = sum(parameter.numel() for parameter in bank.template.parameters())
+    FrozenPrefix(bank, frozen_depths(bank), Source(trims), tmp_path, "inputs", 3, show_progress=False)
+    assert sum(parameter.numel() for parameter in bank.template.parameters()) < n_before
+    assert sum(isinstance(module, StoredBlock) for module in bank.modules()) == 2
+    assert len(list(tmp_path.glob("states-of-*.npy"))) == 2
+    again, source = make_bank(target_modules=TOP)[0], Source(trims)
+    FrozenPrefix(again, frozen_depths(again), source, tmp_path, "inputs", 3, show_progress=False)
+    assert source.n_calls == 1, "one row tells the shapes"
+
+
+def test_a_damaged_file_is_written_again(make_bank, tmp_path):
+    bank, trims = make_bank(target_modules=TOP)
+    FrozenPrefix(bank, frozen_depths(bank), Source(trims), tmp_path, "inputs", 3, show_progress=False)
+    file = min(tmp_path.glob("states-of-*.npy"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-40])
+    bank, _ = make_bank(target_modules=TOP)
+    FrozenPrefix(bank, frozen_depths(bank), Source(trims), tmp_path, "inputs", 3, show_progress=False)
+    assert file.read_bytes() == whole
+
+
+def test_checkpoints_and_exports_are_those_of_the_whole_model(make_bank, tmp_path):
+    (bank, trims), (other, _) = make_bank(target_modules=TOP), make_bank(target_modules=TOP)
+    FrozenPrefix(bank, frozen_depths(bank), Source(trims), tmp_path, "inputs", 3, show_progress=False)
+    assert bank.state_dict().keys() == other.state_dict().keys()
+    other.load_state_dict(bank.state_dict())
+    other.load(bank.export(tmp_path, "module", None), None)
