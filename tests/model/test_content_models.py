@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from recbole_perpeft.encoder.backbone import Backbone
+from recbole_perpeft.encoder.foundation import FoundationModel
 from recbole_perpeft.errors import PerPEFTError
 from recbole_perpeft.model.user_encoder import left_pad
 from recbole_perpeft.quick_start import load, run
@@ -139,6 +141,21 @@ def test_only_the_active_group_moves(prepare):
 def test_wrong_settings_name_the_key(aspects_settings, name, settings, message):
     with pytest.raises(PerPEFTError, match=message):
         run(name, config_dict=aspects_settings | settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("IISAN", {}), ("MoRec", {"adaptation": "frozen"}), ("PerPEFT", SIDE)]
+)
+def test_training_on_stored_states_loads_no_encoder(aspects_settings, monkeypatch, name, settings):
+    settings = aspects_settings | settings | {"epochs": 1, "epochs_global": 1}
+    run(name, config_dict=settings)
+
+    def refuse(*_arguments, **_options):
+        raise AssertionError("an encoder was loaded")
+
+    monkeypatch.setattr(Backbone, "from_pretrained", refuse)
+    monkeypatch.setattr(FoundationModel, "from_pretrained", refuse)
+    assert run(name, config_dict=settings)["test_result"]
 
 
 def test_two_texts_are_two_towers(aspects_settings, tmp_path, small_aspects):
