@@ -62,8 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+def parse_arguments(arguments: Sequence[str], switches: Sequence[str] = _SWITCHES) -> dict[str, Any]:
     """Settings from words of the form `--key=value` or `--key value`.
+
+    Args:
+        arguments: the words.
+        switches: keys that stand alone and are then True.
 
     Raises:
         PerPEFTError: a word is neither, a value is missing, or a key has two values.
@@ -76,7 +80,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
         if not word.startswith("--") or word == "--":
             raise PerPEFTError(f"cannot make sense of {word!r}: settings look like --key=value (see --help)")
         key, equals, value = word[2:].partition("=")
-        if key in _SWITCHES and not equals:
+        if key in switches and not equals:
             settings[key] = True
             continue
         if not equals:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -22,7 +23,7 @@ from recbole_perpeft.data.dataset import SequenceDataset, history_of
 from recbole_perpeft.data.interaction_log import check_same_data, with_checked_log
 from recbole_perpeft.errors import PerPEFTError
 from recbole_perpeft.model import get_model
-from recbole_perpeft.run_folder import RunFolder, peak_memory_mb
+from recbole_perpeft.run_folder import RunFolder, peak_gpu_memory_mb, peak_memory_mb
 from recbole_perpeft.trainer.checkpoint import load_checkpoint
 from recbole_perpeft.trainer.trainer import run_trainer
 
@@ -37,6 +38,8 @@ def run(
     config_file_list: Sequence[str] | None = None,
     config_dict: Mapping[str, Any] | None = None,
     saved: bool = True,
+    callback_fn: Callable[[int, float], None] | None = None,
+    with_test: bool = True,
 ) -> dict[str, Any]:
     """Train a model, choose the best epoch on the valid items, and evaluate it on the test items.
 
@@ -46,25 +49,34 @@ def run(
         config_file_list: YAML files with settings.
         config_dict: settings that win over the files.
         saved: whether to write checkpoints; without, the best model is kept in memory and the run cannot be resumed.
+        callback_fn: called with epoch (from 0) and valid score when an evaluated epoch is on disk.
+        with_test: whether to evaluate the best epoch on the test items; without, `test_result` is empty.
 
     Returns:
         `best_valid_score`, `valid_score_bigger`, `best_valid_result` and `test_result` as RecBole, and `run_folder`,
-        `model`, `dataset`, `seed`, `parameters`, `trainable_parameters`, `seconds_per_epoch`, `seconds`,
-        `peak_memory_mb`.
+        `model`, `dataset`, `seed`, `parameters`, `trainable_parameters`, `epochs`, `seconds_per_epoch` (mean by
+        stage), `median_epoch_seconds` (training alone), `seconds`, `peak_memory_mb`, `peak_gpu_memory_mb`.
 
     Raises:
         PerPEFTError: wrong settings or data.
     """
     config = Config(model, dataset, config_file_list, config_dict)
-    return _run(config, RunFolder.create(config), saved=saved)
+    return _run(config, RunFolder.create(config), saved, callback_fn, with_test)
 
 
-def resume(source: str | Path, config_dict: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def resume(
+    source: str | Path,
+    config_dict: Mapping[str, Any] | None = None,
+    callback_fn: Callable[[int, float], None] | None = None,
+    with_test: bool = True,
+) -> dict[str, Any]:
     """Continue an interrupted run in its folder; it ends with the numbers of an uninterrupted one.
 
     Args:
         source: the run folder, or its `last.pth`.
         config_dict: settings to change, such as `epochs`. Model and data set cannot change.
+        callback_fn: as for `run`.
+        with_test: as for `run`.
 
     Returns:
         As `run`.
@@ -78,7 +90,7 @@ def resume(source: str | Path, config_dict: Mapping[str, Any] | None = None) -> 
     for key in ("model", "dataset"):
         if changes.get(key, settings[key]) != settings[key]:
             raise PerPEFTError(f"{folder.path} is a run with {key} {settings[key]}, not {changes[key]}")
-    return _run(Config(config_dict=settings | changes), folder, saved=True)
+    return _run(Config(config_dict=settings | changes), folder, True, callback_fn, with_test)
 
 
 def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -> tuple:
@@ -179,7 +191,7 @@ def _build(config: Config) -> tuple:
     return dataset, loaders, model
 
 
-def _run(config: Config, folder: RunFolder, saved: bool) -> dict[str, Any]:
+def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test: bool) -> dict[str, Any]:
     began = perf_counter()
     config["checkpoint_dir"] = str(folder.path)
     with folder.logging(config["state"]) as logger:
@@ -195,10 +207,12 @@ def _run(config: Config, folder: RunFolder, saved: bool) -> dict[str, Any]:
         if folder.last_checkpoint.is_file():
             trainer.resume_checkpoint(folder.last_checkpoint, train_data)
         progress = bool(config["show_progress"])
-        score, valid_result = trainer.fit(train_data, valid_data, saved=True, show_progress=progress)
-        test_result = trainer.evaluate(test_data, load_best_model=True, show_progress=progress)
-        if trainer.target_ranks is not None:
-            folder.write_test_ranks(dataset, trainer.target_ranks)
+        score, valid_result = trainer.fit(
+            train_data, valid_data, saved=True, show_progress=progress, callback_fn=callback_fn
+        )
+        test_result = trainer.evaluate(test_data, show_progress=progress) if with_test else None
+        if test_result is not None and trainer.target_ranks is not None:
+            folder.write_test_ranks(dataset, trainer.target_ranks, getattr(model, "user_group", None))
         trainer.close()
         result = _result(config, model, trainer.history) | {
             "best_valid_score": float(score) if valid_result else None,
@@ -207,6 +221,7 @@ def _run(config: Config, folder: RunFolder, saved: bool) -> dict[str, Any]:
             "test_result": _numbers(test_result),
             "seconds": round(perf_counter() - began, 1),
             "peak_memory_mb": peak_memory_mb(),
+            "peak_gpu_memory_mb": peak_gpu_memory_mb(config["device"]),
             "run_folder": str(folder.path),
         }
         folder.write_result(result)
@@ -227,6 +242,7 @@ def _result(config: Config, model: torch.nn.Module, history: list[dict[str, Any]
         "trainable_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "epochs": len(history),
         "seconds_per_epoch": {stage: round(sum(times) / len(times), 3) for stage, times in seconds.items()},
+        "median_epoch_seconds": median([time for times in seconds.values() for time in times] or [0.0]),
     }
 
 

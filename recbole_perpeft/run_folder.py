@@ -27,6 +27,7 @@ from recbole_perpeft.files import written_whole
 PACKAGES = ("recbole-perpeft", "recbole", "torch", "transformers", "peft", "numpy", "pandas", "scipy", "scikit-learn")
 SETTINGS_FILE = "config.yaml"
 LOG_FILE = "run.log"
+_PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -39,7 +40,7 @@ class RunFolder:
     | `environment.json` | versions, machine, seed |
     | `metrics.csv` | a row an epoch (written by the trainer) |
     | `result.json` | valid and test metrics, parameters, seconds, memory |
-    | `test_ranks.parquet` | user, target item and rank of every test row |
+    | `test_ranks.parquet` | user, target item and rank of every test row; of models with groups the user's group |
     | `best.pth`, `last.pth` | the best model; what it takes to resume (written by the trainer) |
     | `run.log`, `tensorboard/` | the log, TensorBoard's events |
 
@@ -123,12 +124,14 @@ class RunFolder:
         """Write `result.json`."""
         self._write("result.json", json.dumps(result, indent=2))
 
-    def write_test_ranks(self, dataset, target_ranks) -> None:
+    def write_test_ranks(self, dataset, target_ranks, user_group: torch.Tensor | None = None) -> None:
         """Write `test_ranks.parquet`.
 
         Args:
             dataset: gives the tokens of internal ids.
             target_ranks: `evaluation.TargetRanks`.
+            user_group: int64 [n_users], the group of every user where the model has groups: a further column `group`.
+                Where all are -1 there are none.
         """
         table = pd.DataFrame(
             {
@@ -137,6 +140,8 @@ class RunFolder:
                 "rank": target_ranks.ranks.numpy().astype("int32"),
             }
         )
+        if user_group is not None and bool((user_group >= 0).any()):
+            table["group"] = user_group.cpu()[target_ranks.users].numpy().astype("int32")
         with written_whole(self.path / "test_ranks.parquet") as draft:
             table.to_parquet(draft, index=False, compression="zstd")
 
@@ -176,8 +181,21 @@ class RunFolder:
 
 def peak_memory_mb() -> float:
     """Largest resident memory of this process so far, in MB (Linux counts in KB, macOS in bytes)."""
+    # On Linux ru_maxrss begins with what the parent process had when it started this one.
+    status = Path("/proc/self/status")
+    peak = _PEAK.search(status.read_text()) if status.is_file() else None
+    if peak is not None:
+        return round(int(peak[1]) * 1024 / 1e6, 1)
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def peak_gpu_memory_mb(device: torch.device) -> dict[str, float] | None:
+    """Most GPU memory that PyTorch has `allocated` and `reserved` in this process, in MB; None without a GPU."""
+    if device.type != "cuda":
+        return None
+    peaks = {"allocated": torch.cuda.max_memory_allocated(device), "reserved": torch.cuda.max_memory_reserved(device)}
+    return {name: round(peak / 1e6, 1) for name, peak in peaks.items()}
 
 
 class _PlainFormatter(logging.Formatter):

@@ -286,7 +286,7 @@ class RunTrainer(Trainer):
             if isinstance(state, str):
                 setattr(self, name, getattr(self, state))
             else:
-                getattr(self, name).load_state_dict(state)
+                _load_optimizer(getattr(self, name), state)
         if train_data is not None:
             checkpoints.set_loader_state(train_data, content["loader"])
         checkpoints.set_random_state(content["random"])
@@ -344,6 +344,14 @@ class RunTrainer(Trainer):
         if np.isfinite(self.best_valid_score):
             self._add_hparam_to_tensorboard(self.best_valid_score)
         self.tensorboard.close()
+
+
+def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Go on with an optimiser; its rates are those of the settings, which a resumed run may have changed."""
+    rates = [{key: group[key] for key in ("lr", "weight_decay") if key in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, rates, strict=True):
+        group.update(own)
 
 
 def _to_device(value: Any, device: torch.device) -> Any:

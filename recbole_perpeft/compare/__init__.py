@@ -1,0 +1,1 @@
+"""Comparing models: `python -m recbole_perpeft.compare`; `comparison.compare` from Python."""

@@ -1,0 +1,8 @@
+"""Compare recommenders under one protocol: `python run_compare.py --models=SASRec,PerPEFT` (see --help)."""
+
+import sys
+
+from recbole_perpeft.compare.__main__ import main
+
+if __name__ == "__main__":
+    sys.exit(main())

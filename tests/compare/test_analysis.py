@@ -1,0 +1,156 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from recbole_perpeft.compare import analysis
+from recbole_perpeft.compare.records import collect
+from recbole_perpeft.errors import PerPEFTError
+
+MODELS = ("base", "good", "<b>|&_{odd}")
+
+
+def ndcg(rank, cut=5):
+    return 1 / math.log2(rank + 1) if rank <= cut else 0.0
+
+
+def mean_ndcg(ranks, model, user):
+    return (ndcg(ranks[model, 1][user]) + ndcg(ranks[model, 2][user])) / 2
+
+
+def test_mean_and_standard_deviation_over_seeds(toy_runs, toy_record):
+    ranks = toy_runs[2]
+    table = analysis.quality(toy_record).set_index(["model", "metric"])
+    for model in MODELS:
+        of_seeds = [np.mean([ndcg(rank) for rank in ranks[model, seed]]) for seed in (1, 2)]
+        row = table.loc[(model, "ndcg@5")]
+        assert row["seeds"] == 2 and row["mean"] == pytest.approx(np.mean(of_seeds))
+        assert row["sd"] == pytest.approx(abs(of_seeds[0] - of_seeds[1]) / math.sqrt(2))
+
+
+def test_significance_over_users(toy_runs, toy_record):
+    ranks = toy_runs[2]
+    table = analysis.significance(toy_record, "base").set_index(["model", "metric"])
+    users = {model: [mean_ndcg(ranks, model, user) for user in range(60)] for model in MODELS}
+    p_t = {model: stats.ttest_rel(users[model], users["base"]).pvalue for model in MODELS[1:]}
+    for model, p_value in p_t.items():
+        row = table.loc[(model, "ndcg@5")]
+        assert row["p_t"] == pytest.approx(p_value)
+        assert row["p_wilcoxon"] == pytest.approx(stats.wilcoxon(users[model], users["base"]).pvalue)
+        assert row["improvement"] == pytest.approx(np.mean(users[model]) / np.mean(users["base"]) - 1)
+    smallest = min(p_t, key=p_t.get)
+    assert table.loc[(smallest, "ndcg@5"), "p_t_holm"] == pytest.approx(2 * p_t[smallest])
+
+
+def test_cost_and_tpme(toy_record):
+    table = analysis.cost(toy_record).set_index("model")
+    assert table["trainable_parameters"].tolist() == [100, 1000, 10000]
+    assert table["tpme"].tolist() == pytest.approx([0.45, 0.45 / 2 + 0.1 * 900 / 9900 + 0.45 / 2, 0.55])
+
+
+def test_memory_of_the_gpu_counts_if_all_ran_on_one(toy_runs):
+    plan, outcomes, *_ = toy_runs
+    for place, outcome in enumerate(outcomes[:-1]):
+        path = outcome.job.folder / "result.json"
+        gpu = {"allocated": 100.0 + place // 2, "reserved": 900.0}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"peak_gpu_memory_mb": gpu}))
+    table = analysis.cost(collect(plan, outcomes))
+    assert table["gpu_memory_mb"].tolist() == [100, 101, 102]
+    assert table["tpme"].tolist() == pytest.approx([0, 0.45 / 2 + 0.1 * 900 / 9900 + 0.45 / 2, 1])
+
+
+def test_by_length_of_history(toy_runs, toy_record):
+    plan, _, ranks, _ = toy_runs
+    table = analysis.by_history(toy_record)
+    sizes = table.drop_duplicates("part")["rows"]
+    assert sizes.sum() == 60 and len(sizes) == 4 and sizes.min() >= 8
+    for row in table.itertuples():
+        least, most = (int(number) for number in row.part.removesuffix(" items").split("–"))
+        users = [user for user in range(60) if least <= plan.description.history_length[user] <= most]
+        assert len(users) == row.rows
+        assert row.value == pytest.approx(np.mean([mean_ndcg(ranks, row.model, user) for user in users]))
+
+
+def test_histories_of_one_length(toy_record):
+    description = dataclasses.replace(toy_record.plan.description, history_length=np.full(60, 7))
+    record = dataclasses.replace(toy_record, plan=dataclasses.replace(toy_record.plan, description=description))
+    assert set(analysis.by_history(record)["part"]) == {"7 items"}
+
+
+def test_by_popularity(toy_runs, toy_record):
+    plan, _, ranks, targets = toy_runs
+    counts = dict(zip(plan.description.items, plan.description.train_count, strict=True))
+    sold = sorted((count for count in counts.values() if count), reverse=True)
+    head, torso = sold[round(0.1 * len(sold)) - 1], sold[round(0.5 * len(sold)) - 1]
+    assert analysis.popularity_borders(plan.description.train_count) == (head, torso)
+    table = analysis.by_popularity(toy_record)
+    parts = {"head": (head, 1000), "torso": (torso, head - 1), "tail": (1, torso - 1), "cold": (0, 0)}
+    for row in table.itertuples():
+        least, most = parts[row.part.split()[0]]
+        users = [user for user in range(60) if least <= counts[targets[user]] <= most]
+        assert len(users) == row.rows > 0
+        assert row.value == pytest.approx(np.mean([mean_ndcg(ranks, row.model, user) for user in users]))
+    assert set(table["part"].str.split().str[0]) == set(parts)
+
+
+@pytest.mark.parametrize(("counts", "borders"), [([0, 0], (1, 1)), ([3], (3, 3)), ([5, 5, 5, 5], (5, 5))])
+def test_borders_of_small_catalogues(counts, borders):
+    assert analysis.popularity_borders(np.array(counts)) == borders
+
+
+def test_by_user_group(toy_runs, toy_record):
+    ranks = toy_runs[2]
+    table = analysis.by_group(toy_record, "base")
+    assert set(table["model"]) == {"good"} and len(table) == 6 and (table["rand_index"] == 1).all()
+    for row in table.itertuples():
+        users = range(row.group, 60, 3)
+        assert row.rows == 20
+        assert row.value == pytest.approx(np.mean([ndcg(ranks["good", row.seed][user]) for user in users]))
+        assert row.baseline == pytest.approx(np.mean([ndcg(ranks["base", row.seed][user]) for user in users]))
+
+
+def test_rows_that_a_model_lacks_are_left_out(toy_runs):
+    plan, outcomes, ranks, _ = toy_runs
+    path = outcomes[0].job.folder / "test_ranks.parquet"
+    table = pd.read_parquet(path)
+    table[table["user_id"] != "u7"].to_parquet(path, index=False)
+    record = collect(plan, outcomes)
+    assert record.rows.n_left_out == 1 and 7 not in record.rows.users and len(record.rows.users) == 59
+    place = record.rows.users.tolist().index(8)
+    assert record.rows.values["good"][place, 1] == pytest.approx(mean_ndcg(ranks, "good", 8))
+
+
+def test_users_with_several_rows_count_once(toy_record):
+    rows = dataclasses.replace(toy_record.rows, users=np.repeat(np.arange(30), 2))
+    values = toy_record.rows.values["good"][:, 1].reshape(30, 2).mean(axis=1)
+    np.testing.assert_allclose(rows.of_users("good", "ndcg@5"), values)
+
+
+def test_several_targets_give_no_significance(toy_runs):
+    plan, outcomes, *_ = toy_runs
+    (outcomes[0].job.folder / "test_ranks.parquet").unlink()
+    record = collect(plan, outcomes)
+    assert record.rows is None and analysis.significance(record, "base").empty
+    assert len(analysis.quality(record)) == 9
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("result.json", "{"), ("metrics.csv", ""), ("test_ranks.parquet", None)]
+)
+def test_damaged_run_folders(toy_runs, file, content):
+    plan, outcomes, *_ = toy_runs
+    path = outcomes[0].job.folder / file
+    if content is None:
+        pd.read_parquet(path).assign(user_id="somebody").to_parquet(path, index=False)
+    else:
+        path.write_text(content)
+    with pytest.raises(PerPEFTError, match="0-1"):
+        collect(plan, outcomes)
+
+
+def test_directions_of_metrics():
+    assert analysis.bigger_is_better("ndcg@20") and not analysis.bigger_is_better("giniindex@5")

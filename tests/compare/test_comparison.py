@@ -1,0 +1,157 @@
+"""Whole comparisons, with real processes: they are few because each starts Python and PyTorch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recbole_perpeft.compare.__main__ import main
+from recbole_perpeft.compare.comparison import compare
+from recbole_perpeft.compare.plan import plan
+from recbole_perpeft.compare.specs import parse_models
+from recbole_perpeft.compare.worker import carry_out
+from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.quick_start import run
+from recbole_perpeft.trainer.trainer import RunTrainer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def shared(toy_settings):
+    return {key: str(value) for key, value in toy_settings.items() if key != "dataset"}
+
+
+def test_a_comparison_goes_on_and_has_the_numbers_of_single_runs(toy_settings, shared, tmp_path, capfd):
+    flags = [f"--{key}={value}" for key, value in shared.items()]
+    # A learning rate that ruins the model: its run fails, the other does not.
+    models = "BPR, BPR[learning_rate=1e38, learner=sgd] as broken"
+    arguments = [
+        f"--models={models}",
+        "--dataset=toy",
+        "--seeds=1",
+        "--code_version=1",
+        f"--output={tmp_path / 'report'}",
+        *flags,
+    ]
+    assert main([*arguments, "--only=BPR"]) == 0
+    first = capfd.readouterr()
+    assert "[1/1] BPR on toy, seed 2026: done" in first.err and "### Quality" in first.out
+
+    assert main(arguments) == 1
+    second = capfd.readouterr()
+    assert "BPR on toy, seed 2026: finished before" in second.err
+    assert "broken on toy, seed 2026: failed: the training loss is" in second.err
+    assert "| broken | 2026 | the training loss is" in second.out
+
+    single = run("BPR", config_dict=toy_settings | {"dataset": "toy"})
+    rows = pd.read_csv(tmp_path / "report" / "runs.csv").set_index("model")
+    for metric, value in single["test_result"].items():
+        assert rows.loc["BPR", metric] == value
+    ranks = [
+        pd.read_parquet(Path(folder) / "test_ranks.parquet").set_index("user_id")["rank"]
+        for folder in (rows.loc["BPR", "run_folder"], single["run_folder"])
+    ]
+    pd.testing.assert_series_equal(*ranks)
+
+
+def test_an_interrupted_run_goes_on(toy_settings, shared, monkeypatch):
+    job = plan(parse_models("SASRec"), "toy", 1, config_dict=shared).jobs[0]
+    finish = RunTrainer._finish_epoch
+
+    def stop_after_two(trainer, row, train_data):
+        finish(trainer, row, train_data)
+        if row["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunTrainer, "_finish_epoch", stop_after_two)
+        carry_out(job.folder, dict(job.settings))
+    assert len(pd.read_csv(job.folder / "metrics.csv")) == 2 and not (job.folder / "result.json").exists()
+    assert carry_out(job.folder, dict(job.settings)) is None
+    result = json.loads((job.folder / "result.json").read_text())
+    assert result["epochs"] == 3
+    assert result["test_result"] == run("SASRec", config_dict=toy_settings)["test_result"]
+    written = (job.folder / "result.json").stat().st_mtime_ns
+    assert carry_out(job.folder, dict(job.settings)) is None  # a finished run is left alone
+    assert (job.folder / "result.json").stat().st_mtime_ns == written
+
+
+def test_what_the_report_needs_from_a_run_with_groups(aspects_settings):
+    settings = {key: str(value) for key, value in aspects_settings.items() if key != "dataset"}
+    settings |= {"epochs": "1", "epochs_global": "1", "min_group_size": "1"}
+    job = plan(parse_models("PerPEFT"), "aspects", 1, config_dict=settings).jobs[0]
+    assert carry_out(job.folder, dict(job.settings)) is None
+    ranks = pd.read_parquet(job.folder / "test_ranks.parquet")
+    assert list(ranks.columns) == ["user_id", "item_id", "rank", "group"]
+    assert ranks["group"].between(0, 2).all() and ranks["group"].nunique() > 1
+    result = json.loads((job.folder / "result.json").read_text())
+    seconds = pd.read_csv(job.folder / "metrics.csv")["train_seconds"]
+    assert result["median_epoch_seconds"] == pytest.approx(np.median(seconds))
+    assert result["peak_gpu_memory_mb"] is None
+
+
+def test_a_fault_in_a_model_is_told(shared, monkeypatch, capsys):
+    job = plan(parse_models("BPR"), "toy", 1, config_dict=shared).jobs[0]
+    monkeypatch.setattr(RunTrainer, "fit", lambda *arguments, **options: {}["nothing"])
+    assert carry_out(job.folder, dict(job.settings)) == "KeyError: 'nothing'"
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_memory_of_the_parent_does_not_count():
+    """A process begins with its parent's `ru_maxrss`."""
+    code = """
+import subprocess, sys
+block = bytearray(900_000_000)
+block[::4096] = b"1" * len(block[::4096])
+code = "from recbole_perpeft.run_folder import peak_memory_mb; print(peak_memory_mb())"
+print(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert 50 < float(run.stdout) < 800
+
+
+def test_no_run_succeeds(shared, tmp_path, monkeypatch):
+    from recbole_perpeft.compare import comparison
+    from recbole_perpeft.compare.runs import Outcome
+
+    monkeypatch.setattr(comparison, "carry_out_all", lambda jobs, *rest: [Outcome(job, "no luck") for job in jobs])
+    with pytest.raises(PerPEFTError, match="no run succeeded:\n  BPR on toy, seed 2026: no luck"):
+        compare(parse_models("BPR"), ["toy"], tmp_path / "report", 1, config_dict=shared)
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name the models: --models=SASRec,PerPEFT"),
+        (["--models=BPR", "--model=BPR"], "--model is for one model"),
+        (["--models=SASRek"], "did you mean SASRec"),
+        (["--models=BPR", "--seeds=many"], "--seeds is 'many': it must be a whole number"),
+        (["--models=BPR", "--seeds=0"], "--seeds is 0"),
+        (["--models=BPR", "--parallel=0"], "--parallel is 0"),
+        (["--models=BPR", "--baseline=Pop"], "no model of the comparison is named 'Pop'; there are BPR"),
+        (["--models=BPR", "--only=Pop"], "no model of the comparison is named 'Pop'"),
+        (["--models=BPR[topk=[1]]"], "sets topk"),
+        (["--models=BPR", "--epocks=3"], "did you mean 'epochs'"),
+        (["BPR"], "cannot make sense of 'BPR'"),
+    ],
+)
+def test_wrong_command_lines(words, message, capsys):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ")
+
+
+def test_help(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--models=LIST" in text and "@aspects" in text and "{model: MODEL, key: value}" in text
+    assert main(["--list_models"]) == 0
+    assert "PerPEFT" in capsys.readouterr().out

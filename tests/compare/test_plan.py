@@ -1,0 +1,87 @@
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recbole_perpeft import config
+from recbole_perpeft.compare import plan as plans
+from recbole_perpeft.compare.plan import plan
+from recbole_perpeft.compare.specs import parse_models
+from recbole_perpeft.errors import PerPEFTError
+
+
+@pytest.fixture
+def shared(toy_settings):
+    """Settings of all models, as `--key=value` gives them."""
+    return {key: str(value) for key, value in toy_settings.items() if key != "dataset"}
+
+
+def test_every_model_with_every_seed(shared):
+    made = plan(parse_models("Pop, BPR[embedding_size=8] as small"), "toy", 2, config_dict=shared | {"seed": "5"})
+    assert [str(job) for job in made.jobs] == [
+        f"{name} on toy, seed {seed}" for name in ("Pop", "small") for seed in (5, 6)
+    ]
+    assert len({job.folder for job in made.jobs}) == 4
+    assert made.jobs[3].settings["embedding_size"] == 8 and made.jobs[3].settings["seed"] == 6
+    assert made.protocol["topk"] == [5, 10] and made.protocol["mask_history"] == "keep_target"
+
+
+def test_the_same_settings_are_the_same_run(shared):
+    made = plan(parse_models("BPR, BPR[embedding_size=64] as same, BPR[embedding_size=8]"), "toy", 1, (), shared)
+    assert made.jobs[0].folder == made.jobs[1].folder != made.jobs[2].folder
+    named = plan(parse_models("BPR"), "toy", 1, (), shared, code_version="of May")
+    assert named.jobs[0].folder != made.jobs[0].folder
+
+
+def test_description_of_the_data(shared, toy_path):
+    description = plan(parse_models("Pop"), "toy", 1, config_dict=shared).description
+    log = pd.read_csv(toy_path / "toy" / "toy.inter", sep="\t").set_axis(["user", "item", "time"], axis=1)
+    history = log.groupby("user").size() - 1
+    train = log[log.groupby("user").cumcount(ascending=False) >= 2].groupby("item").size()
+    assert dict(zip(description.users, description.history_length, strict=True)) == history.to_dict()
+    counts = pd.Series(description.train_count, description.items)
+    assert counts[counts > 0].to_dict() == train.to_dict()
+    assert isinstance(description.train_count, np.ndarray) and description.true_group is None
+
+
+def test_the_protocol_does_not_come_from_models(shared, tmp_path, monkeypatch):
+    """A data set may give a model settings of its own, but no early stopping of its own."""
+    folder = tmp_path / "properties"
+    shutil.copytree(config.properties_folder(), folder)
+    own = "stopping_step: 7\nmodels:\n  BPR: {stopping_step: 1, embedding_size: 8}\n"
+    (folder / "dataset" / "toy.yaml").write_text(own)
+    for module in (config, plans):
+        monkeypatch.setattr(module, "properties_folder", lambda: folder)
+    settings = plan(parse_models("BPR"), "toy", 1, config_dict=shared).jobs[0].settings
+    assert settings["stopping_step"] == 7 and settings["embedding_size"] == 8
+
+
+@pytest.mark.parametrize(
+    ("models", "changes", "message"),
+    [
+        ("BPR[topk=[3]]", {}, "sets topk, which is the same for all models of a comparison: give --topk=... instead"),
+        ("BPR[mask_history=none]", {}, "sets mask_history"),
+        ("BPR[seed=1]", {}, "sets seed"),
+        ("BPR[embeding_size=8] as B", {}, "B on toy: unknown setting 'embeding_size', did you mean 'embedding_size'?"),
+        ("BPR, FM", {}, "FM predicts labels"),
+        ("BPR", {"topkk": "[3]"}, "unknown setting 'topkk'"),
+        ("BPR", {"valid_metric": "NDCG@7"}, "valid_metric is NDCG@7"),
+        ("BPR", {"run_folder": "here"}, "run_folder cannot be a setting of all runs"),
+        ("BPR", {"data_path": "nowhere"}, "there is no data set toy"),
+    ],
+)
+def test_bad_input(shared, models, changes, message):
+    with pytest.raises(PerPEFTError) as error:
+        plan(parse_models(models), "toy", 1, config_dict=shared | changes)
+    assert message in str(error.value)
+
+
+def test_true_groups(shared, toy_path):
+    with pytest.raises(PerPEFTError, match="toy.user is missing"):
+        plan(parse_models("Pop"), "toy", 1, config_dict=shared, true_group_field="team")
+    lines = [f"u{user}\t{'ab'[user % 2]}" for user in range(40)]
+    (toy_path / "toy" / "toy.user").write_text("\n".join(["user_id:token\tteam:token", *lines]) + "\n")
+    description = plan(parse_models("Pop"), "toy", 1, config_dict=shared, true_group_field="team").description
+    groups = pd.Series(description.true_group, description.users)
+    assert groups[["u0", "u2"]].nunique() == 1 and groups["u0"] != groups["u1"]

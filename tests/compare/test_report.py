@@ -1,0 +1,130 @@
+import re
+import shutil
+import subprocess
+
+import pandas as pd
+import pytest
+
+from recbole_perpeft.compare import analysis
+from recbole_perpeft.compare.plots import plots
+from recbole_perpeft.compare.report import write_report
+from recbole_perpeft.compare.sections import tables
+from recbole_perpeft.compare.statistics import metric_of_ranks, paired_test
+from recbole_perpeft.compare.tables import Cell, Table, places
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+
+
+@pytest.fixture
+def report(toy_record, tmp_path):
+    folder = tmp_path / "new" / "report"
+    write_report(folder, [toy_record], "base")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("values", "bigger", "expected"),
+    [
+        ([1, 3, 2], True, [0, 1, 2]),
+        ([1, 3, 2], False, [1, 0, 2]),
+        ([3, 3, 2, 1], True, [1, 1, 2, 0]),
+        ([float("nan"), 1, 2], True, [0, 2, 1]),
+        ([float("nan"), 1], True, [0, 0]),
+        ([5], True, [0]),
+        ([], True, []),
+    ],
+)
+def test_best_and_second_best(values, bigger, expected):
+    assert places(values, bigger) == expected
+
+
+def test_marks_and_special_characters():
+    rows = [[Cell("a|b_c"), Cell("0.2 ± 0.1", 1)], [Cell("<&%>"), Cell("0.1", 2)]]
+    table = Table("T & U", ["model", "≥ 1"], rows, "n_1")
+    assert "| a\\|b\\_c | **0.2 ± 0.1** |" in table.to_markdown() and "| _0.1_ |" in table.to_markdown()
+    latex = table.to_latex()
+    assert r"a|b\_c & \textbf{0.2 $\pm$ 0.1} \\" in latex and r"$<$\&\%$>$ & \underline{0.1} \\" in latex
+    assert r"\caption{T \& U. n\_1}" in latex and r"model & $\geq$ 1 \\" in latex
+    page = table.to_html()
+    assert "<strong>0.2 ± 0.1</strong>" in page and "&lt;&amp;%&gt;" in page and "<h3>T &amp; U</h3>" in page
+
+
+def test_files_of_a_report(report, toy_record):
+    tables_of_numbers = {"runs", "quality", "significance", "cost", "history", "popularity", "groups"}
+    names = {f"{name}.csv" for name in tables_of_numbers} | {"report.md", "report.html", "tables.tex", "ranks.parquet"}
+    assert {path.name for path in report.iterdir()} == names
+    quality = pd.read_csv(report / "quality.csv")
+    pd.testing.assert_frame_equal(quality.drop(columns="dataset"), analysis.quality(toy_record))
+    runs = pd.read_csv(report / "runs.csv")
+    assert len(runs) == 7 and runs["error"].dropna().tolist() == ["the loss is not finite"]
+
+
+def test_significance_from_the_ranks_of_a_report(report, toy_record):
+    ranks = pd.read_parquet(report / "ranks.parquet")
+    assert len(ranks) == 6 * 60
+    ranks["ndcg"] = metric_of_ranks("ndcg@5", ranks["rank"].to_numpy())
+    users = ranks.pivot_table(index="user", columns="model", values="ndcg", observed=True)
+    expected = analysis.significance(toy_record, "base").set_index(["model", "metric"]).loc[("good", "ndcg@5"), "p_t"]
+    assert paired_test(users["good"].to_numpy(), users["base"].to_numpy()).p_t == pytest.approx(expected)
+
+
+def test_tables_of_a_report(report, toy_record):
+    titles = [table.title for table in tables(toy_record, "base")]
+    assert titles == [
+        "Runs that failed",
+        "Quality",
+        "Against base",
+        "Cost",
+        "By length of the user's history",
+        "By popularity of the target",
+        "By user group",
+    ]
+    text = (report / "report.md").read_text()
+    assert all(f"### {title}" in text for title in titles)
+    best = analysis.quality(toy_record).query("metric == 'ndcg@5'").set_index("model").loc["good"]
+    assert f"**{best['mean']:.4f} ± {best['sd']:.4f}**" in text
+    assert "mask_history all" in text and "| good | 3 | the loss is not finite |" in text
+    latex = (report / "tables.tex").read_text()
+    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == len(titles)
+    # Of the Gini index the least is the best; here all are alike.
+    assert "**0.5000 ± 0.0000**" in text
+
+
+def test_plots_of_a_report(toy_record):
+    figures = plots(toy_record, "base")
+    assert list(figures) == [
+        "Quality against trainable parameters",
+        "Quality against seconds an epoch",
+        "Learning curves",
+        "Group sizes",
+    ]
+    quality = analysis.quality(toy_record).query("metric == 'ndcg@5'").set_index("model")
+    points = {trace.name: (trace.x[0], trace.y[0]) for trace in figures["Quality against trainable parameters"].data}
+    assert points["good"] == (1000, pytest.approx(quality.loc["good", "mean"]))
+    curves = figures["Learning curves"].data
+    assert len(curves) == 6 and list(curves[0].x) == [2] and list(curves[0].y) == [0.3]
+    assert [list(trace.y) for trace in figures["Group sizes"].data] == [[20, 20, 20]] * 2
+
+
+def test_the_page_needs_no_network(report):
+    page = (report / "report.html").read_text(encoding="utf-8")
+    assert page.count("Plotly.newPlot(") >= 4
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
+    assert "&lt;b&gt;|&amp;_{odd}" in page and "<b>|&_{odd}" not in re.sub(
+        r"<script.*?</script>", "", page, flags=re.S
+    )
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_the_page_in_a_browser(report, tmp_path):
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    page = (report / "report.html").as_uri()
+    run = subprocess.run(
+        [*command, "--virtual-time-budget=20000", "--dump-dom", page], capture_output=True, timeout=120, check=True
+    )
+    body = run.stdout.decode().split("<body>", 1)[1]
+    assert body.count('class="main-svg"') >= 4
+    drawn = re.sub(r"<script.*?</script>", "", body, flags=re.S)
+    # The axes and the points are there, not just empty boxes.
+    assert "test NDCG@5" in drawn and "group, the largest first" in drawn
+    assert len(re.findall(r'<path class="point"', drawn)) >= 6
