@@ -22,6 +22,7 @@ REQUIRES = [
     "scipy>=1.11",
     "scikit-learn>=1.4",
     "pyarrow>=14",
+    "plotly>=5",
     "pyyaml>=6",
     "filelock>=3.12",
     "joblib>=1.3",
@@ -45,6 +46,7 @@ setup(
     packages=[
         *find_packages(include=["recbole_perpeft", "recbole_perpeft.*"]),
         "recbole_perpeft.properties",
+        "recbole_perpeft.properties.compare",
         "recbole_perpeft.properties.dataset",
         "recbole_perpeft.properties.model",
         "recbole_perpeft.properties.preset",
@@ -53,6 +55,7 @@ setup(
     package_data={
         "recbole_perpeft": ["py.typed", "encoder/pretrained/*/*"],
         "recbole_perpeft.properties": ["*.yaml"],
+        "recbole_perpeft.properties.compare": ["*.yaml"],
         "recbole_perpeft.properties.dataset": ["*.yaml"],
         "recbole_perpeft.properties.model": ["*.yaml"],
         "recbole_perpeft.properties.preset": ["*.yaml"],
@@ -64,7 +67,12 @@ setup(
         "test": TEST_REQUIRES + CONVERT_REQUIRES,
         "dev": TEST_REQUIRES + CONVERT_REQUIRES + DEV_REQUIRES,
     },
-    entry_points={"console_scripts": ["recbole-perpeft = recbole_perpeft.__main__:main"]},
+    entry_points={
+        "console_scripts": [
+            "recbole-perpeft = recbole_perpeft.__main__:main",
+            "recbole-perpeft-compare = recbole_perpeft.compare.__main__:main",
+        ]
+    },
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
