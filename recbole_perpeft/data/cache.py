@@ -16,17 +16,15 @@ from recbole_perpeft.data.cache_build import (
     JOURNAL,
     STAMP,
     CacheBuild,
-    DamagedImageError,
     FinishedChunk,
     Processor,
     damaged_images,
-    image_digest,
+    digest_of_file,
     layout_of,
-    read_image_file,
 )
 from recbole_perpeft.data.cache_manifest import FORMAT, Manifest, UnusableCacheError, cache_key, plain
-from recbole_perpeft.data.content import PAD_TOKEN, ItemContent
-from recbole_perpeft.data.row_files import RowFiles
+from recbole_perpeft.data.content import ItemContent
+from recbole_perpeft.data.row_files import RowFiles, rows_of_tokens
 from recbole_perpeft.errors import PerPEFTError
 from recbole_perpeft.files import written_whole
 
@@ -193,12 +191,7 @@ class ContentCache:
         Raises:
             PerPEFTError: an item is not in the cache.
         """
-        row_of = {token: row for row, token in enumerate(self._tokens)}
-        row_of[PAD_TOKEN] = -1
-        try:
-            return torch.tensor([row_of[str(token)] for token in item_tokens], dtype=torch.long)
-        except KeyError as error:
-            raise PerPEFTError(f"{self.folder}: has no item {error.args[0]!r}; add it to the item file.") from error
+        return rows_of_tokens(self._tokens, item_tokens, self.folder)
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """Processor outputs of some items.
@@ -259,21 +252,11 @@ def _refreshed_stamps(folder: Path, content: ItemContent, processor: Processor) 
     digests = files.map("image_digest")
     unchanged = True
     for row in np.flatnonzero((stamps != now).any(axis=1)):
-        if np.array_equal(_digest_of(content.image_paths[row]), digests[row]):
+        if np.array_equal(digest_of_file(content.image_paths[row]), digests[row]):
             stamps[row] = now[row]
         else:
             unchanged = False
     return stamps, unchanged
-
-
-def _digest_of(path: Path | None) -> np.ndarray:
-    """Digest of an image as a cache holds it: zeros where nothing can be read."""
-    if path is not None:
-        try:
-            return image_digest(read_image_file(path))
-        except DamagedImageError:
-            pass
-    return np.zeros_like(image_digest(b""))
 
 
 def _replace_stamps(folder: Path, stamps: np.ndarray) -> None:

@@ -120,6 +120,16 @@ def image_digest(data: bytes) -> np.ndarray:
     return np.frombuffer(hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest(), dtype=np.uint8)
 
 
+def digest_of_file(path: Path | None) -> np.ndarray:
+    """Digest of an image as a cache holds it: zeros where nothing can be read."""
+    if path is not None:
+        try:
+            return image_digest(read_image_file(path))
+        except DamagedImageError:
+            pass
+    return np.zeros_like(image_digest(b""))
+
+
 def decode_image(data: bytes) -> Image.Image:
     """Decode a file completely, turned upright by its EXIF orientation, as RGB.
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from recbole_perpeft.data.build_folder import built_alone
-from recbole_perpeft.data.cache_build import STAMP, DamagedImageError, image_digest, read_image_file
-from recbole_perpeft.data.content import IMAGE, PAD_TOKEN, ItemContent
+from recbole_perpeft.data.cache_build import STAMP, digest_of_file
+from recbole_perpeft.data.content import IMAGE, ItemContent
 from recbole_perpeft.data.hidden_states_build import (
     StatesBuild,
     checksums,
@@ -43,7 +43,7 @@ from recbole_perpeft.data.hidden_states_manifest import (
     StatesManifest,
     UnusableStatesError,
 )
-from recbole_perpeft.data.row_files import RowFiles
+from recbole_perpeft.data.row_files import RowFiles, rows_of_tokens
 from recbole_perpeft.encoder.backbone import Backbone
 from recbole_perpeft.encoder.backbone_files import weights_fingerprint
 from recbole_perpeft.encoder.processor import locate_encoder
@@ -205,12 +205,7 @@ class HiddenStateCache:
         Raises:
             PerPEFTError: an item is not in the cache.
         """
-        row_of = {token: row for row, token in enumerate(self._tokens)}
-        row_of[PAD_TOKEN] = -1
-        try:
-            return torch.tensor([row_of[str(token)] for token in item_tokens], dtype=torch.long)
-        except KeyError as error:
-            raise PerPEFTError(f"{self.folder}: has no item {error.args[0]!r}; add it to the item file.") from error
+        return rows_of_tokens(self._tokens, item_tokens, self.folder)
 
     def states(self, rows: Tensor) -> Tensor:
         """Kept states of some items.
@@ -303,7 +298,7 @@ class HiddenStateCache:
         stamps, now = np.array(self._files.map(STAMP)), content.image_stamps()
         digests = self._files.map(DIGEST)
         suspects = np.flatnonzero((stamps != now).any(axis=1))
-        is_same = [np.array_equal(_digest_of(content.image_paths[row]), digests[row]) for row in suspects]
+        is_same = [np.array_equal(digest_of_file(content.image_paths[row]), digests[row]) for row in suspects]
         touched = suspects[np.array(is_same, dtype=bool)]
         if len(touched):
             stamps[touched] = now[touched]
@@ -364,13 +359,3 @@ def origin_of(
 def folder_name(data_set: str, field: str, settings: HiddenStateSettings) -> str:
     encoder = "-".join(re.split(r"[^\w.]+", settings.encoder.strip("./~"))[-2:])
     return f"{data_set}-{field}-{encoder}-{settings.pooling}-states"
-
-
-def _digest_of(path: Path | None) -> np.ndarray:
-    """Digest of an image as a cache holds it: zeros where nothing can be read."""
-    if path is not None:
-        try:
-            return image_digest(read_image_file(path))
-        except DamagedImageError:
-            pass
-    return np.zeros_like(image_digest(b""))

@@ -2,12 +2,35 @@
 
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from recbole_perpeft.data.content import PAD_TOKEN
 from recbole_perpeft.errors import PerPEFTError
+
+
+def rows_of_tokens(tokens: Sequence[str], item_tokens: Sequence[str], folder: Path) -> Tensor:
+    """Row of each item, int64 [n]; -1 for the pad.
+
+    Args:
+        tokens: items in the order of the rows.
+        item_tokens: items to find, [n].
+        folder: where the rows are, for the message.
+
+    Raises:
+        PerPEFTError: an item has no row.
+    """
+    row_of = {token: row for row, token in enumerate(tokens)}
+    row_of[PAD_TOKEN] = -1
+    try:
+        return torch.tensor([row_of[str(token)] for token in item_tokens], dtype=torch.long)
+    except KeyError as error:
+        raise PerPEFTError(f"{folder}: has no item {error.args[0]!r}; add it to the item file.") from error
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from recbole_perpeft.data.content import PAD_TOKEN
 from recbole_perpeft.errors import PerPEFTError
 
 BATCH_ROWS = 100_000
-PAD_TOKEN = "[PAD]"  # RecBole's name of the padding
 # What pandas, with which RecBole reads, takes for an empty cell.
 MISSING_WORDS = (
     *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from recbole_perpeft.data.build_folder import built_alone
-from recbole_perpeft.data.cache_build import STAMP, DamagedImageError, image_digest, read_image_file
+from recbole_perpeft.data.cache_build import STAMP, digest_of_file
 from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent, file_stamp
 from recbole_perpeft.data.hidden_states import HiddenStateCache, HiddenStateSettings, folder_name, origin_of
 from recbole_perpeft.data.hidden_states_build import StatesBuild
@@ -94,16 +94,7 @@ def _content_rows(chunk: StateChunk) -> dict[str, np.ndarray]:
     if chunk.image_paths is None:
         return {DIGEST: text_digests(chunk.texts)}
     stamps = np.array([file_stamp(path) for path in chunk.image_paths], dtype=np.int64)
-    return {DIGEST: np.stack([_digest(path) for path in chunk.image_paths]), STAMP: stamps}
-
-
-def _digest(path: Path | None) -> np.ndarray:
-    if path is not None:
-        try:
-            return image_digest(read_image_file(path))
-        except DamagedImageError:
-            pass
-    return np.zeros_like(image_digest(b""))
+    return {DIGEST: np.stack([digest_of_file(path) for path in chunk.image_paths]), STAMP: stamps}
 
 
 def import_states(
