@@ -143,9 +143,7 @@ def test_wrong_settings_name_the_key(aspects_settings, name, settings, message):
         run(name, config_dict=aspects_settings | settings)
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"), [("IISAN", {}), ("MoRec", {"adaptation": "frozen"}), ("PerPEFT", SIDE)]
-)
+@pytest.mark.parametrize(("name", "settings"), [("IISAN", {}), ("MoRec", {"adaptation": "frozen"}), ("PerPEFT", SIDE)])
 def test_training_on_stored_states_loads_no_encoder(aspects_settings, monkeypatch, name, settings):
     settings = aspects_settings | settings | {"epochs": 1, "epochs_global": 1}
     run(name, config_dict=settings)
