@@ -498,7 +498,7 @@ def test_a_full_disk_while_caching(shop, monkeypatch, fill):
 
 def test_a_full_disk_while_content_vectors_are_written(shop, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("recbole_perpeft.encoder.content_encoder.np.lib.format.write_array_header_1_0", disk_full)
+        patch.setattr("recbole_perpeft.encoder.streamed_array.np.lib.format.write_array_header_1_0", disk_full)
         shop.fails(shop.cache, peft_type="none")
     assert not list(shop.cache.glob("content-vectors-*"))
 

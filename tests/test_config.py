@@ -215,7 +215,8 @@ def test_values_that_recbole_refuses_are_our_error(settings, message):
 
 
 def test_every_key_of_the_defaults_is_commented():
-    for path in properties_folder().rglob("*.yaml"):
+    lists_of_models = set((properties_folder() / "compare").glob("*.yaml"))  # their keys are names in a table
+    for path in set(properties_folder().rglob("*.yaml")) - lists_of_models:
         for line in path.read_text(encoding="utf-8").splitlines():
             if line and line[0].isalpha() and line.split(":")[1].strip() not in ("", "#"):
                 assert "#" in line, f"{path.name}: {line}"
