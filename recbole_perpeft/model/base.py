@@ -58,6 +58,7 @@ class ContentRecommender(SequentialRecommender):
         self.reset_parameters()
         self._catalogues: dict[int | None, Tensor] = {}
         self._catalogue_version = -1
+        self._watched: list[Tensor] | None = None
 
     @abstractmethod
     def content_fields(self, config) -> tuple[str, ...]:
@@ -159,7 +160,9 @@ class ContentRecommender(SequentialRecommender):
         return self._catalogue(group)
 
     def _drop_outdated_catalogues(self) -> None:
-        version = sum(parameter._version for parameter in self.parameters())
+        if self._watched is None:
+            self._watched = list(self.parameters())
+        version = sum(parameter._version for parameter in self._watched)
         if version != self._catalogue_version:
             self._catalogues.clear()
             self._catalogue_version = version
@@ -171,6 +174,7 @@ class ContentRecommender(SequentialRecommender):
 
     def train(self, mode: bool = True) -> "ContentRecommender":
         """As in `nn.Module`; training drops the catalogue vectors."""
+        self._watched = None  # parameters may have come or gone
         if mode:
             self._catalogues.clear()
         return super().train(mode)

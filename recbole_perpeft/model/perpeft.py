@@ -116,6 +116,7 @@ class PerPEFT(ContentRecommender):
             group_centroids: [C, d].
         """
         self.item_encoder.personalise(len(group_centroids))
+        self._watched = None
         self.set_groups(user_group, group_centroids)
         self.to(self.device)
 
