@@ -9,13 +9,12 @@ import logging
 import os
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
+from content_cache import PeakMemory
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -107,26 +106,6 @@ def measure_time(content: ItemContent, encoder: Path, folder: Path, n_turns: int
     rate = len(content) / min(built)
     print(f"{len(content)} titles: plain loop {min(plain):.2f} s, building {min(built):.2f} s, {rate:.0f} titles/s")
     return min(built) / min(plain)
-
-
-class PeakMemory:
-    """The most memory that this process holds while the block runs, in bytes."""
-
-    def __enter__(self) -> "PeakMemory":
-        self.n_bytes = 0
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._is_over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        process = psutil.Process()
-        while not self._is_over.wait(0.02):
-            self.n_bytes = max(self.n_bytes, process.memory_info().rss)
 
 
 def measure_memory(content: ItemContent, encoder: Path, folder: Path) -> float:

@@ -17,13 +17,14 @@ from typing import Any, Protocol
 
 import numpy as np
 from joblib import cpu_count
-from joblib.externals.loky import FIRST_COMPLETED, BrokenProcessPool, ProcessPoolExecutor, wait
+from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from recbole_perpeft.data.build_folder import Journal
 from recbole_perpeft.data.content import ItemContent, file_stamp
 from recbole_perpeft.data.row_files import RowFiles
+from recbole_perpeft.data.workers import finished_tasks
 from recbole_perpeft.errors import PerPEFTError
 
 CHUNK_ROWS = 64
@@ -355,18 +356,7 @@ def _process_in_workers(
         initargs=(files, processor),
         env={"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
     )
-    pending = set()
-    try:
-        for chunk in chunks:
-            if len(pending) >= N_TASKS_A_WORKER * n_workers:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-            pending.add(executor.submit(_process_in_worker, chunk))
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
-    finally:
-        executor.shutdown(wait=True, kill_workers=True)
+    yield from finished_tasks(executor, _process_in_worker, chunks, N_TASKS_A_WORKER * n_workers)
 
 
 class _Worker:

@@ -1,5 +1,6 @@
 """Content vectors of items, from an adapted foundation model or from a frozen one."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,8 +12,7 @@ from tqdm import tqdm
 
 from recbole_perpeft.encoder.foundation import FoundationModel
 from recbole_perpeft.encoder.frozen_prefix import FrozenPrefix
-from recbole_perpeft.encoder.streamed_array import StreamedArray, write_arrays
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.encoder.streamed_array import StreamedArray, mapped_or_written
 
 VECTORS = "vectors"
 
@@ -177,13 +177,8 @@ class FrozenContent(nn.Module):
         self.content_size = foundation.content_size
         path = Path(cache_folder) / f"content-vectors-{inputs_fingerprint}-{foundation.fingerprint}.npy"
         array = StreamedArray(path, (source.n_rows, self.content_size))
-        vectors = array.map()
-        if vectors is None:
-            write_arrays({VECTORS: array}, _computed_vectors(foundation, source, chunk_size, show_progress))
-            vectors = array.map()
-        if vectors is None:
-            raise PerPEFTError(f"{path}: was changed by another process while it was read; run again")
-        self._vectors = torch.from_numpy(vectors)
+        compute = functools.partial(_computed_vectors, foundation, source, chunk_size, show_progress)
+        self._vectors = mapped_or_written({VECTORS: array}, compute)[VECTORS]
 
     def personalise(self, n_groups: int) -> None:
         """As in `ContentEncoder`; nothing is trained here."""

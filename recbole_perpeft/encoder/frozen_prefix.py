@@ -1,5 +1,6 @@
 """What frozen blocks below the first adapted one make of every item, computed once."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from logging import getLogger
@@ -12,8 +13,7 @@ from tqdm import tqdm
 
 from recbole_perpeft.encoder.adapters import AdapterBank
 from recbole_perpeft.encoder.backbone_layers import find, find_layout, find_tower
-from recbole_perpeft.encoder.streamed_array import StreamedArray, mapped_arrays, write_arrays
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.encoder.streamed_array import StreamedArray, mapped_or_written
 
 KINDS = ("image", "text")
 PREFIX = "_prefix"
@@ -89,14 +89,8 @@ class FrozenPrefix:
             kind: StreamedArray(cache_folder / f"states-of-{kind}-block-{depths[kind]}-{name}.npy", shape)
             for kind, shape in shapes.items()
         }
-        found = mapped_arrays(arrays)
-        if found is None:
-            getLogger().info(f"storing the states of frozen blocks: {dict(depths)}")
-            write_arrays(arrays, _computed(bank, last, source, shapes, chunk_size, show_progress))
-            found = mapped_arrays(arrays)
-        if found is None:
-            raise PerPEFTError(f"{cache_folder}: was changed by another process while it was read; run again")
-        self._states = {kind: torch.from_numpy(values) for kind, values in found.items()}
+        compute = functools.partial(_computed, bank, last, source, shapes, chunk_size, show_progress)
+        self._states = mapped_or_written(arrays, compute)
         self._stored: dict[str, StoredBlock] = {}
         for kind, depth in depths.items():
             returns_tuple = not isinstance(outputs[kind], Tensor)
@@ -183,6 +177,7 @@ def _computed(
     show_progress: bool,
 ) -> Iterator[dict[str, Tensor]]:
     """States of all rows, chunk by chunk; tokens that a chunk's texts do not reach are zeros."""
+    getLogger().info(f"storing the states of frozen blocks of the tower(s) of {' and '.join(last)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bank.template.to(device)
     chunks = torch.arange(source.n_rows).split(chunk_size)

@@ -1,13 +1,14 @@
 """Arrays that are computed once in chunks, kept in a `.npy` file, and mapped into memory."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from logging import getLogger
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from recbole_perpeft.errors import PerPEFTError
@@ -78,7 +79,30 @@ def write_arrays(arrays: dict[str, StreamedArray], chunks: Iterator[dict[str, Te
         ) from error
 
 
-def mapped_arrays(arrays: dict[str, StreamedArray]) -> dict[str, np.ndarray] | None:
-    """All of the arrays, mapped; None if one is not there."""
+def mapped_or_written(
+    arrays: dict[str, StreamedArray], compute: Callable[[], Iterator[dict[str, Tensor]]]
+) -> dict[str, Tensor]:
+    """All of the arrays, mapped; they are written first where one is missing.
+
+    Args:
+        arrays: Where each is.
+        compute: Gives the chunks that `write_arrays` takes.
+
+    Raises:
+        PerPEFTError: The disk does not take them, or another process changes the folder.
+    """
+    found = _mapped(arrays)
+    if found is None:
+        write_arrays(arrays, compute())
+        found = _mapped(arrays)
+    if found is None:
+        folder = next(iter(arrays.values())).path.parent
+        raise PerPEFTError(f"{folder}: was changed by another process while it was read; run again")
+    return found
+
+
+def _mapped(arrays: dict[str, StreamedArray]) -> dict[str, Tensor] | None:
     found = {name: array.map() for name, array in arrays.items()}
-    return None if any(values is None for values in found.values()) else found
+    if any(values is None for values in found.values()):
+        return None
+    return {name: torch.from_numpy(values) for name, values in found.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -13,13 +14,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 from joblib import cpu_count
-from joblib.externals.loky import FIRST_COMPLETED, BrokenProcessPool, ProcessPoolExecutor, wait
+from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
 from PIL import Image
 from tqdm import tqdm
 
 from recbole_perpeft.data.cache_build import DamagedImageError
 from recbole_perpeft.data.convert.image_files import ImageReference
 from recbole_perpeft.data.convert.output import UnfinishedImagesError
+from recbole_perpeft.data.workers import finished_tasks
 
 JOURNAL = "journal.jsonl"
 CHUNK_IMAGES = 32
@@ -207,18 +209,8 @@ def _in_workers(
     writer: ImageWriter, chunks: Iterable[list[tuple[str, ImageReference]]], n_workers: int
 ) -> Iterator[list[FinishedImage]]:
     executor = ProcessPoolExecutor(n_workers, timeout=20, env={"OMP_NUM_THREADS": "1"})
-    pending = set()
-    try:
-        for chunk in chunks:
-            if len(pending) >= N_TASKS_A_WORKER * n_workers:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-            pending.add(executor.submit(_write_chunk, writer, chunk))
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
-    finally:
-        executor.shutdown(wait=True, kill_workers=True)
+    write = functools.partial(_write_chunk, writer)
+    yield from finished_tasks(executor, write, chunks, N_TASKS_A_WORKER * n_workers)
 
 
 def _write_chunk(writer: ImageWriter, chunk: list[tuple[str, ImageReference]]) -> list[FinishedImage]:
