@@ -82,7 +82,8 @@ class ContentRecommender(SequentialRecommender):
         rows = dataset.inter_feat
         items = torch.cat([rows[self.ITEM_SEQ][:, 0], rows[self.POS_ITEM_SEQ].flatten()])
         counts = torch.bincount(items, minlength=self.n_items)
-        self.register_buffer("log_popularity", log_popularity(counts, popularity_power), persistent=False)
+        # Not a buffer: it stays on the CPU with the ids, or each step would wait for the accelerator.
+        self.log_popularity = log_popularity(counts, popularity_power)
 
     def get_extra_state(self) -> dict[str, str]:
         """What the frozen weights are: a state dict does not hold them."""
