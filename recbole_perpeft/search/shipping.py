@@ -1,0 +1,92 @@
+"""A data set that travels to workers through Ray's object store, where machines share no folder with the data."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+_CHUNK_BYTES = 64 * 2**20
+_UNPACKED = ".complete"
+
+
+@dataclass(frozen=True)
+class ShippedData:
+    """A data set in the object store.
+
+    Attributes:
+        name: name of the data set.
+        key: names what was shipped; a machine unpacks it once.
+        chunks: references to the parts of a tar archive.
+    """
+
+    name: str
+    key: str
+    chunks: tuple[Any, ...]
+
+    def settings_here(self) -> dict[str, str]:
+        """Unpack the data set on this machine unless it is there already; settings that lead to it."""
+        import ray
+
+        root = Path(tempfile.gettempdir()) / f"recbole_perpeft-{self.key}"
+        root.mkdir(exist_ok=True)
+        with FileLock(root / ".lock"):
+            if not (root / _UNPACKED).exists():
+                with tempfile.TemporaryFile() as archive:
+                    for chunk in self.chunks:
+                        archive.write(ray.get(chunk))
+                    archive.seek(0)
+                    with tarfile.open(fileobj=archive) as members:
+                        members.extractall(root / "data", filter="data")
+                (root / _UNPACKED).touch()
+        return {"data_path": str(root / "data"), "cache_folder": str(root / "cache")}
+
+
+def ship(folder: Path, name: str) -> ShippedData:
+    """Put a data set into the object store of the running Ray.
+
+    Args:
+        folder: its folder.
+        name: its name.
+    """
+    import ray
+
+    digest, chunks = hashlib.sha256(), []
+    with tempfile.TemporaryFile() as archive:
+        with tarfile.open(fileobj=archive, mode="w") as members:
+            members.add(folder, arcname=name, filter=_without_owner)
+        archive.seek(0)
+        while chunk := archive.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            chunks.append(ray.put(np.frombuffer(chunk, dtype=np.uint8)))
+    return ShippedData(name, digest.hexdigest()[:16], tuple(chunks))
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member
+
+
+def absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose paths mean the same in any folder; workers do not start in that of the search."""
+    return {key: _absolute(value) for key, value in settings.items()}
+
+
+def _absolute(value: Any) -> Any:
+    # A name such as `aspects` may be a folder here too; what has a slash is meant as a path if it exists.
+    if isinstance(value, str) and "/" in value and Path(value).exists():
+        return str(Path(value).absolute())
+    return value

@@ -1,0 +1,165 @@
+"""Records of runs, the table, importance and page; no Ray is started."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recbole_perpeft.config import Config
+from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.quick_start import run
+from recbole_perpeft.search.cluster import store_size
+from recbole_perpeft.search.importance import parameter_importance
+from recbole_perpeft.search.journal import TrialEntry
+from recbole_perpeft.search.page import _axis
+from recbole_perpeft.search.report import write_report
+from recbole_perpeft.search.session import remove_lost_trials
+from recbole_perpeft.search.space_files import read_space
+from recbole_perpeft.search.trial import TrialPlan, read_record
+
+MB = 2**20
+
+
+def write_metrics(folder, rows):
+    folder.mkdir(parents=True)
+    pd.DataFrame(rows, columns=["stage", "epoch", "train_seconds", "ndcg@10", "valid_seconds"]).to_csv(
+        folder / "metrics.csv", index=False
+    )
+
+
+def test_the_best_epoch_is_of_the_last_stage(tmp_path):
+    rows = [("global", 0, 1.0, 0.9, 0.5), ("personalised", 1, 1.0, 0.2, 0.5), ("personalised", 2, 1.0, 0.3, 0.5)]
+    write_metrics(tmp_path / "run", [*rows, ("personalised", 3, 1.0, np.nan, np.nan)])
+    record = read_record(tmp_path / "run", "NDCG@10", bigger_is_better=True)
+    assert (record.best_score, record.best_epoch, record.n_epochs) == (0.3, 3, 4)
+    assert record.scores == {1: 0.9, 2: 0.2, 3: 0.3}
+    assert record.seconds == pytest.approx(5.5)
+    assert not record.has_model and not record.finished
+    assert read_record(tmp_path / "run", "NDCG@10", bigger_is_better=False).best_score == 0.2
+
+
+def test_a_run_that_has_not_begun_has_an_empty_record(tmp_path):
+    record = read_record(tmp_path / "none", "NDCG@10", True)
+    assert (record.best_score, record.n_epochs, record.scores) == (None, 0, {})
+    write_metrics(tmp_path / "run", [("train", 0, 1.0, np.nan, np.nan)])
+    assert read_record(tmp_path / "run", "NDCG@10", True).best_score is None
+
+
+@pytest.fixture
+def search(tmp_path, toy_settings):
+    """A folder with two finished trials, one that was stopped and one that failed; their plan; the configuration."""
+    (tmp_path / "space.yaml").write_text("learning_rate: {uniform: [1e-4, 0.1]}\nembedding_size: {choice: [8, 16]}\n")
+    config = Config("BPR", config_dict=toy_settings)
+    fixed = {key: config.external_config_dict[key] for key in toy_settings} | {"model": "BPR"}
+    folder = tmp_path / "search"
+    plan = TrialPlan(folder / "trials", read_space(tmp_path / "space.yaml"), fixed, config.to_dict(), True)
+    for name, rate, status in (("a", 0.001, "finished"), ("b", 0.05, "finished"), ("c", 0.01, "stopped")):
+        point = {"learning_rate": rate, "embedding_size": 64}  # the defaults of BPR are 0.001 and 64
+        run(config_dict=fixed | point | {"run_folder": str(plan.folder / name / "run")}, with_test=False)
+        if status == "stopped":
+            (plan.folder / name / "run" / "result.json").unlink()
+        TrialEntry(name, point, status, 1, ["node"]).write(plan.folder / name)
+    TrialEntry("d", {"learning_rate": 0.1}, "failed", 3, ["node"], "it broke").write(plan.folder / "d")
+    return folder, plan, config
+
+
+def test_the_report_of_a_search(search):
+    folder, plan, config = search
+    report = write_report(folder, plan, config, n_trials=4, ended=True)
+    assert sorted(report.table["trial"]) == ["a", "b", "c", "d"]
+    assert report.table["score"].iloc[:3].is_monotonic_decreasing
+    assert report.table.iloc[3]["error"] == "it broke"
+    assert (report.n_epochs, report.max_epochs) == (9, 12)
+    by_trial = report.table.set_index("trial")
+    assert (report.unchanged, report.unchanged_score) == ("a", by_trial.loc["a", "score"])
+    best = json.loads((folder / "result.json").read_text())
+    assert best["trial"] == report.table["trial"][0]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Parameters and scores" in page and "Learning curves" in page and "it broke" in page
+    assert "<script src" not in page and "<link" not in page
+    assert len(pd.read_csv(folder / "trials.csv")) == 4
+    assert {path.name for path in (folder / "tensorboard").iterdir()} == {"a", "b", "c"}
+
+
+def test_an_axis_shows_numbers_in_order_and_what_is_not_set_below_them():
+    axis = _axis("r", pd.Series([8, None, 16, 4], dtype=object), False)
+    assert axis["ticktext"] == ["not set", "4", "8", "16"]
+    assert axis["values"][1] == axis["tickvals"][0] < min(axis["values"][0], *axis["values"][2:])
+    axis = _axis("rate", pd.Series([1e-4, 1e-2, 1e-3]), True)
+    assert axis["values"] == pytest.approx([-4, -2, -3])
+    axis = _axis("kind", pd.Series(["b", None, "a", "b"]), False)
+    assert (axis["values"], axis["ticktext"]) == ([1, 2, 0, 1], ["a", "b", "not set"])
+    assert _axis("same", pd.Series([1, 1]), False)["values"] == [0, 0]
+
+
+def test_trials_that_ray_does_not_know_are_removed(tmp_path):
+    for name in ("known", "lost"):
+        TrialEntry(name, {}).write(tmp_path / name)
+    remove_lost_trials(tmp_path, {"known", "not begun"})
+    assert [path.name for path in tmp_path.iterdir()] == ["known"]
+
+
+def test_best_settings_repeat_the_best_trial(search, tmp_path, toy_settings):
+    folder, plan, config = search
+    report = write_report(folder, plan, config, n_trials=4, ended=True)
+    places = {key: toy_settings[key] for key in ("data_path", "cache_folder")} | {"runs_folder": str(tmp_path / "r")}
+    again = run(config_file_list=[folder / "best.yaml"], config_dict=places)
+    assert again["best_valid_score"] == report.best["best_valid_score"]
+    assert again["test_result"] == report.best["test_result"]
+
+
+def test_the_test_items_are_looked_at_once_and_only_at_the_end(search, monkeypatch):
+    folder, plan, config = search
+    calls = []
+    monkeypatch.setattr(
+        "recbole_perpeft.search.report.metrics_on_test", lambda *arguments: calls.append(arguments) or {"hit@5": 0.5}
+    )
+    assert write_report(folder, plan, config, n_trials=4, ended=False).best["test_result"] is None
+    assert calls == [] and not (folder / "result.json").exists()
+    for _ in range(2):
+        assert write_report(folder, plan, config, n_trials=4, ended=True).best["test_result"] == {"hit@5": 0.5}
+    assert len(calls) == 1
+
+
+def test_trials_leave_no_test_metrics(search):
+    _, plan, _ = search
+    assert json.loads((plan.folder / "a" / "run" / "result.json").read_text())["test_result"] == {}
+    assert not (plan.folder / "a" / "run" / "test_ranks.parquet").exists()
+
+
+def test_a_search_without_a_model_is_an_error(tmp_path, search):
+    _, plan, config = search
+    folder = tmp_path / "failed"
+    TrialEntry("d", {"learning_rate": 0.1}, "failed", 3, [], "it broke").write(folder / "trials" / "d")
+    empty = TrialPlan(folder / "trials", plan.space, plan.settings, plan.defaults, True)
+    with pytest.raises(PerPEFTError, match="found nothing: it broke"):
+        write_report(folder, empty, config, n_trials=1, ended=True)
+    assert (folder / "report.html").is_file()
+
+
+def test_importance_finds_what_the_score_depends_on(tmp_path):
+    (tmp_path / "s.yaml").write_text(
+        "rate: {uniform: [0, 1]}\nkind: {choice: [x, y]}\nidle: {uniform: [0, 1]}\nrank: {choice: [1, 2]}\n"
+    )
+    generator = np.random.default_rng(0)
+    table = pd.DataFrame({"rate": generator.random(60), "idle": generator.random(60)})
+    table["kind"] = generator.choice(["x", "y"], 60)
+    table["rank"] = [None, 1, 2] * 20
+    table["score"] = table["rate"] + 0.3 * (table["kind"] == "x")
+    table["has_model"] = True
+    space = read_space(tmp_path / "s.yaml")
+    importance = parameter_importance(table, space)
+    assert list(importance)[:2] == ["rate", "kind"]
+    assert sum(importance.values()) == pytest.approx(1)
+    assert importance["idle"] < 0.05 and importance["rank"] < 0.05
+    assert parameter_importance(table.head(5), space) == {}
+    assert parameter_importance(table.assign(score=0.5), space) == {}
+
+
+def test_the_object_store_is_small_unless_data_are_shipped():
+    assert store_size(0, 16_000 * MB) == 160 * MB
+    assert store_size(1000 * MB, 16_000 * MB) == 2000 * MB
+    assert store_size(3000 * MB, 16_000 * MB) == int(0.3 * 16_000 * MB)
+    with pytest.raises(PerPEFTError, match="leave out --ship_data"):
+        store_size(8000 * MB, 16_000 * MB)

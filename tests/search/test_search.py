@@ -1,0 +1,225 @@
+"""Searches with Ray Tune, on one cluster of two nodes that the tests share; what is killed has a Ray of its own."""
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from recbole_perpeft.search.cluster import running_ray
+from recbole_perpeft.search.session import SearchSettings, resume_search, run_search
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+ROOT = Path(__file__).resolve().parents[2]
+SPACE = "learning_rate: {loguniform: [1e-4, 1e-1]}\nembedding_size: {choice: [8, 16]}\nweight_decay: {choice: [0.0]}\n"
+STORE_BYTES = 160 * 2**20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster_of_two_nodes():
+    from ray.cluster_utils import Cluster
+
+    before = dict(os.environ)
+    # As `running_ray` has it for a Ray that it starts itself.
+    os.environ |= {"RAY_worker_niceness": "0", "RAY_worker_register_timeout_seconds": "300"}
+    node = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+        with running_ray(cluster.address):
+            yield
+    finally:
+        cluster.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture
+def fixed(toy_path, tmp_path):
+    """Settings of all trials: BPR on `toy`."""
+    return {
+        "dataset": "toy",
+        "data_path": str(toy_path),
+        "cache_folder": str(tmp_path / "cache"),
+        "stopping_step": 1000,
+        "train_batch_size": 8,
+        "topk": [5, 10],
+        "valid_metric": "NDCG@10",
+        "use_gpu": False,
+    }
+
+
+@pytest.fixture
+def search(fixed, tmp_path):
+    """Search in `tmp_path / "out"`."""
+
+    def start(epochs=4, space=SPACE, **settings):
+        (tmp_path / "space.yaml").write_text(space, encoding="utf-8")
+        settings = {"search": tmp_path / "space.yaml", "output": tmp_path / "out"} | settings
+        return run_search("BPR", config_dict=fixed | {"epochs": epochs}, settings=SearchSettings(**settings))
+
+    yield start
+    gc.collect()  # Ray ends the workers of a search when nothing refers to them
+
+
+class Program:
+    """`run_hyper.py` in a session of its own, as a terminal starts it; one trial at a time.
+
+    Args:
+        folder: where the search goes.
+        fixed: settings of all trials.
+        epochs: of a trial.
+    """
+
+    def __init__(self, folder, fixed, epochs):
+        (folder / "space.yaml").write_text(SPACE, encoding="utf-8")
+        self.output = folder / "out"
+        own = {"model": "BPR", "search": folder / "space.yaml", "output": self.output, "epochs": epochs}
+        own |= {"num_samples": 3, "scheduler": "none", "max_concurrent": 1}
+        self.process = subprocess.Popen(
+            [sys.executable, ROOT / "run_hyper.py", *(f"--{key}={value}" for key, value in (fixed | own).items())],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for(self, condition):
+        """Wait until something is the case while the program runs."""
+        while not condition():
+            assert self.process.poll() is None, self.process.stderr.read()
+            time.sleep(0.02)
+
+    def epochs(self):
+        """Finished epochs by trial."""
+        return {path.parts[-3]: len(pd.read_csv(path)) for path in self.output.glob("trials/*/run/metrics.csv")}
+
+    def statuses(self):
+        """What `trial.json` says, by trial."""
+        files = self.output.glob("trials/*/trial.json")
+        return {path.parts[-2]: json.loads(path.read_text())["status"] for path in files}
+
+    def workers(self):
+        """Processes that are at work on a trial; Ray's agents, whose titles begin in the same way, are none."""
+        return [each for each in self.processes() if "ray::ImplicitFunc" in " ".join(each.cmdline())]
+
+    def processes(self):
+        """The program and all that it has started and that still runs, whoever their parent is by now."""
+        found = []
+        for each in psutil.process_iter():
+            try:
+                if os.getsid(each.pid) == self.process.pid and each.status() != psutil.STATUS_ZOMBIE:
+                    found.append(each)
+            except (ProcessLookupError, psutil.NoSuchProcess):
+                continue
+        return found
+
+    def is_gone(self, seconds=60):
+        """Whether no process is left, at once or soon."""
+        deadline = time.time() + seconds
+        while self.processes() and time.time() < deadline:
+            time.sleep(0.1)
+        return not self.processes()
+
+
+@pytest.fixture
+def program(fixed, tmp_path):
+    started = []
+
+    def start(epochs):
+        started.append(Program(tmp_path, fixed, epochs))
+        return started[0]
+
+    yield start
+    for each in started:
+        for process in each.processes():
+            process.kill()
+        each.process.communicate()
+
+
+def assert_complete(report, epochs):
+    """Every trial has all its epochs, each once."""
+    assert report.table["status"].tolist() == ["finished"] * 3
+    assert 0.001 in report.table["learning_rate"].tolist()  # the first trial has the settings as they are
+    assert report.best["test_result"]
+    files = list(report.folder.glob("trials/*/run/metrics.csv"))
+    assert len(files) == 3
+    for path in files:
+        assert pd.read_csv(path)["epoch"].tolist() == list(range(epochs))
+
+
+def test_a_search_with_asha_data_in_the_object_store_and_a_trial_that_fails(search, tmp_path):
+    space = "learning_rate: {choice: [0.05, 0.01, 0.00001, 1e30]}\nlearner: {choice: [sgd]}\n"
+    report = search(
+        9, space, searcher="grid", scheduler="asha", grace_period=1, max_failures=0, ship_data=True, max_concurrent=1
+    )
+    counts = report.table["status"].value_counts()
+    assert counts["finished"] >= 1 and counts["stopped"] >= 1 and counts["failed"] == 1
+    assert report.n_epochs < 3 * 9 < report.max_epochs
+    assert "learning_rate" in report.table["error"].dropna().item()
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["trial"] == report.table["trial"][0] and set(result["test_result"]) >= {"ndcg@10", "hit@5"}
+    configs = [path.read_text() for path in tmp_path.glob("out/trials/*/run/config.yaml")]
+    assert len(configs) == 4 and all("recbole_perpeft-" in config for config in configs)
+
+
+def test_population_based_training_spreads_over_two_nodes_and_goes_on_from_other_trials(search, tmp_path):
+    report = search(epochs=6, num_samples=2, scheduler="pbt", grace_period=1)
+    assert report.table["error"].isna().all()
+    assert report.table["status"].tolist() == ["finished"] * 2
+    assert len({name for names in report.table["machines"] for name in names.split()}) == 2
+    for path in tmp_path.glob("out/trials/*/run/metrics.csv"):
+        assert pd.read_csv(path)["epoch"].tolist() == list(range(6))
+    log = (tmp_path / "out" / "search.log").read_text()
+    for trial in report.table["trial"]:  # after its last epoch a trial is not sent back
+        assert log.count(f"trial {trial} epoch 6") == 1
+
+
+@pytest.mark.parametrize("searcher", ["optuna", "hyperopt"])
+def test_searchers_that_learn_from_earlier_trials(search, searcher):
+    pytest.importorskip(searcher)
+    space = (
+        "learning_rate: {loguniform: [1e-4, 1e-1]}\nembedding_size: {randint: [4, 9]}\n"
+        "weight_decay: {quniform: [0.0, 0.2, 0.1]}\nlearner: {choice: [adam, sgd]}\n"
+    )
+    table = search(2, space, searcher=searcher, num_samples=3, max_concurrent=1).table
+    assert table["error"].isna().all() and len(table) == 3
+    assert table["learning_rate"].between(1e-4, 1e-1).all() and table["learning_rate"].nunique() == 3
+    assert set(table["embedding_size"]) <= set(range(4, 9)) and set(table["weight_decay"]) <= {0.0, 0.1, 0.2}
+
+
+def test_a_search_whose_worker_and_program_are_killed_goes_on(program):
+    running = program(epochs=60)
+    running.wait_for(lambda: any(count >= 5 for count in running.epochs().values()))
+    workers = running.workers()
+    assert workers
+    for worker in workers:
+        worker.kill()
+    running.wait_for(lambda: "finished" in running.statuses().values() and len(running.epochs()) >= 2)
+    running.process.kill()
+    assert running.process.wait() == -signal.SIGKILL
+    assert running.is_gone()
+    assert not (running.output / "result.json").exists()
+    report = resume_search(running.output)
+    assert_complete(report, epochs=60)
+    assert report.table["starts"].max() >= 2
+
+
+def test_a_search_that_is_interrupted_leaves_no_process_and_goes_on(program):
+    running = program(epochs=40)
+    running.wait_for(lambda: any(count >= 5 for count in running.epochs().values()))
+    os.killpg(running.process.pid, signal.SIGINT)  # as Ctrl-C: to all processes of the terminal
+    _, text = running.process.communicate(timeout=600)
+    assert running.process.returncode == 130
+    assert "--resume=" in text and "Traceback" not in text
+    assert running.is_gone()
+    assert (running.output / "trials.csv").is_file() and not (running.output / "result.json").exists()
+    assert_complete(resume_search(running.output), epochs=40)
