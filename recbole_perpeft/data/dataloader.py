@@ -30,7 +30,7 @@ def train_loader(config, dataset: SequenceDataset) -> "SequenceTrainDataLoader":
     """Loader of the train part with the sampler that the configuration asks for.
 
     Keys: `train_batch_size`, `seed`, `negative_distribution`, `negative_alpha`, `shuffle`; with `loss_type: in_batch`
-    no negatives are drawn.
+    no negatives are drawn, nor for a model class with `loader_draws_negatives = False`.
 
     Args:
         config: RecBole configuration.
@@ -39,8 +39,10 @@ def train_loader(config, dataset: SequenceDataset) -> "SequenceTrainDataLoader":
     Raises:
         PerPEFTError: if a value is wrong or a user owns the whole catalogue.
     """
-    sampler = None if config["loss_type"] == "in_batch" else _sampler(config, dataset)
-    return SequenceTrainDataLoader(config, dataset, sampler, shuffle=config["shuffle"])
+    draws = config["loss_type"] != "in_batch" and getattr(config.model_class, "loader_draws_negatives", True)
+    return SequenceTrainDataLoader(
+        config, dataset, _sampler(config, dataset) if draws else None, shuffle=config["shuffle"]
+    )
 
 
 def _sampler(config, dataset: SequenceDataset) -> GroupAwareSampler:

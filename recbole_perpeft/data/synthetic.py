@@ -22,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from recbole_perpeft.data.product_drawing import ASPECTS, draw_image, draw_title
+from recbole_perpeft.data.product_explanations import draw_explanations
 from recbole_perpeft.errors import PerPEFTError
 
 GROUPS = tuple(ASPECTS)  # one hidden group an aspect, named after it
@@ -32,6 +33,8 @@ LEAST_GAP = 3_600  # purchases of one user stay apart even when times are held i
 TOKEN_ALPHABET = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
 TOKEN_LENGTH = 8
 MAX_REDRAWS = 50
+EXPLANATION_STREAM = 7  # of random numbers; 0 to 6 make all else
+EXPLAINED = 0.6  # share of purchases that their users explain
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,15 @@ class AspectsTables:
             the index of the value (the truth; not written to the files).
         interactions: a row a purchase, in the order of time: ``user_id``, ``item_id``, ``timestamp`` in seconds.
         users: a row a user, in the order of the tokens: ``user_id``, ``hidden_group``.
+        explanations: a row an explained purchase, in the order of time: ``user_id``, ``item_id``, ``rating``,
+            ``feature`` (the word it is about), ``headline``, ``explanation``. Users explain by the aspect they attend
+            to.
     """
 
     items: pd.DataFrame
     interactions: pd.DataFrame
     users: pd.DataFrame
+    explanations: pd.DataFrame
 
 
 class _Shelf:
@@ -159,8 +166,11 @@ def _repeated(user: np.ndarray, item: np.ndarray, n_items: int) -> np.ndarray:
 
 def _draw_purchases(
     rng: np.random.Generator, values: dict[str, np.ndarray], group: np.ndarray, settings: AspectsSettings
-) -> tuple[np.ndarray, np.ndarray]:
-    """User and item number of every purchase, both [n_purchases]; nobody buys a product twice."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """User and item number of every purchase, both [n_purchases], and the users' favourite values [n_users, 2].
+
+    Nobody buys a product twice.
+    """
     popularity = np.exp(settings.popularity_spread * rng.standard_normal(settings.n_items))
     shelves = [_Shelf(values[aspect], popularity) for aspect in GROUPS]
     whole = _Shelf(np.zeros(settings.n_items, dtype=np.int64), popularity)
@@ -189,7 +199,7 @@ def _draw_purchases(
         candidates = np.flatnonzero(touched[user])
         places = candidates[_repeated(user[candidates], item[candidates], settings.n_items)]
         redraws += 1
-    return user, item
+    return user, item, favourites
 
 
 def _draw_times(rng: np.random.Generator, user: np.ndarray) -> np.ndarray:
@@ -220,15 +230,21 @@ def aspects_tables(settings: AspectsSettings) -> AspectsTables:
         for item in range(settings.n_items)
     ]
     group = streams[4].permutation(np.arange(settings.n_users) % len(GROUPS))
-    user, item = _draw_purchases(streams[4], values, group, settings)
+    user, item, favourites = _draw_purchases(streams[4], values, group, settings)
     time = _draw_times(streams[5], user)
     order = np.lexsort((user, time))
+    purchases = pd.DataFrame({"user_id": user_tokens[user[order]], "item_id": item_tokens[item[order]]})
+    # The value that each purchase has of the aspect its user attends to.
+    attended = np.stack([values[aspect] for aspect in GROUPS])[group[user], item]
+    likes = (favourites[user] == attended[:, None]).any(axis=1)
+    rng = np.random.default_rng([settings.seed, EXPLANATION_STREAM])
+    said = draw_explanations(rng, group[user[order]], attended[order], likes[order])
+    explained = rng.random(len(order)) < EXPLAINED
     return AspectsTables(
         items=pd.DataFrame({"item_id": item_tokens, "title": titles, **values}),
-        interactions=pd.DataFrame(
-            {"user_id": user_tokens[user[order]], "item_id": item_tokens[item[order]], "timestamp": time[order]}
-        ),
+        interactions=purchases.assign(timestamp=time[order]),
         users=pd.DataFrame({"user_id": user_tokens, "hidden_group": np.array(GROUPS)[group]}),
+        explanations=pd.concat([purchases, said], axis=1)[explained].reset_index(drop=True),
     )
 
 
@@ -251,6 +267,8 @@ def _write(folder: Path, name: str, settings: AspectsSettings, show_progress: bo
     }
     for suffix, table in files.items():
         table.to_csv(folder / f"{name}.{suffix}", sep="\t", index=False, lineterminator="\n", encoding="utf-8")
+    lines = tables.explanations.to_json(orient="records", lines=True, force_ascii=False)
+    (folder / f"{name}.explanations.jsonl").write_text(lines, encoding="utf-8", newline="\n")
     (folder / "images").mkdir()
     tokens = tqdm(tables.items["item_id"], desc="drawing products", unit="item", disable=not show_progress)
     for row, token in enumerate(tokens):
@@ -270,7 +288,8 @@ def make_aspects(
 
     The folder gets ``<name>.inter`` (``user_id:token item_id:token timestamp:float``), ``<name>.item``
     (``item_id:token title:token_seq``), ``<name>.user`` (``user_id:token hidden_group:token``: the truth, which no
-    model reads) and ``images/<item_id>.png``. It appears whole or not at all.
+    model reads), ``<name>.explanations.jsonl`` (`recbole_perpeft.data.explanations`) and ``images/<item_id>.png``. It
+    appears whole or not at all.
 
     Args:
         folder: where to write; RecBole finds it when its last part is ``name``.

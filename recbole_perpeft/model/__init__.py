@@ -17,6 +17,7 @@ MODEL_MODULES = MappingProxyType(
         "IISAN": "recbole_perpeft.model.iisan",
         "MoRec": "recbole_perpeft.model.morec",
         "PerPEFT": "recbole_perpeft.model.perpeft",
+        "VIP5": "recbole_perpeft.model.vip5.model",
     }
 )
 

@@ -46,7 +46,7 @@ def test_same_seed_writes_the_same_bytes_and_another_seed_does_not(tmp_path):
     again = _contents(make_aspects(tmp_path / "b", SMALL, show_progress=False))
     other = AspectsSettings(n_items=80, n_users=120, seed=4, image_side=16)
     assert first == again
-    assert len(first) == 3 + 80
+    assert len(first) == 4 + 80
     changed = _contents(make_aspects(tmp_path / "c", other, show_progress=False))
     assert first["aspects.inter"] != changed["aspects.inter"]
 
@@ -55,7 +55,7 @@ def test_committed_data_set_is_what_the_generator_makes(tables, tmp_path):
     if not COMMITTED.is_dir():
         pytest.skip("dataset_atomic/aspects is part of the checkout, not of the wheel")
     made = make_aspects(tmp_path / "aspects", show_progress=False)
-    for suffix in ("inter", "item", "user"):
+    for suffix in ("inter", "item", "user", "explanations.jsonl"):
         assert (COMMITTED / f"aspects.{suffix}").read_bytes() == (made / f"aspects.{suffix}").read_bytes()
     names = sorted(file.name for file in (made / "images").iterdir())
     assert names == sorted(file.name for file in (COMMITTED / "images").iterdir())
@@ -73,7 +73,8 @@ def test_committed_data_set_is_small():
 
 def test_files_have_the_columns_of_atomic_files(tmp_path):
     folder = make_aspects(tmp_path / "aspects", SMALL, show_progress=False)
-    headers = {file.suffix: file.read_text().splitlines()[0].split("\t") for file in folder.glob("aspects.*")}
+    atomic = [file for file in folder.glob("aspects.*") if file.suffix != ".jsonl"]
+    headers = {file.suffix: file.read_text().splitlines()[0].split("\t") for file in atomic}
     assert headers == {
         ".inter": ["user_id:token", "item_id:token", "timestamp:float"],
         ".item": ["item_id:token", "title:token_seq"],
@@ -155,6 +156,18 @@ def test_tokens_and_their_order_tell_nothing(tables):
     users = tables.users
     group = users["hidden_group"].map(GROUPS.index)
     assert abs(spearmanr(np.arange(len(users)), group).statistic) < 0.06
+
+
+def test_users_explain_by_the_aspect_they_attend_to(tables):
+    said = tables.explanations.merge(tables.users, on="user_id").merge(tables.items, on="item_id")
+    assert 0.57 < len(said) / len(tables.interactions) < 0.63
+    assert not said.duplicated(["user_id", "item_id"]).any()
+    bought = tables.interactions.assign(bought=True)
+    assert said.merge(bought, on=["user_id", "item_id"], how="left")["bought"].eq(True).all()
+    value = [ASPECTS[row.hidden_group][getattr(row, row.hidden_group)].name for row in said.itertuples()]
+    assert said["feature"].tolist() == value
+    assert all(f" {word} " in f" {text} " for word, text in zip(value, said["explanation"], strict=True))
+    assert said["rating"].isin([2, 3, 4, 5]).all() and 0.85 < (said["rating"] >= 4).mean() < 0.95
 
 
 def test_titles_name_every_value_in_known_words(tables):
