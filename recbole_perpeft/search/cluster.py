@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +70,10 @@ def running_ray(address: str | None = None, store_bytes: int = 0, n_cpus: int | 
         started = _init(arguments, n_attempts=1 if address else 3)
     except Exception as error:  # Ray raises this very class where its processes do not start in time
         place = f"join the cluster at {address}" if address else "start Ray (a machine that is too busy?)"
-        raise PerPEFTError(f"cannot {place}: {' '.join(str(error).split())}") from error
+        hint = "; if the cluster wants a token, set RAY_AUTH_MODE=token" if (address or "").startswith("ray:") else ""
+        # The last line: Ray may put the traceback of another process before it.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise PerPEFTError(f"cannot {place}: {reason}{hint}") from error
     for name, level in _LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
     before = signal.signal(signal.SIGTERM, _interrupt)
@@ -169,39 +171,38 @@ def n_gpus() -> float:
     return ray.cluster_resources().get("GPU", 0)
 
 
-def check_paths(paths: Mapping[str, Path]) -> None:
-    """Refuse paths that not all machines of the cluster see.
+def check_machines(paths: Mapping[str, Path]) -> None:
+    """Refuse a cluster with machines that lack this package, or do not see a path.
 
     Args:
         paths: by what they are for.
 
     Raises:
-        PerPEFTError: a machine does not see one of them.
+        PerPEFTError: a machine cannot run trials.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    nodes = _nodes()
-    if len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname():
-        return
     task = ray.remote(num_cpus=0, max_retries=1)(_missing)
-    found = [
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-            [str(path) for path in paths.values()]
-        )
-        for node in nodes
-    ]
-    for node, missing in zip(nodes, ray.get(found), strict=True):
+    for node in _nodes():
+        machine = f"the machine {node['NodeManagerHostname']} of the cluster"
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        try:
+            missing = ray.get(task.options(scheduling_strategy=there).remote([str(path) for path in paths.values()]))
+        except ray.exceptions.RayError as error:
+            reason = next((line for line in str(error).splitlines() if "No module named" in line), str(error))
+            what = f"install this package there ({reason.strip()})"
+            raise PerPEFTError(f"{machine} cannot run trials: {what}") from error
         for name, path in paths.items():
             if str(path) in missing:
                 raise PerPEFTError(
-                    f"the machine {node['NodeManagerHostname']} of the cluster does not see {path} ({name}): put it "
-                    "into a folder that all machines share" + ("" if name == "output" else ", or use --ship_data")
+                    f"{machine} does not see {path} ({name}): put it into a folder that all machines share"
+                    + ("" if name == "output" else ", or use --ship_data")
                 )
 
 
 def _missing(paths: Sequence[str]) -> list[str]:
-    """Runs on a machine of the cluster, which need not have this package's folder as its own."""
+    """Runs on a machine of the cluster."""
     return [path for path in paths if not os.path.exists(path)]
 
 

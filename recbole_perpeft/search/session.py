@@ -195,7 +195,8 @@ class _Search:
                 plan = dataclasses.replace(plan, data=ship(data_folder, self.config["dataset"]))
             else:
                 paths["data"] = data_folder
-            cluster.check_paths(paths)
+            if self.settings.address:
+                cluster.check_machines(paths)
             results = self._tuner(folder, plan, {"cpu": self.settings.cpus, "gpu": gpus}).fit()
             remove_lost_trials(plan.folder, {Path(result.path).name for result in results})
 

@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import psutil
 import pytest
 
+from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.search import cluster
 from recbole_perpeft.search.cluster import running_ray
 from recbole_perpeft.search.session import SearchSettings, resume_search, run_search
 
@@ -143,6 +146,19 @@ def program(fixed, tmp_path):
         for process in each.processes():
             process.kill()
         each.process.communicate()
+
+
+def test_a_machine_that_cannot_run_trials_is_named(tmp_path, monkeypatch):
+    cluster.check_machines({"output": tmp_path})
+    with pytest.raises(PerPEFTError, match=r"of the cluster does not see .*away \(data\): .* --ship_data"):
+        cluster.check_machines({"output": tmp_path, "data": tmp_path / "away"})
+    absent = ModuleType("not_installed_there")
+    absent.missing = lambda paths: []
+    absent.missing.__module__, absent.missing.__qualname__ = "not_installed_there", "missing"
+    monkeypatch.setitem(sys.modules, "not_installed_there", absent)
+    monkeypatch.setattr(cluster, "_missing", absent.missing)
+    with pytest.raises(PerPEFTError, match=r"install this package there \(.*No module named 'not_installed_there'"):
+        cluster.check_machines({"output": tmp_path})
 
 
 def assert_complete(report, epochs):
