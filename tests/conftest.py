@@ -8,6 +8,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--record-golden", action="store_true", help="write tests/golden anew")
+
+
 def write_toy_data(folder, n_users=40, n_items=30, seed=0):
     """A small log `toy/toy.inter`: every user buys 5 to 9 different items, one a day."""
     rng = np.random.default_rng(seed)
