@@ -2,7 +2,7 @@
 
 import sys
 
-from recbole_perpeft.__main__ import main
+from recbole_perpeft.cli.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -57,7 +57,7 @@ setup(
     ],
     package_dir={"recbole_perpeft.properties": "properties"},
     package_data={
-        "recbole_perpeft": ["py.typed", "encoder/pretrained/*/*", "model/vip5/*.yaml"],
+        "recbole_perpeft": ["py.typed", "pretrained/*/*", "models/vip5/*.yaml"],
         "recbole_perpeft.properties": ["*.yaml"],
         "recbole_perpeft.properties.compare": ["*.yaml"],
         "recbole_perpeft.properties.dataset": ["*.yaml"],
@@ -75,9 +75,9 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "recbole-perpeft = recbole_perpeft.__main__:main",
-            "recbole-perpeft-compare = recbole_perpeft.compare.__main__:main",
-            "recbole-perpeft-hyper = recbole_perpeft.search.__main__:main",
+            "recbole-perpeft = recbole_perpeft.cli.train:main",
+            "recbole-perpeft-compare = recbole_perpeft.cli.compare:main",
+            "recbole-perpeft-hyper = recbole_perpeft.cli.search:main",
         ]
     },
     classifiers=[

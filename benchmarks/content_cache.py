@@ -18,8 +18,8 @@ import psutil
 import torch
 from PIL import Image
 
-from recbole_perpeft.data.cache import ContentCache
 from recbole_perpeft.data.content import ItemContent
+from recbole_perpeft.store.inputs import ContentCache
 
 MEMORY_LIMIT = 0.8
 TIME_LIMIT = 1.4

@@ -17,8 +17,8 @@ from time import perf_counter, process_time
 
 import numpy as np
 
-from recbole_perpeft.data.convert.amazon2023 import Amazon2023Source
-from recbole_perpeft.data.convert.conversion import ConversionSettings, convert
+from recbole_perpeft.convert.conversion import ConversionSettings, convert
+from recbole_perpeft.convert.sources.amazon2023 import Amazon2023Source
 
 LIMIT = 2.5
 LEAST_A_SECOND = 20_000

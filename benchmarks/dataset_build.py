@@ -36,8 +36,8 @@ def measure(name: str, folder: str) -> dict[str, float]:
     """Seconds and memory (MB) of one build in this process."""
     from recbole.data.dataset import SequentialDataset
 
-    from recbole_perpeft.config import Config
     from recbole_perpeft.data.dataset import SequenceDataset
+    from recbole_perpeft.runs.config import Config
 
     config = Config(model="SASRec", dataset="log", config_dict={"data_path": folder, "MAX_ITEM_LIST_LENGTH": 10})
     dataset = {"recbole": SequentialDataset, "ours": SequenceDataset}[name](config)

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from recbole_perpeft.data.content import ItemContent
-from recbole_perpeft.data.hidden_states import HiddenStateCache, HiddenStateSettings
-from recbole_perpeft.encoder.backbone import Backbone
+from recbole_perpeft.pretrained.tower import Backbone
+from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings
 
 TIME_LIMIT = 1.2
 MEMORY_LIMIT = 0.5

@@ -18,10 +18,10 @@ import pandas as pd
 import torch
 from recbole.sampler import RepeatableSampler
 
-from recbole_perpeft.config import Config
-from recbole_perpeft.data.dataloader import SequenceTrainDataLoader
 from recbole_perpeft.data.dataset import SequenceDataset
+from recbole_perpeft.data.loader import SequenceTrainDataLoader
 from recbole_perpeft.data.sampler import GroupAwareSampler
+from recbole_perpeft.runs.config import Config
 
 LIMIT = 0.5
 BATCH_SIZE = 256

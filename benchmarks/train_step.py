@@ -16,9 +16,9 @@ from time import perf_counter
 
 import torch
 
-from recbole_perpeft.config import Config
-from recbole_perpeft.quick_start import create_dataset, data_preparation, get_trainer
-from recbole_perpeft.trainer.grouping import random_groups
+from recbole_perpeft.models.perpeft.grouping import random_groups
+from recbole_perpeft.runs.config import Config
+from recbole_perpeft.runs.run import create_dataset, data_preparation, get_trainer
 
 LIMIT = 1.25
 

@@ -17,17 +17,17 @@ import pandas as pd
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from recbole_perpeft.model.vip5.adapters import AdapterSettings
-from recbole_perpeft.model.vip5.backbone import T5Backbone
-from recbole_perpeft.model.vip5.item_order import random_ranks
-from recbole_perpeft.model.vip5.item_tokens import token_names
-from recbole_perpeft.model.vip5.item_trie import ItemTrie
-from recbole_perpeft.model.vip5.network import NetworkSettings, VIP5Network
-from recbole_perpeft.model.vip5.prompt_writer import PromptSettings, PromptWriter, Sample, template_words
-from recbole_perpeft.model.vip5.scoring import exact_scores
-from recbole_perpeft.model.vip5.templates import read_templates
-from recbole_perpeft.model.vip5.tiny_backbone import TinyBackboneSettings, tiny_backbone, word_tokenizer
-from recbole_perpeft.model.vip5.visual import VisualSettings, VisualTokens
+from recbole_perpeft.models.vip5.adapters import AdapterSettings
+from recbole_perpeft.models.vip5.item_order import random_ranks
+from recbole_perpeft.models.vip5.names import token_names
+from recbole_perpeft.models.vip5.network import NetworkSettings, VIP5Network
+from recbole_perpeft.models.vip5.prompts import PromptSettings, PromptWriter, Sample, template_words
+from recbole_perpeft.models.vip5.scoring import exact_scores
+from recbole_perpeft.models.vip5.t5 import T5Backbone
+from recbole_perpeft.models.vip5.templates import read_templates
+from recbole_perpeft.models.vip5.tiny_backbone import TinyBackboneSettings, tiny_backbone, word_tokenizer
+from recbole_perpeft.models.vip5.trie import ItemTrie
+from recbole_perpeft.models.vip5.visual import VisualSettings, VisualTokens
 
 LIMITS = {1_200: 2.0, 12_000: 4.0}
 N_USERS, N_FEATURES, N_VISUAL = 100, 512, 2

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_perpeft.__main__ import parse_arguments
-from recbole_perpeft.config import Config
-from recbole_perpeft.encoder.item_encoder import ItemEncoder
-from recbole_perpeft.encoder.peft_methods import peft_settings, read_peft_config
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.quick_start import create_dataset, data_preparation
-from recbole_perpeft.trainer.checkpoint import model_state, save_checkpoint
-from recbole_perpeft.trainer.grouping import global_user_vectors, mean_vectors
+from recbole_perpeft.cli.train import parse_arguments
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.models.perpeft.grouping import global_user_vectors, mean_vectors
+from recbole_perpeft.nn.adapt.methods import peft_settings, read_peft_config
+from recbole_perpeft.nn.item_encoder import ItemEncoder
+from recbole_perpeft.runs.config import Config
+from recbole_perpeft.runs.run import create_dataset, data_preparation
+from recbole_perpeft.training.checkpoint import model_state, save_checkpoint
 
 HELP = """\
 Turn a model that was trained with the code of PerPEFT's authors into a checkpoint of this package.
@@ -46,7 +46,7 @@ usage: python scripts/import_reference.py --folder=FOLDER --output=FILE [--datas
   --key=value              any other setting, see python run_recbole.py --help
   -h, --help               this text
 
-The checkpoint opens with recbole_perpeft.quick_start.load(FILE)."""
+The checkpoint opens with recbole_perpeft.runs.run.load(FILE)."""
 
 _OWN_FLAGS = ("folder", "output", "item_ids", "user_groups")
 # How names of this package's state dicts become the authors'.

@@ -1,11 +1,11 @@
 """Trains ``aspects-clip``, the small dual encoder that ships with the package, from nothing.
 
-It learns to match pictures and titles of made-up products (`recbole_perpeft.data.product_drawing`) that are drawn
+It learns to match pictures and titles of made-up products (`recbole_perpeft.data.aspects.drawing`) that are drawn
 with seeds of their own: it sees no product of the bundled data set and no purchase. As captions on the web do, the
 titles it learns from always name the kind of product, mostly its colour and less often its pattern and setting, so
 its vectors hold the aspects unevenly, as those of large pretrained models do.
 
-    python scripts/train_aspects_clip.py --output=recbole_perpeft/encoder/pretrained/aspects-clip
+    python scripts/train_aspects_clip.py --output=recbole_perpeft/pretrained/aspects-clip
 """
 
 import argparse
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tqdm import trange
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-from recbole_perpeft.data.product_drawing import ASPECTS, draw_image, draw_title, title_words
+from recbole_perpeft.data.aspects.drawing import ASPECTS, draw_image, draw_title, title_words
 
 SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<start>", "eos_token": "<end>"}
 DRAWN_SIDE, IMAGE_SIDE, PATCH = 48, 24, 8

@@ -50,7 +50,7 @@ def toy_settings(toy_path):
 @pytest.fixture(scope="session")
 def small_aspects(tmp_path_factory):
     """A `data_path` with `aspects` of 80 products and 150 users."""
-    from recbole_perpeft.data.synthetic import AspectsSettings, make_aspects
+    from recbole_perpeft.data.aspects.catalogue import AspectsSettings, make_aspects
 
     folder = tmp_path_factory.mktemp("small_aspects")
     make_aspects(folder / "aspects", AspectsSettings(n_items=80, n_users=150, seed=5), show_progress=False)
@@ -79,7 +79,7 @@ def aspects_settings(small_aspects, tmp_path):
 @pytest.fixture(scope="session")
 def tiny_aspects(tmp_path_factory):
     """`aspects` of 32 products and 40 users: the folder of its files, to be copied by tests that change them."""
-    from recbole_perpeft.data.synthetic import AspectsSettings, make_aspects
+    from recbole_perpeft.data.aspects.catalogue import AspectsSettings, make_aspects
 
     settings = AspectsSettings(n_items=32, n_users=40, seed=5, min_purchases=5, max_purchases=8)
     return make_aspects(tmp_path_factory.mktemp("tiny") / "aspects", settings, show_progress=False)

@@ -14,11 +14,11 @@ import torch
 import yaml
 from PIL import Image
 
-from recbole_perpeft import recommend
-from recbole_perpeft.__main__ import main
-from recbole_perpeft.data import cache as cache_module
-from recbole_perpeft.data import cache_build
-from recbole_perpeft.data.row_files import RowFiles
+from recbole_perpeft.cli.train import main
+from recbole_perpeft.runs import recommend
+from recbole_perpeft.store import inputs as cache_module
+from recbole_perpeft.store import inputs_build as cache_build
+from recbole_perpeft.store.rows import RowFiles
 
 SETTINGS = {
     "epochs": 1,
@@ -300,7 +300,7 @@ def test_what_a_killed_first_use_leaves_is_in_nobodys_way(shop, monkeypatch):
 
     shutil.rmtree(shop.data)
     with monkeypatch.context() as patch:
-        patch.setattr("recbole_perpeft.data.synthetic.product_image", die)
+        patch.setattr("recbole_perpeft.data.aspects.catalogue.product_image", die)
         assert main(shop.words()) == 130
     assert not shop.data.exists()
     assert not list(shop.data.parent.iterdir())
@@ -498,7 +498,7 @@ def test_a_full_disk_while_caching(shop, monkeypatch, fill):
 
 def test_a_full_disk_while_content_vectors_are_written(shop, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("recbole_perpeft.encoder.streamed_array.np.lib.format.write_array_header_1_0", disk_full)
+        patch.setattr("recbole_perpeft.store.streamed.np.lib.format.write_array_header_1_0", disk_full)
         shop.fails(shop.cache, peft_type="none")
     assert not list(shop.cache.glob("content-vectors-*"))
 

@@ -8,7 +8,7 @@ import torch
 from recbole.data.interaction import Interaction
 from scipy.sparse import dok_matrix
 
-from recbole_perpeft import compat
+from recbole_perpeft.core import compat
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_only_warnings_of_recbole_are_silenced():
         warnings.simplefilter("always")
         compat.apply()
         warnings.warn_explicit("old", FutureWarning, "x.py", 1, module="recbole.trainer.trainer")
-        warnings.warn_explicit("old", FutureWarning, "x.py", 1, module="recbole_perpeft.config")
+        warnings.warn_explicit("old", FutureWarning, "x.py", 1, module="recbole_perpeft.runs.config")
     assert len(caught) == 1
 
 
@@ -67,7 +67,7 @@ def test_tensorboard_goes_where_it_is_told(tmp_path, monkeypatch):
 
 def test_importing_a_model_leaves_anomaly_detection_off():
     code = (
-        "import torch; from recbole_perpeft.config import Config; import recbole_perpeft.quick_start; "
+        "import torch; from recbole_perpeft.runs.config import Config; import recbole_perpeft.runs.run; "
         "Config('SASRec', 'ml-100k'); print(torch.is_anomaly_enabled())"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -76,7 +76,7 @@ def test_importing_a_model_leaves_anomaly_detection_off():
 
 def test_neither_ray_nor_recboles_quick_start_is_imported():
     code = (
-        "import sys, recbole_perpeft.quick_start, recbole_perpeft.__main__; "
+        "import sys, recbole_perpeft.runs.run, recbole_perpeft.cli.train; "
         "print([name for name in ('ray', 'recbole.quick_start') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

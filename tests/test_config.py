@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recbole.utils import dataset_arguments
 
-from recbole_perpeft.config import Config, properties_folder, settings_from
-from recbole_perpeft.config_values import SettingsLoader, parse_value, read_yaml
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.model import get_model, list_models, list_recbole_models
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.yaml_values import SettingsLoader, parse_value, read_yaml
+from recbole_perpeft.models import get_model, list_models, list_recbole_models
+from recbole_perpeft.runs.config import Config, properties_folder, settings_from
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_settings_of_a_dataset_may_depend_on_the_model(tmp_path, monkeypatch):
     (tmp_path / "dataset" / "shop.yaml").write_text(
         "train_batch_size: 8\nlearning_rate: 0.5\nmodels:\n  SASRec: {learning_rate: 0.25}\n"
     )
-    monkeypatch.setattr("recbole_perpeft.config.properties_folder", lambda: tmp_path)
+    monkeypatch.setattr("recbole_perpeft.runs.config.properties_folder", lambda: tmp_path)
     assert Config("SASRec", "shop")["learning_rate"] == 0.25
     assert Config("GRU4Rec", "shop")["learning_rate"] == 0.5
     assert Config("GRU4Rec", "shop")["train_batch_size"] == 8
@@ -297,5 +297,5 @@ def test_the_defaults_of_a_peft_method_do_not_outlive_it(settings, peft_config, 
     properties = tmp_path / "properties"
     shutil.copytree(properties_folder(), properties)
     (properties / "dataset" / "toy.yaml").write_text("peft_config: {lora_dropout: 0.0}\n")
-    monkeypatch.setattr("recbole_perpeft.config.properties_folder", lambda: properties)
+    monkeypatch.setattr("recbole_perpeft.runs.config.properties_folder", lambda: properties)
     assert Config("PerPEFT", "toy", config_dict=settings)["peft_config"] == peft_config

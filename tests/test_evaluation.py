@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from recbole.data.interaction import Interaction
 from recbole.evaluator import Collector, Evaluator
 
-from recbole_perpeft import compat
-from recbole_perpeft.config import Config
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.evaluation import RankCollector, target_ranks
+from recbole_perpeft.core import compat
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.runs.config import Config
+from recbole_perpeft.training.ranks import RankCollector, target_ranks
 
 compat.apply()
 RANKING = ["Recall", "Precision", "Hit", "MRR", "NDCG", "MAP"]

@@ -13,10 +13,10 @@ from zlib import crc32
 import pytest
 import torch
 
-from recbole_perpeft.__main__ import help_text
-from recbole_perpeft.config import Config
-from recbole_perpeft.quick_start import get_trainer, load, run
-from recbole_perpeft.trainer.checkpoint import load_checkpoint
+from recbole_perpeft.cli.train import help_text
+from recbole_perpeft.runs.config import Config
+from recbole_perpeft.runs.run import get_trainer, load, run
+from recbole_perpeft.training.checkpoint import load_checkpoint
 
 FOLDER = Path(__file__).parent / "golden"
 MODELS = ("GlobalPEFT", "IISAN", "MoRec", "PerPEFT", "SASRec", "VIP5")

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from recbole_perpeft.__main__ import main
+from recbole_perpeft.cli.train import main
 
 ROOT = Path(__file__).resolve().parents[1]
 N_KILLS = 10

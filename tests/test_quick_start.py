@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from recbole_perpeft.__main__ import help_text, main, parse_arguments
-from recbole_perpeft.config import Config
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.model import list_models, list_recbole_models
-from recbole_perpeft.quick_start import create_dataset, load, resume, run
-from recbole_perpeft.run_folder import RunFolder
+from recbole_perpeft.cli.train import help_text, main, parse_arguments
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.models import list_models, list_recbole_models
+from recbole_perpeft.runs.config import Config
+from recbole_perpeft.runs.folder import RunFolder
+from recbole_perpeft.runs.run import create_dataset, load, resume, run
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_FILES = {
@@ -74,7 +74,7 @@ def test_the_settings_of_a_run_repeat_it(toy_settings):
 def test_a_loaded_model_evaluates_as_the_run_did(toy_settings, model):
     result = run(model, config_dict=toy_settings)
     config, loaded, dataset, train, valid, test = load(result["run_folder"])
-    from recbole_perpeft.quick_start import get_trainer
+    from recbole_perpeft.runs.run import get_trainer
 
     config["checkpoint_dir"] = str(Path(result["run_folder"]) / "again")
     trainer = get_trainer(config)(config, loaded)
@@ -216,7 +216,7 @@ def test_aspects_is_made_on_first_use(toy_settings, monkeypatch):
         toy = Path(toy_settings["data_path"]) / "toy" / "toy.inter"
         (folder / "aspects.inter").write_bytes(toy.read_bytes())
 
-    monkeypatch.setattr("recbole_perpeft.data.synthetic.make_aspects", make_aspects)
+    monkeypatch.setattr("recbole_perpeft.data.aspects.catalogue.make_aspects", make_aspects)
     for _ in range(2):
         create_dataset(Config("BPR", config_dict=toy_settings | {"dataset": "aspects"}))
     assert made == [Path(toy_settings["data_path"]) / "aspects"]

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from recbole.utils import init_seed
 
-from recbole_perpeft.__main__ import main
-from recbole_perpeft.quick_start import get_trainer, load
+from recbole_perpeft.cli.train import main
+from recbole_perpeft.runs.run import get_trainer, load
 
 # Users with few ratings only: 7,600 of 100,000 ratings, so that a model trains within seconds.
 FLAGS = ["--dataset=ml-100k", "--user_inter_num_interval=[20,40]", "--epochs=2", "--show_progress=False"]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.quick_start import run
-from recbole_perpeft.recommend import Recommender, main
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.runs.recommend import Recommender, main
+from recbole_perpeft.runs.run import run
 
 
 @pytest.fixture(scope="module")

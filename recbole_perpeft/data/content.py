@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content_report import ContentReport, Problem
-from recbole_perpeft.errors import PerPEFTError
 
 TITLE, IMAGE = "title", "image"
 IMAGE_FOLDER = "images"
@@ -29,7 +29,7 @@ class ItemContent:
     """The items of a data set in the order of its item file, and what is wrong with them.
 
     Reading finds what can be found without opening an image. Images are decoded once, by
-    :class:`~recbole_perpeft.data.cache.ContentCache`, which adds what it finds and calls :meth:`check`: so one error
+    :class:`~recbole_perpeft.store.inputs.ContentCache`, which adds what it finds and calls :meth:`check`: so one error
     tells everything.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from enum import Enum
 
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError
 
 N_SHOWN = 10
 

@@ -10,8 +10,8 @@ from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
-from recbole_perpeft.data.interaction_log import CheckedLog
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.log import CheckedLog
 
 __all__ = ["HistoryIndex", "SequenceDataset", "history_of", "positive_item_list_field"]
 

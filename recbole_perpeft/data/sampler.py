@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import HistoryIndex
-from recbole_perpeft.errors import PerPEFTError
 
 __all__ = ["DISTRIBUTIONS", "GroupAwareSampler"]
 

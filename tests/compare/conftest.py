@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recbole_perpeft.compare.data import DataDescription
-from recbole_perpeft.compare.plan import DatasetPlan, Job
-from recbole_perpeft.compare.records import collect
-from recbole_perpeft.compare.runs import Outcome
-from recbole_perpeft.compare.specs import ModelSpec
-from recbole_perpeft.compare.statistics import metric_of_ranks
+from recbole_perpeft.studies.compare.description import DataDescription
+from recbole_perpeft.studies.compare.plan import DatasetPlan, Job
+from recbole_perpeft.studies.compare.records import collect
+from recbole_perpeft.studies.compare.runs import Outcome
+from recbole_perpeft.studies.compare.specs import ModelSpec
+from recbole_perpeft.studies.compare.statistics import metric_of_ranks
 
 N_USERS, N_ITEMS = 60, 20
 NAMES = ("hit@5", "ndcg@5")

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from recbole_perpeft.compare import analysis
-from recbole_perpeft.compare.records import collect
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.studies.compare import analysis
+from recbole_perpeft.studies.compare.records import collect
 
 MODELS = ("base", "good", "<b>|&_{odd}")
 

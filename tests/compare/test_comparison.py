@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recbole_perpeft.compare.__main__ import main
-from recbole_perpeft.compare.comparison import compare
-from recbole_perpeft.compare.plan import plan
-from recbole_perpeft.compare.specs import parse_models
-from recbole_perpeft.compare.worker import carry_out
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.quick_start import run
-from recbole_perpeft.trainer.trainer import RunTrainer
+from recbole_perpeft.cli.compare import main
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.runs.run import run
+from recbole_perpeft.studies.compare.comparison import compare
+from recbole_perpeft.studies.compare.plan import plan
+from recbole_perpeft.studies.compare.specs import parse_models
+from recbole_perpeft.studies.compare.worker import carry_out
+from recbole_perpeft.training.trainer import RunTrainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,7 +109,7 @@ def test_memory_of_the_parent_does_not_count():
 import subprocess, sys
 block = bytearray(900_000_000)
 block[::4096] = b"1" * len(block[::4096])
-code = "from recbole_perpeft.run_folder import peak_memory_mb; print(peak_memory_mb())"
+code = "from recbole_perpeft.runs.folder import peak_memory_mb; print(peak_memory_mb())"
 print(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -118,8 +118,8 @@ print(subprocess.run([sys.executable, "-c", code], capture_output=True, text=Tru
 
 
 def test_no_run_succeeds(shared, tmp_path, monkeypatch):
-    from recbole_perpeft.compare import comparison
-    from recbole_perpeft.compare.runs import Outcome
+    from recbole_perpeft.studies.compare import comparison
+    from recbole_perpeft.studies.compare.runs import Outcome
 
     monkeypatch.setattr(comparison, "carry_out_all", lambda jobs, *rest: [Outcome(job, "no luck") for job in jobs])
     with pytest.raises(PerPEFTError, match="no run succeeded:\n  BPR on toy, seed 2026: no luck"):

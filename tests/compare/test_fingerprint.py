@@ -2,8 +2,8 @@ import os
 
 import pytest
 
-from recbole_perpeft.compare.fingerprint import code_fingerprint, data_fingerprint, run_key
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.studies.compare.fingerprint import code_fingerprint, data_fingerprint, run_key
 
 SETTINGS = {"model": "BPR", "learning_rate": 0.001, "data_path": "here", "show_progress": True, "seed": 1}
 

@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recbole_perpeft import config
-from recbole_perpeft.compare import plan as plans
-from recbole_perpeft.compare.plan import plan
-from recbole_perpeft.compare.specs import parse_models
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.runs import config
+from recbole_perpeft.studies.compare import plan as plans
+from recbole_perpeft.studies.compare.plan import plan
+from recbole_perpeft.studies.compare.specs import parse_models
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import subprocess
 import pandas as pd
 import pytest
 
-from recbole_perpeft.compare import analysis
-from recbole_perpeft.compare.plots import plots
-from recbole_perpeft.compare.report import write_report
-from recbole_perpeft.compare.sections import tables
-from recbole_perpeft.compare.statistics import metric_of_ranks, paired_test
-from recbole_perpeft.compare.tables import Cell, Table, places
+from recbole_perpeft.studies.compare import analysis
+from recbole_perpeft.studies.compare.plots import plots
+from recbole_perpeft.studies.compare.report import write_report
+from recbole_perpeft.studies.compare.sections import tables
+from recbole_perpeft.studies.compare.statistics import metric_of_ranks, paired_test
+from recbole_perpeft.studies.report.tables import Cell, Table, places
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 

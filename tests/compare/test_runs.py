@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from recbole_perpeft.compare import runs
-from recbole_perpeft.compare.plan import Job
-from recbole_perpeft.compare.runs import carry_out_all
-from recbole_perpeft.compare.specs import ModelSpec
+from recbole_perpeft.studies.compare import runs
+from recbole_perpeft.studies.compare.plan import Job
+from recbole_perpeft.studies.compare.runs import carry_out_all
+from recbole_perpeft.studies.compare.specs import ModelSpec
 
 ROOT = Path(__file__).parents[2]
 WORKER = """
@@ -117,7 +117,7 @@ def test_the_worker_ends_with_its_parent():
     """The parent is killed: nothing closes pipes in good order, nobody sends a signal."""
     code = """
         import sys, threading, time
-        from recbole_perpeft.compare import worker
+        from recbole_perpeft.studies.compare import worker
         threading.Thread(target=worker._end_with_parent, daemon=True).start()
         print("ready", flush=True)
         time.sleep(120)

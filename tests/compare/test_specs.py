@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_perpeft.compare.specs import ModelSpec, choose, parse_models
-from recbole_perpeft.config import properties_folder
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.runs.config import properties_folder
+from recbole_perpeft.studies.compare.specs import ModelSpec, choose, parse_models
 
 ROOT = Path(__file__).parents[2]
 

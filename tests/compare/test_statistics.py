@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from recbole_perpeft.compare.statistics import holm, is_rank_metric, metric_of_ranks, paired_test
+from recbole_perpeft.studies.compare.statistics import holm, is_rank_metric, metric_of_ranks, paired_test
 
 RANKS = np.array([1, 2, 3, 10, 11, 500])
 OF_ONE = {

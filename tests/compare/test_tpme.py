@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_perpeft.compare.tpme import tpme
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.studies.compare.tpme import tpme
 
 # Trainable parameters of FFT, Adapter, IISAN, LoRA and BitFit with BERT-base and ViT-base.
 PARAMETERS = (194_897_216, 4_965_440, 4_113_877, 833_600, 412_736)

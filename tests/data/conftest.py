@@ -2,7 +2,7 @@
 
 import pytest
 
-from recbole_perpeft.config import Config
+from recbole_perpeft.runs.config import Config
 
 
 class LogFolder:

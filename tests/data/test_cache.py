@@ -17,11 +17,11 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from recbole_perpeft.data import cache_build
-from recbole_perpeft.data.cache import ContentCache
-from recbole_perpeft.data.cache_manifest import cache_key
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import ItemContent
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.store import inputs_build as cache_build
+from recbole_perpeft.store.inputs import ContentCache
+from recbole_perpeft.store.inputs_manifest import cache_key
 
 # Worker processes and scripts import the processors by name.
 sys.path.append(str(Path(__file__).parent))
@@ -149,7 +149,7 @@ def test_second_opening_decodes_nothing(shop, decoded):
 
 
 def test_reading_releases_pages_and_stays_right(shop, monkeypatch):
-    monkeypatch.setattr("recbole_perpeft.data.cache.MAX_MAPPED_BYTES", 100)
+    monkeypatch.setattr("recbole_perpeft.store.inputs.MAX_MAPPED_BYTES", 100)
     cache = open_or_build(shop)
     first = cache.batch(torch.arange(5))["pixel_values"]
     assert torch.equal(cache.batch(torch.arange(5))["pixel_values"], first) and first.any()
@@ -386,7 +386,7 @@ def test_workers_make_the_same_cache(tmp_path):
 BUILDER = """
 import time
 from pathlib import Path
-from recbole_perpeft.data.cache import ContentCache
+from recbole_perpeft.store.inputs import ContentCache
 from recbole_perpeft.data.content import ItemContent
 from small_processor import SmallProcessor
 
@@ -446,7 +446,7 @@ def test_a_resumed_build_trusts_no_outdated_or_lost_chunk(shop, decoded, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as stop:
-        stop.setattr("recbole_perpeft.data.cache._finish", fail)
+        stop.setattr("recbole_perpeft.store.inputs._finish", fail)
         with pytest.raises(KeyboardInterrupt):
             open_or_build(shop)
     del decoded[:]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from recbole_perpeft.data import cache_build
-from recbole_perpeft.data.cache import ContentCache
 from recbole_perpeft.data.content import ItemContent
+from recbole_perpeft.store import inputs_build as cache_build
+from recbole_perpeft.store.inputs import ContentCache
 
 sys.path.append(str(Path(__file__).parent))
 SmallProcessor = importlib.import_module("small_processor").SmallProcessor

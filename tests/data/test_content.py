@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import ItemContent
-from recbole_perpeft.errors import PerPEFTError
 
 HEADER = "item_id:token\ttitle:token_seq\n"
 

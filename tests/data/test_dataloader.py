@@ -7,9 +7,9 @@ from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoa
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.utils import create_samplers
 
-from recbole_perpeft.data.dataloader import MaskedFullSortEvalDataLoader, evaluation_loader, train_loader
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import SequenceDataset, history_of
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.data.loader import MaskedFullSortEvalDataLoader, evaluation_loader, train_loader
 
 # RecBole sorts torch tensors with numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")

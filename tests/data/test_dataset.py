@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recbole.data.dataset import Dataset, SequentialDataset
 
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import HistoryIndex, SequenceDataset, history_of
-from recbole_perpeft.errors import PerPEFTError
 
 # RecBole sorts torch tensors with numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import HistoryIndex
 from recbole_perpeft.data.explanations import are_interactions, read_explanations
-from recbole_perpeft.errors import PerPEFTError
 
 USERS, ITEMS = {"007": 1, "b": 2}, {"1.0": 1, "y": 2}
 ROW = {"user_id": "007", "item_id": "1.0", "explanation": "it is red"}

@@ -17,13 +17,13 @@ from filelock import FileLock
 from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data import hidden_states_build, hidden_states_encode
-from recbole_perpeft.data.cache import main
 from recbole_perpeft.data.content import ItemContent
-from recbole_perpeft.data.hidden_states import HiddenStateCache, HiddenStateSettings
-from recbole_perpeft.data.hidden_states_encode import StateEncoder
-from recbole_perpeft.encoder.backbone import Backbone
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.pretrained.tower import Backbone
+from recbole_perpeft.store.encode import StateEncoder
+from recbole_perpeft.store.inputs import main
+from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings
 
 sys.path.append(str(Path(__file__).parent))
 tiny = importlib.import_module("tiny_encoders")
@@ -183,7 +183,7 @@ def test_rows_pads_and_copies(shop, bert):
 def test_reading_releases_pages_and_stays_right(shop, bert, monkeypatch):
     cache = open_or_build(shop, bert)
     expected = cache.states(all_rows(cache))
-    monkeypatch.setattr("recbole_perpeft.data.hidden_states.MAX_MAPPED_BYTES", 100)
+    monkeypatch.setattr("recbole_perpeft.store.states.MAX_MAPPED_BYTES", 100)
     assert torch.equal(cache.states(all_rows(cache)), expected)
     assert torch.equal(cache.states(all_rows(cache)), expected)
 
@@ -316,7 +316,7 @@ def test_a_killed_build_goes_on(shop, bert):
     script = (
         "import time; from pathlib import Path\n"
         "from recbole_perpeft.data import hidden_states_build as build\n"
-        "from recbole_perpeft.data.hidden_states import HiddenStateCache, HiddenStateSettings\n"
+        "from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings\n"
         "from recbole_perpeft.data.content import ItemContent\n"
         "store = build.StatesBuild._store\n"
         "def slow(self, encoded):\n    time.sleep(30 * (encoded.index == 2))\n    return store(self, encoded)\n"

@@ -4,8 +4,8 @@ import tracemalloc
 
 import numpy as np
 
-from recbole_perpeft.data.product_drawing import ASPECTS
-from recbole_perpeft.data.product_explanations import DISLIKED, LIKED, draw_explanations
+from recbole_perpeft.data.aspects.drawing import ASPECTS
+from recbole_perpeft.data.aspects.sentences import DISLIKED, LIKED, draw_explanations
 
 
 def purchases(n):

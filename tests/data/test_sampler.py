@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import HistoryIndex
 from recbole_perpeft.data.sampler import GroupAwareSampler
-from recbole_perpeft.errors import PerPEFTError
 
 N_ITEMS = 12
 # Users 1 to 4 with repeated purchases and an item (11) nobody bought; user 0 is the pad.

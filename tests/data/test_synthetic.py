@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import spearmanr
 
-from recbole_perpeft.data.product_drawing import ASPECTS, draw_image, draw_title, title_words
-from recbole_perpeft.data.synthetic import (
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.aspects.catalogue import (
     GROUPS,
     AspectsSettings,
     AspectsTables,
@@ -21,7 +21,7 @@ from recbole_perpeft.data.synthetic import (
     make_aspects,
     product_image,
 )
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.data.aspects.drawing import ASPECTS, draw_image, draw_title, title_words
 
 COMMITTED = Path(__file__).parents[2] / "dataset_atomic" / "aspects"
 SMALL = AspectsSettings(n_items=80, n_users=120, seed=3, image_side=16)
@@ -266,7 +266,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_arguments, **_named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("recbole_perpeft.data.synthetic.product_image", fail)
+    monkeypatch.setattr("recbole_perpeft.data.aspects.catalogue.product_image", fail)
     with pytest.raises(KeyboardInterrupt):
         make_aspects(tmp_path / "aspects", SMALL, show_progress=False)
     assert list(tmp_path.iterdir()) == []

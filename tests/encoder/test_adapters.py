@@ -6,10 +6,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModel, CLIPConfig
 
-from recbole_perpeft.encoder.adapters import AdapterBank
-from recbole_perpeft.encoder.foundation import FoundationModel
-from recbole_perpeft.encoder.peft_methods import peft_settings, read_peft_config, supported_peft_types
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.nn.adapt.bank import AdapterBank
+from recbole_perpeft.nn.adapt.methods import peft_settings, read_peft_config, supported_peft_types
+from recbole_perpeft.pretrained.dual import FoundationModel
 
 # Settings that fit a model of width 32; the third tells whether a new adapter leaves the model as it is.
 METHODS = {

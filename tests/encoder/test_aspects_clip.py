@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel
 
 import recbole_perpeft
-from recbole_perpeft.data.product_drawing import ASPECTS, draw_image, draw_title
+from recbole_perpeft.data.aspects.drawing import ASPECTS, draw_image, draw_title
 
-FOLDER = Path(recbole_perpeft.__file__).parent / "encoder" / "pretrained" / "aspects-clip"
+FOLDER = Path(recbole_perpeft.__file__).parent / "pretrained" / "aspects-clip"
 N_PAIRS = 300
 
 

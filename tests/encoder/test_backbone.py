@@ -26,11 +26,11 @@ from transformers import (
     ViTConfig,
 )
 
-from recbole_perpeft.encoder import backbone_files
-from recbole_perpeft.encoder.backbone import Backbone, describe_backbone
-from recbole_perpeft.encoder.backbone_files import weights_fingerprint
-from recbole_perpeft.encoder.backbone_layers import find_layout
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.pretrained import fingerprint as backbone_files
+from recbole_perpeft.pretrained.fingerprint import weights_fingerprint
+from recbole_perpeft.pretrained.layers import find_layout
+from recbole_perpeft.pretrained.tower import Backbone, describe_backbone
 
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
 TEXT = {
@@ -272,7 +272,7 @@ def test_incomplete_or_unusable_models(bert_folder, monkeypatch):
         Backbone.from_pretrained(bert_folder, "text", "4bit")
     with pytest.raises(PerPEFTError, match="pip install bitsandbytes"), monkeypatch.context() as with_gpu:
         with_gpu.setattr(torch.cuda, "is_available", lambda: True)
-        with_gpu.setattr("recbole_perpeft.encoder.backbone.importlib.util.find_spec", lambda name: None)
+        with_gpu.setattr("recbole_perpeft.pretrained.tower.importlib.util.find_spec", lambda name: None)
         Backbone.from_pretrained(bert_folder, "text", "8bit")
     with pytest.raises(PerPEFTError, match="'3bit' is not one of 8bit, 4bit"):
         Backbone.from_pretrained(bert_folder, "text", "3bit")

@@ -10,10 +10,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, CLIPModel, SiglipModel
 
-from recbole_perpeft.encoder import foundation as foundation_module
-from recbole_perpeft.encoder.foundation import FoundationModel, Processor, locate_foundation
-from recbole_perpeft.encoder.processor import load_image_processor
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.pretrained import dual as foundation_module
+from recbole_perpeft.pretrained.dual import FoundationModel, Processor, locate_foundation
+from recbole_perpeft.pretrained.processor import load_image_processor
 
 TITLES = ["red mug", "a round lamp on a table with stripes on a table with a mug on a table"]
 
@@ -214,5 +214,5 @@ def test_folder_that_does_not_exist():
 
 
 def test_bundled_model_is_found_by_name(monkeypatch, copy_of_clip, tmp_path):
-    monkeypatch.setattr("recbole_perpeft.encoder.processor._BUNDLED", tmp_path)
+    monkeypatch.setattr("recbole_perpeft.pretrained.processor._BUNDLED", tmp_path)
     assert locate_foundation("copy") == str(copy_of_clip)

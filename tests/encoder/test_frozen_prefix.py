@@ -2,10 +2,10 @@ import pytest
 import torch
 from transformers import CLIPModel, SiglipModel
 
-from recbole_perpeft.encoder.adapters import AdapterBank
-from recbole_perpeft.encoder.content_encoder import AdaptedContent
-from recbole_perpeft.encoder.foundation import FoundationModel
-from recbole_perpeft.encoder.frozen_prefix import FrozenPrefix, StoredBlock, frozen_depths
+from recbole_perpeft.nn.adapt.bank import AdapterBank
+from recbole_perpeft.nn.adapt.frozen_prefix import FrozenPrefix, StoredBlock, frozen_depths
+from recbole_perpeft.nn.content import AdaptedContent
+from recbole_perpeft.pretrained.dual import FoundationModel
 
 TOP = r".*layers\.1\.self_attn\.(q|v)_proj"
 VISION_TOP = r".*vision_model\.encoder\.layers\.1\.self_attn\.(q|v)_proj"

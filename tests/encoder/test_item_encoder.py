@@ -3,13 +3,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from recbole_perpeft.encoder import build as build_module
-from recbole_perpeft.encoder.adapters import AdapterBank
-from recbole_perpeft.encoder.build import build_item_encoder
-from recbole_perpeft.encoder.content_encoder import AdaptedContent, FrozenContent
-from recbole_perpeft.encoder.foundation import FoundationModel
-from recbole_perpeft.encoder.item_encoder import ItemEncoder, ItemEncoderSettings
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.models import build as build_module
+from recbole_perpeft.models.build import build_item_encoder
+from recbole_perpeft.nn.adapt.bank import AdapterBank
+from recbole_perpeft.nn.content import AdaptedContent, FrozenContent
+from recbole_perpeft.nn.item_encoder import ItemEncoder, ItemEncoderSettings
+from recbole_perpeft.pretrained.dual import FoundationModel
 
 N_ITEMS = 12  # the pad included
 

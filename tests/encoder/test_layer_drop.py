@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_perpeft.encoder.layer_drop import LayerDropSettings, check_blocks, kept_blocks
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.nn.layer_drop import LayerDropSettings, check_blocks, kept_blocks
 
 PUBLISHED = {
     12: (2, 4, 6, 8, 10, 12),

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recbole_perpeft.encoder.processor import Processor, locate_encoder
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.pretrained.processor import Processor, locate_encoder
 
 TITLES = ["red mug", "a round lamp on a table with stripes on a table"]
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8))

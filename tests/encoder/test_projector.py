@@ -1,7 +1,7 @@
 import torch
 from torch.nn import functional
 
-from recbole_perpeft.encoder.projector import Projector
+from recbole_perpeft.nn.projector import Projector
 
 
 def test_layers_are_those_of_the_paper():

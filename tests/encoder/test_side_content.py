@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from recbole_perpeft.encoder.item_encoder import ItemEncoder
-from recbole_perpeft.encoder.side_content import SideContent
-from recbole_perpeft.encoder.side_network import SideNetworkSettings
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.nn.item_encoder import ItemEncoder
+from recbole_perpeft.nn.side_content import SideContent
+from recbole_perpeft.nn.side_network import SideNetworkSettings
 
 N_ITEMS = 9  # the pad included
 SETTINGS = SideNetworkSettings(side_rank_text=3, side_rank_image=2, side_init_std=0.3, hidden_size=4, head="narrow")
@@ -114,7 +114,7 @@ def test_personalised_again(n_groups):
 
 
 def test_new_items_by_token(monkeypatch):
-    monkeypatch.setattr("recbole_perpeft.encoder.side_content._TOKENS_AT_ONCE", 3)
+    monkeypatch.setattr("recbole_perpeft.nn.side_content._TOKENS_AT_ONCE", 3)
     content = make_content()
     content.personalise(1)
     tokens = ["4", "1", "[PAD]", "8", "2"]

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from recbole_perpeft.encoder.layer_drop import LayerDropSettings
-from recbole_perpeft.encoder.side_network import PRESETS, SideNetwork, SideNetworkSettings
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.nn.layer_drop import LayerDropSettings
+from recbole_perpeft.nn.side_network import PRESETS, SideNetwork, SideNetworkSettings
 
 SMALL = SideNetworkSettings(side_rank_text=3, side_rank_image=5, side_init_std=0.3, hidden_size=4)
 SMALL_PERPEFT = replace(

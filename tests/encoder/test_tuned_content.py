@@ -11,17 +11,17 @@ from PIL import Image
 from torch.nn import functional
 from transformers import BertConfig, ViTConfig
 
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import ItemContent
-from recbole_perpeft.encoder.backbone import Backbone
-from recbole_perpeft.encoder.tuned_content import (
+from recbole_perpeft.nn.adapt.tuning import TuningSettings
+from recbole_perpeft.nn.tuned_content import (
     FrozenStatesContent,
     TunedContent,
     TunedContentSettings,
     TunedEncoders,
     build_tuned_content,
 )
-from recbole_perpeft.encoder.tuning import TuningSettings
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.pretrained.tower import Backbone
 
 sys.path.append(str(Path(__file__).parent))
 tiny = importlib.import_module("tiny_backbones")

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPVisionConfig, Dinov2Config, GPT2Config, LlamaConfig
 
-from recbole_perpeft.encoder.backbone import Backbone
-from recbole_perpeft.encoder.tuned_content import TunedEncoders
-from recbole_perpeft.encoder.tuning import TuningSettings, _find, tune
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.nn.adapt.tuning import TuningSettings, _find, tune
+from recbole_perpeft.nn.tuned_content import TunedEncoders
+from recbole_perpeft.pretrained.tower import Backbone
 
 sys.path.append(str(Path(__file__).parent))
 tiny = importlib.import_module("tiny_backbones")

@@ -3,7 +3,7 @@
 import torch
 from transformers import BertConfig, ViTConfig
 
-from recbole_perpeft.encoder.backbone import Backbone
+from recbole_perpeft.pretrained.tower import Backbone
 
 ADAPTATIONS = ("full", "adapter", "lora", "bitfit")
 TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from recbole_perpeft.config import Config
-from recbole_perpeft.quick_start import create_dataset, data_preparation
+from recbole_perpeft.runs.config import Config
+from recbole_perpeft.runs.run import create_dataset, data_preparation
 
 
 class Prepared:

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from recbole_perpeft.encoder.backbone import Backbone
-from recbole_perpeft.encoder.foundation import FoundationModel
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.model.user_encoder import left_pad
-from recbole_perpeft.quick_start import load, run
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.nn.users.sasrec import left_pad
+from recbole_perpeft.pretrained.dual import FoundationModel
+from recbole_perpeft.pretrained.tower import Backbone
+from recbole_perpeft.runs.run import load, run
 
 ADAPTATIONS = ["full", "adapter", "lora", "bitfit", "frozen"]
 SIDE = {"peft_type": "iisan", "peft_config": {"n_blocks": 2}}

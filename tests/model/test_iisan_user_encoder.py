@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.model.iisan_user_encoder import IISANUserEncoder, IISANUserEncoderSettings
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.nn.users.iisan import IISANUserEncoder, IISANUserEncoderSettings
 
 ITEM_SEQ = torch.tensor([[0, 0, 3, 4, 3], [1, 2, 3, 4, 5], [0, 0, 0, 0, 7]])
 

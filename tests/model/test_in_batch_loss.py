@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.model import in_batch_loss
-from recbole_perpeft.model.in_batch_loss import InBatchLossSettings, in_batch_debiased_loss, log_popularity
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.nn import in_batch_loss
+from recbole_perpeft.nn.in_batch_loss import InBatchLossSettings, in_batch_debiased_loss, log_popularity
 
 N_ITEMS = 9  # the pad included
 COUNTS = torch.tensor([0, 5, 1, 0, 12, 3, 0, 2, 7])

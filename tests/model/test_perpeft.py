@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.model.user_encoder import left_pad
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.nn.users.sasrec import left_pad
 
 
 def all_rows(loader):

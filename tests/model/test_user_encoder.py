@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.model.user_encoder import SASRecUserEncoder, UserEncoderSettings, left_pad
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.nn.users.sasrec import SASRecUserEncoder, UserEncoderSettings, left_pad
 
 
 def naive_left_pad(rows, length):

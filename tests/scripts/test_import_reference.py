@@ -18,10 +18,10 @@ from torch import nn
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 import recbole_perpeft
-from recbole_perpeft import quick_start
+from recbole_perpeft.runs import run as quick_start
 
 ROOT = Path(recbole_perpeft.__path__[0]).parent
-CLIP = ROOT / "recbole_perpeft" / "encoder" / "pretrained" / "aspects-clip"
+CLIP = ROOT / "recbole_perpeft" / "pretrained" / "aspects-clip"
 LENGTH, WIDTH, HEADS, BLOCKS = 7, 16, 2, 3
 ADAPTERS = {
     "lora": LoraConfig(r=3, lora_alpha=12, lora_dropout=0.2, target_modules=["q_proj", "v_proj"]),

@@ -2,12 +2,12 @@
 
 import pytest
 
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.search.__main__ import main
-from recbole_perpeft.search.checks import check_search
-from recbole_perpeft.search.searchers import check_names
-from recbole_perpeft.search.session import max_epochs
-from recbole_perpeft.search.space_files import read_space
+from recbole_perpeft.cli.search import main
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.studies.search.checks import check_search
+from recbole_perpeft.studies.search.searchers import check_names
+from recbole_perpeft.studies.search.session import max_epochs
+from recbole_perpeft.studies.search.space_files import read_space
 
 
 @pytest.fixture
@@ -80,13 +80,13 @@ def test_names_are_checked(space_of, searcher, scheduler, text, message):
 
 
 def test_a_searcher_that_is_not_installed_says_what_to_install(space_of, monkeypatch):
-    monkeypatch.setattr("recbole_perpeft.search.searchers.find_spec", lambda name: None)
+    monkeypatch.setattr("recbole_perpeft.studies.search.searchers.find_spec", lambda name: None)
     with pytest.raises(PerPEFTError, match="pip install optuna"):
         check_names("optuna", "asha", space_of("a: {choice: [1]}"))
 
 
 def test_a_searcher_that_chooses_itself_takes_no_grid(space_of, monkeypatch):
-    monkeypatch.setattr("recbole_perpeft.search.searchers.find_spec", lambda name: object())
+    monkeypatch.setattr("recbole_perpeft.studies.search.searchers.find_spec", lambda name: object())
     with pytest.raises(PerPEFTError, match="write choice in place of grid"):
         check_names("hyperopt", "asha", space_of("a: {grid: [1]}"))
 

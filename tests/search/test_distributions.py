@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.search.distributions import distribution
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.studies.search.distributions import distribution
 
 
 def drawn(kind, values, n=4000):

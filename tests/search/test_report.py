@@ -6,17 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recbole_perpeft.config import Config
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.quick_start import run
-from recbole_perpeft.search.cluster import store_size
-from recbole_perpeft.search.importance import parameter_importance
-from recbole_perpeft.search.journal import TrialEntry
-from recbole_perpeft.search.page import _axis
-from recbole_perpeft.search.report import write_report
-from recbole_perpeft.search.session import remove_lost_trials
-from recbole_perpeft.search.space_files import read_space
-from recbole_perpeft.search.trial import TrialPlan, read_record
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.runs.config import Config
+from recbole_perpeft.runs.run import run
+from recbole_perpeft.studies.search.cluster import store_size
+from recbole_perpeft.studies.search.importance import parameter_importance
+from recbole_perpeft.studies.search.journal import TrialEntry
+from recbole_perpeft.studies.search.page import _axis
+from recbole_perpeft.studies.search.report import write_report
+from recbole_perpeft.studies.search.session import remove_lost_trials
+from recbole_perpeft.studies.search.space_files import read_space
+from recbole_perpeft.studies.search.trial import TrialPlan, read_record
 
 MB = 2**20
 
@@ -113,7 +113,8 @@ def test_the_test_items_are_looked_at_once_and_only_at_the_end(search, monkeypat
     folder, plan, config = search
     calls = []
     monkeypatch.setattr(
-        "recbole_perpeft.search.report.metrics_on_test", lambda *arguments: calls.append(arguments) or {"hit@5": 0.5}
+        "recbole_perpeft.studies.search.report.metrics_on_test",
+        lambda *arguments: calls.append(arguments) or {"hit@5": 0.5},
     )
     assert write_report(folder, plan, config, n_trials=4, ended=False).best["test_result"] is None
     assert calls == [] and not (folder / "result.json").exists()

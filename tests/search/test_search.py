@@ -14,10 +14,10 @@ import pandas as pd
 import psutil
 import pytest
 
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.search import cluster
-from recbole_perpeft.search.cluster import running_ray
-from recbole_perpeft.search.session import SearchSettings, resume_search, run_search
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.studies.search import cluster
+from recbole_perpeft.studies.search.cluster import running_ray
+from recbole_perpeft.studies.search.session import SearchSettings, resume_search, run_search
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

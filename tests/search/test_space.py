@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from recbole_perpeft.config import properties_folder
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.model import list_models
-from recbole_perpeft.search.checks import check_search
-from recbole_perpeft.search.space import with_point
-from recbole_perpeft.search.space_files import read_space
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.models import list_models
+from recbole_perpeft.runs.config import properties_folder
+from recbole_perpeft.studies.search.checks import check_search
+from recbole_perpeft.studies.search.space import with_point
+from recbole_perpeft.studies.search.space_files import read_space
 
 MODELS = (*list_models(), "SASRec")
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from recbole_perpeft.quick_start import resume, run
-from recbole_perpeft.search.trial import read_record
-from recbole_perpeft.trainer.checkpoint import load_checkpoint
+from recbole_perpeft.runs.run import resume, run
+from recbole_perpeft.studies.search.trial import read_record
+from recbole_perpeft.training.checkpoint import load_checkpoint
 
 
 @pytest.fixture

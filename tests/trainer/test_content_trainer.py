@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.trainer.content_trainer import LearningRateSettings
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.training.rates import LearningRateSettings
 
 RATES = {"lr_side_text": 1.0, "lr_side_image": 2.0, "lr_backbone_text": 3.0, "lr_backbone_image": 4.0}
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.trainer.grouping import (
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.models.perpeft.grouping import (
     kmeans_groups,
     mean_vectors,
     most_likely_groups,

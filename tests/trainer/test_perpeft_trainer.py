@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.quick_start import load, resume, run
-from recbole_perpeft.trainer.perpeft_trainer import PerPEFTTrainer
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.models.perpeft.trainer import PerPEFTTrainer
+from recbole_perpeft.runs.run import load, resume, run
 
 
 class KilledError(Exception):

@@ -10,10 +10,10 @@ from recbole.utils import init_seed
 from scipy import sparse
 from torch import nn
 
-from recbole_perpeft.config import Config
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.quick_start import create_dataset, data_preparation, get_trainer
-from recbole_perpeft.trainer.checkpoint import (
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.runs.config import Config
+from recbole_perpeft.runs.run import create_dataset, data_preparation, get_trainer
+from recbole_perpeft.training.checkpoint import (
     load_checkpoint,
     loader_state,
     random_state,
@@ -21,7 +21,7 @@ from recbole_perpeft.trainer.checkpoint import (
     set_loader_state,
     set_random_state,
 )
-from recbole_perpeft.trainer.trainer import RunTrainer, run_trainer
+from recbole_perpeft.training.trainer import RunTrainer, run_trainer
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import pytest
 
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.trainer.vip5_trainer import ScheduleSettings
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.models.vip5.trainer import ScheduleSettings
 
 
 def test_the_rate_rises_and_falls_in_straight_lines():

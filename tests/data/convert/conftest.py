@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recbole_perpeft.data.convert.conversion import ConversionSettings, convert
-from recbole_perpeft.data.convert.filters import FilterSettings
+from recbole_perpeft.convert.conversion import ConversionSettings, convert
+from recbole_perpeft.convert.filters import FilterSettings
 
 
 def jpeg(side=20, seed=0, kind="JPEG"):

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_perpeft.data.convert import download, json_tables
-from recbole_perpeft.data.convert.amazon2023 import REVIEW, Amazon2023Source, image_address
-from recbole_perpeft.data.convert.download import check_address, download_images, fetch
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.convert import download, json_tables
+from recbole_perpeft.convert.download import check_address, download_images, fetch
+from recbole_perpeft.convert.sources.amazon2023 import REVIEW, Amazon2023Source, image_address
+from recbole_perpeft.core.errors import PerPEFTError
 
 URL = "https://m.media-amazon.com/images/I/"
 
@@ -244,7 +244,7 @@ def test_a_conversion_downloads_what_is_missing(tmp_path, run, make_image, monke
         assert addresses == {"B1": f"{URL}1.jpg"} and pace == 10.0
         (folder / "B1.jpg").write_bytes(make_image())
 
-    monkeypatch.setattr("recbole_perpeft.data.convert.amazon2023.download_images", fake)
+    monkeypatch.setattr("recbole_perpeft.convert.sources.amazon2023.download_images", fake)
     reviews = write_jsonl(tmp_path / "x.jsonl", [review("u", "B1", 1), review("u", "B0", 1)])
     rows = [meta("B1", "", large=f"{URL}1.jpg"), meta("B0", "", large=f"{URL}0.jpg")]
     images = tmp_path / "images"

@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 
+from recbole_perpeft.cli.convert import SOURCES, main, parser
+from recbole_perpeft.convert import conversion
+from recbole_perpeft.convert.conversion import ConversionSettings, convert, summary
+from recbole_perpeft.convert.filters import FilterSettings
+from recbole_perpeft.convert.sources.table import TableColumns, TableSource
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.output import file_hash
 from recbole_perpeft.data.content import ItemContent
-from recbole_perpeft.data.convert import conversion
-from recbole_perpeft.data.convert.__main__ import SOURCES, main, parser
-from recbole_perpeft.data.convert.conversion import ConversionSettings, convert, summary
-from recbole_perpeft.data.convert.filters import FilterSettings
-from recbole_perpeft.data.convert.output import file_hash
-from recbole_perpeft.data.convert.table import TableColumns, TableSource
-from recbole_perpeft.errors import PerPEFTError
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_an_interrupted_conversion_keeps_its_images(shop, run, tmp_path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("recbole_perpeft.data.convert.images._write_chunk", interrupt)
+        patch.setattr("recbole_perpeft.convert.images._write_chunk", interrupt)
         assert main(flags_of(shop, tmp_path / "out" / "set")) == 130
     assert "start it again" in capsys.readouterr().err
     assert (tmp_path / "out" / ".set.draft" / ".images" / "journal.jsonl").is_file()

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pandas._libs.parsers import STR_NA_VALUES
 
-from recbole_perpeft.data.convert.events import MISSING_WORDS, Events, EventSpool, Log, batched_events
-from recbole_perpeft.data.convert.filters import FilterSettings, among_last, first_of_repeats, in_k_core, of_long_users
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.convert.events import MISSING_WORDS, Events, EventSpool, Log, batched_events
+from recbole_perpeft.convert.filters import FilterSettings, among_last, first_of_repeats, in_k_core, of_long_users
+from recbole_perpeft.core.errors import PerPEFTError
 
 ROWS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=60)
 
@@ -82,7 +82,7 @@ def test_no_interactions_and_mixed_columns_are_errors(tmp_path):
 
 
 def test_batches_keep_all_rows(monkeypatch):
-    monkeypatch.setattr("recbole_perpeft.data.convert.events.BATCH_ROWS", 4)
+    monkeypatch.setattr("recbole_perpeft.convert.events.BATCH_ROWS", 4)
     rows = [(line, f"u{line}", "i", line / 2, None) for line in range(10)]
     batches = list(batched_events("file", rows))
     assert [len(batch.lines) for batch in batches] == [4, 4, 2]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recbole_perpeft.data.convert import image_lmdb
-from recbole_perpeft.data.convert.image_lmdb import images_of
-from recbole_perpeft.data.convert.images import convert_images
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.convert.images import convert_images
+from recbole_perpeft.convert.reading import image_lmdb
+from recbole_perpeft.convert.reading.image_lmdb import images_of
+from recbole_perpeft.core.errors import PerPEFTError
 
 lmdb = pytest.importorskip("lmdb")
 

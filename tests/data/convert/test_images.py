@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recbole_perpeft.data.convert.image_files import ImageFile, images_of_folder
-from recbole_perpeft.data.convert.images import JOURNAL, ImageWriter, convert_images, file_stem
+from recbole_perpeft.convert.images import JOURNAL, ImageWriter, convert_images, file_stem
+from recbole_perpeft.convert.reading.image_files import ImageFile, images_of_folder
 
 
 def write_images(folder, contents):
@@ -144,11 +144,11 @@ def test_a_cut_journal_starts_anew(tmp_path, make_image):
 KILLED = """
 import sys, time
 from pathlib import Path
-from recbole_perpeft.data.convert.image_files import ImageFile
-from recbole_perpeft.data.convert.conversion import ConversionSettings, convert
-from recbole_perpeft.data.convert.filters import FilterSettings
-from recbole_perpeft.data.convert.table import TableSource
-from recbole_perpeft.data.convert import images
+from recbole_perpeft.convert.reading.image_files import ImageFile
+from recbole_perpeft.convert.conversion import ConversionSettings, convert
+from recbole_perpeft.convert.filters import FilterSettings
+from recbole_perpeft.convert.sources.table import TableSource
+from recbole_perpeft.convert import images
 images.CHUNK_IMAGES = 1
 load = ImageFile.load
 def slow(self):
@@ -177,9 +177,9 @@ def test_a_killed_conversion_goes_on_and_ends_the_same(tmp_path, make_image, mak
     assert 5 <= n_done < 40 and not (tmp_path / "set").exists()
     done = {path.name: path.stat().st_ctime_ns for path in journal.parent.glob("*.jpg")}
 
-    from recbole_perpeft.data.convert.conversion import ConversionSettings, convert
-    from recbole_perpeft.data.convert.filters import FilterSettings
-    from recbole_perpeft.data.convert.table import TableSource
+    from recbole_perpeft.convert.conversion import ConversionSettings, convert
+    from recbole_perpeft.convert.filters import FilterSettings
+    from recbole_perpeft.convert.sources.table import TableSource
 
     table = TableSource(tmp_path / "log.csv", tmp_path / "items.csv", source)
     convert(table, tmp_path / "set", ConversionSettings(FilterSettings(), show_progress=False))

@@ -9,14 +9,14 @@ import zipfile
 import numpy as np
 import pytest
 
+from recbole_perpeft.convert import iisan, microlens, perpeft, vip5
+from recbole_perpeft.convert.sources.iisan import IISANSource, titles_by_tab, unquoted
+from recbole_perpeft.convert.sources.microlens import MicroLensSource
+from recbole_perpeft.convert.sources.perpeft import PerPEFTSource
+from recbole_perpeft.convert.sources.source import ExpectedCounts
+from recbole_perpeft.convert.sources.vip5 import VIP5Source
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import ItemContent
-from recbole_perpeft.data.convert import iisan, microlens, perpeft, vip5
-from recbole_perpeft.data.convert.iisan import IISANSource, titles_by_tab, unquoted
-from recbole_perpeft.data.convert.microlens import MicroLensSource
-from recbole_perpeft.data.convert.perpeft import PerPEFTSource
-from recbole_perpeft.data.convert.source import ExpectedCounts
-from recbole_perpeft.data.convert.vip5 import VIP5Source
-from recbole_perpeft.errors import PerPEFTError
 
 
 def by_user(rows):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_perpeft.convert.sources.perpeft_states import import_states, load_states, main
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
-from recbole_perpeft.data.convert.perpeft_states import import_states, load_states, main
-from recbole_perpeft.data.hidden_states import HiddenStateCache, HiddenStateSettings
-from recbole_perpeft.data.hidden_states_encode import StateEncoder
-from recbole_perpeft.encoder.processor import Processor
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.pretrained.processor import Processor
+from recbole_perpeft.store.encode import StateEncoder
+from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings
 
 MODEL = "aspects-clip"
 

@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from recbole.data.dataset import Dataset, SequentialDataset
 
-from recbole_perpeft.config import Config
+from recbole_perpeft.convert.atomic import plain_text
+from recbole_perpeft.convert.conversion import ConversionSettings, convert
+from recbole_perpeft.convert.events import MISSING_WORDS
+from recbole_perpeft.convert.filters import FilterSettings
+from recbole_perpeft.convert.sources.table import TableColumns, TableSource
 from recbole_perpeft.data.content import ItemContent
-from recbole_perpeft.data.convert.atomic import plain_text
-from recbole_perpeft.data.convert.conversion import ConversionSettings, convert
-from recbole_perpeft.data.convert.events import MISSING_WORDS
-from recbole_perpeft.data.convert.filters import FilterSettings
-from recbole_perpeft.data.convert.table import TableColumns, TableSource
+from recbole_perpeft.runs.config import Config
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 # What is hard about ids and titles, put together at random.

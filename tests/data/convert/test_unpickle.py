@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_perpeft.data.convert.unpickle import UnsafePickleError, load_plain, load_stored_image
-from recbole_perpeft.errors import PerPEFTError
+from recbole_perpeft.convert.reading.pickles import UnsafePickleError, load_plain, load_stored_image
+from recbole_perpeft.core.errors import PerPEFTError
 
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.binary())
 PLAIN = st.recursive(

@@ -2,9 +2,9 @@
 
 import torch
 
-from recbole_perpeft.model.vip5.adapters import AdapterSettings
-from recbole_perpeft.model.vip5.backbone import T5Backbone
-from recbole_perpeft.model.vip5.tiny_backbone import TinyBackboneSettings, tiny_backbone
+from recbole_perpeft.models.vip5.adapters import AdapterSettings
+from recbole_perpeft.models.vip5.t5 import T5Backbone
+from recbole_perpeft.models.vip5.tiny_backbone import TinyBackboneSettings, tiny_backbone
 
 TINY = TinyBackboneSettings(tiny_width=32, tiny_inner_width=48, tiny_heads=2, tiny_layers=2)
 TEXTS = ["here is the history of", "recommend the next item :", "a red mug , a blue lamp", "yes no"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.model.vip5.adapters import AdaptedProjection, AdapterSettings, BottleneckAdapter, insert_adapters
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.models.vip5.adapters import AdaptedProjection, AdapterSettings, BottleneckAdapter, insert_adapters
 
 
 def gelu_tanh(value):

@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers import BertConfig, T5Config, T5ForConditionalGeneration
 
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.model.vip5.adapters import AdapterSettings
-from recbole_perpeft.model.vip5.backbone import BackboneSettings, T5Backbone
-from recbole_perpeft.model.vip5.item_tokens import token_names
-from recbole_perpeft.model.vip5.item_trie import ItemTrie
-from recbole_perpeft.model.vip5.network import NetworkSettings, VIP5Network
-from recbole_perpeft.model.vip5.prompt import Prompt
-from recbole_perpeft.model.vip5.tiny_backbone import tiny_backbone, word_tokenizer
-from recbole_perpeft.model.vip5.visual import VisualSettings, VisualTokens
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.models.vip5.adapters import AdapterSettings
+from recbole_perpeft.models.vip5.names import token_names
+from recbole_perpeft.models.vip5.network import NetworkSettings, VIP5Network
+from recbole_perpeft.models.vip5.segments import Prompt
+from recbole_perpeft.models.vip5.t5 import BackboneSettings, T5Backbone
+from recbole_perpeft.models.vip5.tiny_backbone import tiny_backbone, word_tokenizer
+from recbole_perpeft.models.vip5.trie import ItemTrie
+from recbole_perpeft.models.vip5.visual import VisualSettings, VisualTokens
 
 sys.path.append(str(Path(__file__).parent))
 small_t5 = importlib.import_module("small_t5")

@@ -6,14 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.model.vip5 import ranking
-from recbole_perpeft.model.vip5.item_order import random_ranks
-from recbole_perpeft.model.vip5.item_trie import ItemTrie
-from recbole_perpeft.model.vip5.prompt_writer import Sample
-from recbole_perpeft.model.vip5.ranking import CandidateLists
-from recbole_perpeft.model.vip5.scoring import beam_scores, candidate_scores, exact_scores
-from recbole_perpeft.quick_start import run
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.models.vip5 import ranking
+from recbole_perpeft.models.vip5.item_order import random_ranks
+from recbole_perpeft.models.vip5.prompts import Sample
+from recbole_perpeft.models.vip5.ranking import CandidateLists
+from recbole_perpeft.models.vip5.scoring import beam_scores, candidate_scores, exact_scores
+from recbole_perpeft.models.vip5.trie import ItemTrie
+from recbole_perpeft.runs.run import run
 
 N_SAMPLED = 20
 SAMPLED = {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": f"uni{N_SAMPLED}"}}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
-from recbole_perpeft.quick_start import run
+from recbole_perpeft.runs.run import run
 
 N_ITEMS = 20
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_perpeft.model.vip5.item_trie import ItemTrie
-from recbole_perpeft.model.vip5.network import COMMON_VARIANCE, RANDOM, NameVectors, NetworkSettings, VIP5Network
-from recbole_perpeft.model.vip5.tiny_backbone import WORD_SPREAD
+from recbole_perpeft.models.vip5.network import COMMON_VARIANCE, RANDOM, NameVectors, NetworkSettings, VIP5Network
+from recbole_perpeft.models.vip5.tiny_backbone import WORD_SPREAD
+from recbole_perpeft.models.vip5.trie import ItemTrie
 
 sys.path.append(str(Path(__file__).parent))
 make_backbone = importlib.import_module("small_t5").make_backbone

@@ -5,14 +5,14 @@ import pandas as pd
 import pytest
 import torch
 
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import HistoryIndex
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.model.vip5.item_tokens import TokenNames
-from recbole_perpeft.model.vip5.prompt import assemble, mentions_segment, words_segment
-from recbole_perpeft.model.vip5.prompt_writer import PromptSettings, PromptWriter, Sample, template_words
-from recbole_perpeft.model.vip5.tasks import TaskSampler, TaskSettings
-from recbole_perpeft.model.vip5.templates import TASKS, Template, read_templates
-from recbole_perpeft.model.vip5.tiny_backbone import word_tokenizer
+from recbole_perpeft.models.vip5.names import TokenNames
+from recbole_perpeft.models.vip5.prompts import PromptSettings, PromptWriter, Sample, template_words
+from recbole_perpeft.models.vip5.segments import assemble, mentions_segment, words_segment
+from recbole_perpeft.models.vip5.tasks import TaskSampler, TaskSettings
+from recbole_perpeft.models.vip5.templates import TASKS, Template, read_templates
+from recbole_perpeft.models.vip5.tiny_backbone import word_tokenizer
 
 TOKENIZER = word_tokenizer(["buy", "then", "?", ",", "red mug", "blue lamp", "good thing", "yes no", "rate it 12345"])
 N_WORDS = len(TOKENIZER)

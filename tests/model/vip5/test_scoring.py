@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.model.vip5.item_trie import ItemTrie
-from recbole_perpeft.model.vip5.prompt_writer import Sample
-from recbole_perpeft.model.vip5.scoring import beam_scores, exact_scores
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.models.vip5.prompts import Sample
+from recbole_perpeft.models.vip5.scoring import beam_scores, exact_scores
+from recbole_perpeft.models.vip5.trie import ItemTrie
 
 
 def encoded_batch(prepared, n=6):

@@ -7,13 +7,13 @@ import pytest
 import torch
 import yaml
 
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import history_of
-from recbole_perpeft.errors import PerPEFTError
-from recbole_perpeft.explain import explain, main
-from recbole_perpeft.model.vip5.item_order import successor_share
-from recbole_perpeft.model.vip5.tiny_backbone import TinyBackboneSettings, tiny_backbone
-from recbole_perpeft.quick_start import get_trainer, load, resume, run
-from recbole_perpeft.trainer.vip5_trainer import VIP5Trainer
+from recbole_perpeft.models.vip5.item_order import successor_share
+from recbole_perpeft.models.vip5.tiny_backbone import TinyBackboneSettings, tiny_backbone
+from recbole_perpeft.models.vip5.trainer import VIP5Trainer
+from recbole_perpeft.runs.explain import explain, main
+from recbole_perpeft.runs.run import get_trainer, load, resume, run
 
 SMALL = {
     "tiny_width": 16,

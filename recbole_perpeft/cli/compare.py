@@ -1,0 +1,129 @@
+"""The command line of comparisons: `python -m recbole_perpeft.studies.compare --models=SASRec,PerPEFT --seeds=3`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from recbole_perpeft.cli.train import model_list, parse_arguments
+from recbole_perpeft.core.errors import PerPEFTError
+
+_HELP = """\
+Train models under one protocol and write a report: quality with significance, cost, and who profits.
+
+usage: python run_compare.py --models=LIST [--dataset=NAMES] [--seeds=N] [--parallel=N] [--key=value ...]
+
+  --models=LIST        models of this package or of RecBole, separated by commas. Model[key=value, ...] has settings of
+                       its own, `as NAME` says how the tables call it. @FILE reads a YAML file of lines
+                       `NAME: {{model: MODEL, key: value}}`; shipped: {shipped}
+  --only=NAMES         a choice of these models by name, separated by ;
+  --dataset=NAMES      data sets below data_path, separated by commas; default aspects
+  --seeds=N            how many seeds, the first is --seed; default 3
+  --baseline=NAME      the model that the others are compared with; default the first
+  --parallel=N         runs at a time, each in its own process; default 1
+  --output=FOLDER      folder of the report; default comparison
+  --true_group_field=COLUMN
+                       column of the .user file with the users' true groups: tells how far models find them
+  --code_version=NAME  use finished runs again that were made under this name, even if the code has changed since
+  --config_files=...   YAML files with settings of all models, separated by spaces
+  --key=value          any setting, of all models; wins over the files
+  --list_models        print the names of all models
+  -h, --help           this text
+
+Split, candidates, metrics, valid_metric and early stopping belong to the comparison: they come from the defaults, the
+data set or --key=value, a model cannot have its own.
+
+Every run has a folder below runs_folder (default runs). The same command goes on where it was stopped, uses finished
+runs again as long as settings, data and code are the same, and tries failed runs again. Exit status 1: some failed.
+
+examples:
+  python run_compare.py --models=Pop,BPR,SASRec,GRU4Rec,GlobalPEFT,PerPEFT --dataset=aspects --baseline=SASRec
+  python run_compare.py --models="PerPEFT, PerPEFT[peft_type=ia3] as PerPEFT-IA3, PerPEFT[n_groups=2]" --parallel=2
+  python run_compare.py --models=@aspects --true_group_field=hidden_group
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: words after the program's name; by default those of the process.
+
+    Returns:
+        Exit status: 0; 1 if runs failed; 2 for wrong input, which is reported on the standard error.
+    """
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")  # what a run warns of is in its run.log
+    try:
+        flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        if flags.pop("help", False):
+            print(_HELP.format(shipped=", ".join(_shipped())))
+            return 0
+        if flags.pop("list_models", False):
+            print(model_list())
+            return 0
+        return _compare(flags)
+    except (PerPEFTError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _compare(flags: dict[str, Any]) -> int:
+    from recbole_perpeft.runs.config import DEFAULT_DATASET
+    from recbole_perpeft.studies.compare.comparison import compare
+    from recbole_perpeft.studies.compare.specs import choose, parse_models
+
+    if "models" not in flags:
+        raise PerPEFTError("name the models: --models=SASRec,PerPEFT (see --help)")
+    if "model" in flags:
+        raise PerPEFTError("--model is for one model: compare with --models=SASRec,PerPEFT (see --help)")
+    specs = parse_models(flags.pop("models"))
+    if "only" in flags:
+        specs = choose(specs, _names(flags.pop("only"), ";"))
+    comparison = compare(
+        specs,
+        _names(flags.pop("dataset", DEFAULT_DATASET), ","),
+        flags.pop("output", "comparison"),
+        n_seeds=_whole_number("seeds", flags.pop("seeds", "3")),
+        baseline=flags.pop("baseline", None),
+        n_parallel=_whole_number("parallel", flags.pop("parallel", "1")),
+        config_file_list=str(flags.pop("config_files", "")).split(),
+        true_group_field=flags.pop("true_group_field", None),
+        code_version=flags.pop("code_version", None),
+        config_dict=flags,
+        when_done=_tell,
+    )
+    print((comparison.folder / "report.md").read_text(encoding="utf-8"))
+    print(f"report: {comparison.folder / 'report.html'}")
+    return 1 if comparison.failures else 0
+
+
+def _tell(number: int, total: int, outcome: Any) -> None:
+    how = "failed: " + outcome.error if outcome.error else "finished before" if outcome.reused else "done"
+    print(f"[{number}/{total}] {outcome.job}: {how} ({outcome.job.folder})", file=sys.stderr, flush=True)
+
+
+def _names(text: str, separator: str) -> list[str]:
+    names = [name.strip() for name in text.split(separator)]
+    return list(dict.fromkeys(filter(None, names)))
+
+
+def _whole_number(flag: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise PerPEFTError(f"--{flag} is {text!r}: it must be a whole number") from None
+
+
+def _shipped() -> list[str]:
+    from recbole_perpeft.runs.config import properties_folder
+
+    return [f"@{path.stem}" for path in sorted((properties_folder() / "compare").glob("*.yaml"))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""The command line of searches: `python run_hyper.py --model=PerPEFT --dataset=aspects --num_samples=16`."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_perpeft.cli.train import model_list, parse_arguments
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.yaml_values import parse_value
+
+_SWITCHES = ("help", "list_models", "ship_data")
+_CLOSE = 0.85  # similarity of words; RecBole's setting `teacher` and the flag `searcher` are less similar
+_HELP = """\
+Search over the settings of a model with Ray Tune, on this machine or a cluster.
+
+usage: python run_hyper.py [--model=NAME] [--dataset=NAME] [--search=FILE] [--num_samples=N] [--key=value ...]
+
+  --model=NAME --dataset=NAME          default PerPEFT and aspects, as for run_recbole.py
+  --config_files=FILES  YAML files with settings that are fixed in all trials
+  --search=FILE         the search space: YAML, or RecBole's text format; default properties/search/<Model>.yaml
+  --num_samples=N       number of trials (16); the first has the settings as they are
+  --searcher=NAME       random (default) | grid | optuna | hyperopt
+  --scheduler=NAME      asha (default) | median | pbt | none: which trials are stopped early
+  --grace_period=N      epochs before which no trial is stopped; default a tenth of the epochs
+  --reduction_factor=N  asha keeps one of N trials at each rung (3)
+  --cpus=N --gpus=N     of a trial, also parts of one; default 1 processor, and 1 GPU if there is one
+  --max_concurrent=N    largest number of trials at a time; default as many as fit
+  --time_budget=S       seconds after which the search ends
+  --max_failures=N      how often a trial whose worker died is tried again (2)
+  --address=ADDRESS     join a Ray cluster: auto, host:port or ray://host:port; default Ray on this machine
+  --ship_data           send the data set through Ray's object store, where machines share no folder with it
+  --output=FOLDER       default searches/<model>-<dataset>-<time>; a cluster needs one that all machines see
+  --resume=FOLDER       go on with a search that was stopped
+  --key=value           any setting of the model, fixed in all trials
+
+The best trial is chosen by valid_metric on the valid items; only that one is evaluated on the test items, at the end.
+best.yaml in the output is for run_recbole.py --config_files."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: words after the program's name; by default those of the process.
+
+    Returns:
+        Exit status: 0, 2 for wrong input, 130 if the search was stopped.
+    """
+    try:
+        words = parse_arguments(sys.argv[1:] if arguments is None else arguments, _SWITCHES)
+        if words.pop("help", False):
+            print(_HELP)
+        elif words.pop("list_models", False):
+            print(model_list())
+        else:
+            print(_summary(_start(words)))
+    except (PerPEFTError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; --resume=<folder of the search> goes on after the last finished epochs", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _start(words: dict[str, Any]):
+    from recbole_perpeft.core.settings import settings_from
+    from recbole_perpeft.studies.search.session import SEARCH_KEYS, SearchSettings, resume_search, run_search
+
+    source = words.pop("resume", None)
+    own = {key: _value(key, words.pop(key)) for key in sorted(SEARCH_KEYS & words.keys())}
+    _refuse_misspelt_flags(words, SEARCH_KEYS | {"resume"})
+    if source is not None:
+        if words:
+            raise PerPEFTError(f"a resumed search has its settings already: leave out --{', --'.join(words)}")
+        return resume_search(Path(source), own)
+    if own.get("searcher") == "grid" and "num_samples" in own:
+        raise PerPEFTError("a grid has as many trials as it has points: leave out --num_samples")
+    files = str(words.pop("config_files", "")).split()
+    settings = settings_from(own, SearchSettings)
+    return run_search(words.pop("model", None), words.pop("dataset", None), files, words, settings)
+
+
+def _refuse_misspelt_flags(words: Iterable[str], flags: Iterable[str]) -> None:
+    """A flag of searches that is misspelt is no setting of the model either; say which flag is meant."""
+    for word in words:
+        close = difflib.get_close_matches(word, sorted(flags), n=1, cutoff=_CLOSE)
+        if close:
+            raise PerPEFTError(f"there is no flag --{word}, did you mean --{close[0]}?")
+
+
+def _value(key: str, text: Any) -> Any:
+    is_name = key in ("search", "output", "address", "searcher", "scheduler")
+    return text if is_name or not isinstance(text, str) else parse_value(key, text)
+
+
+def _summary(report) -> str:
+    from tabulate import tabulate
+
+    machines = ["machines"] if report.table["machines"].nunique() > 1 else []
+    columns = ["trial", "status", "score", "best_epoch", "epochs", *machines, *report.parameters]
+    rows = report.table[columns].astype(object).where(report.table[columns].notna(), None)
+    headers = [report.valid_metric if name == "score" else name for name in columns]
+    best, before = report.best, report.unchanged_score
+    defaults = [] if before is None else [f"settings as they are: trial {report.unchanged}, {before:.6f}"]
+    test = ", ".join(f"{name} {value:.4f}" for name, value in best["test_result"].items())
+    return "\n".join(
+        [
+            "",
+            tabulate(rows.values.tolist(), headers=headers, floatfmt=".4g", tablefmt="simple"),
+            "",
+            f"{len(report.table)} trials, {report.n_epochs:,} epochs of at most {report.max_epochs:,}",
+            f"best: trial {best['trial']}, valid {report.valid_metric} {best['best_valid_score']:.6f}",
+            *defaults,
+            f"on the test items: {test}",
+            f"best settings: {report.folder / 'best.yaml'}",
+            f"plots: {report.folder / 'report.html'}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

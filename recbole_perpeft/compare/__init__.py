@@ -1,1 +1,0 @@
-"""Comparing models: `python -m recbole_perpeft.compare`; `comparison.compare` from Python."""

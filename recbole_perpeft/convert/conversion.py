@@ -1,0 +1,218 @@
+"""One conversion from start to end."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import asdict, dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from recbole_perpeft.convert.atomic import Items, plain_text, write_interactions, write_items
+from recbole_perpeft.convert.events import EventSpool, Log
+from recbole_perpeft.convert.filters import FilterSettings
+from recbole_perpeft.convert.images import JOURNAL, FinishedImage, convert_images
+from recbole_perpeft.convert.sources.source import ExpectedCounts, Source
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.output import IMAGE_DRAFTS, file_hash, output_folder, write_report
+from recbole_perpeft.data.content import IMAGE_FOLDER
+
+REJECTED_IMAGES = "rejected_images.tsv"
+_SPOOL = ".spool"
+_UNPACKED = ".unpacked"
+
+
+@dataclass(frozen=True)
+class ConversionSettings:
+    """What every source can be told.
+
+    Args:
+        filters: which interactions stay.
+        max_side: longest side of an image in pixels; `None` leaves images as they are.
+        unescape_titles: whether HTML entities in texts become characters.
+        overwrite: whether an earlier conversion may be replaced.
+        workers: processes for images; by default as many as there are cores and as starting them pays.
+        show_progress: show bars.
+    """
+
+    filters: FilterSettings
+    max_side: int | None = None
+    unescape_titles: bool = False
+    overwrite: bool = False
+    workers: int | None = None
+    show_progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_side is not None and self.max_side < 16:
+            raise PerPEFTError(f"max_side: {self.max_side} pixels are too few for an image; use 16 or more")
+        if self.workers is not None and self.workers < 1:
+            raise PerPEFTError(f"workers: {self.workers} is not a number of processes; use 1 or more")
+
+
+def convert(
+    source: Source, folder: Path, settings: ConversionSettings, options: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Convert a data set.
+
+    Args:
+        source: where it comes from.
+        folder: where it goes; its name is that of the data set.
+        settings: how.
+        options: the source's own flags, for the report.
+
+    Returns:
+        The report, as it stands in `conversion.json`.
+
+    Raises:
+        PerPEFTError: something is wrong with the input or the folder; nothing is left behind.
+    """
+    folder = Path(folder).absolute()
+    with output_folder(folder, settings.overwrite) as draft:
+        unpacked = draft / _UNPACKED
+        unpacked.mkdir()
+        source.prepare(unpacked)
+        log, tokens, counts = _write_log(source, draft, f"{folder.name}.inter", settings.filters)
+        items = _items(source, tokens, settings.unescape_titles)
+        images = _images(source, items, draft, settings)
+        write_items(draft / f"{folder.name}.item", items)
+        source.side_files(draft, folder.name, items.tokens)
+        shutil.rmtree(unpacked)
+        report = {
+            "source": source.name,
+            "options": _described(options or {}) | _described_settings(settings),
+            "input": [{"file": path.name, "sha256": file_hash(path)} for path in source.input_files()],
+            "counts": counts,
+            "data_set": _statistics(log, items),
+            "differences": _differences(source.expected(), counts[-1]),
+            "rejected_images": sum(not image.file for image in images),
+        }
+        report["output"] = {path.name: file_hash(path) for path in sorted(draft.iterdir()) if path.is_file()}
+        report["output"][IMAGE_FOLDER] = _hash_of_images(images)
+        write_report(draft, report)
+    return report
+
+
+def _write_log(
+    source: Source, draft: Path, file_name: str, filters: FilterSettings
+) -> tuple[Log, list[str], list[dict[str, Any]]]:
+    """Write the interactions that stay; they, the ids of their items, sorted, and the counts after each filter."""
+    folder = draft / _SPOOL
+    folder.mkdir()
+    spool = EventSpool(folder)
+    log = spool.fill(source.events())
+    counts = [_counted("source", log)]
+    for name, mask in filters.steps().items():
+        log = log.kept(mask(log))
+        counts.append(_counted(name, log))
+        if not len(log):
+            raise PerPEFTError(
+                f"the filter {name} leaves no interactions of {counts[-2]['interactions']:,}; weaken it"
+            )
+    log = log.renumbered()
+    names = spool.names(log)
+    write_interactions(draft / file_name, log, names, spool.ratings(log))
+    shutil.rmtree(folder)
+    return log, sorted(names["item"].to_pylist()), counts
+
+
+def _counted(step: str, log: Log) -> dict[str, Any]:
+    users, items = (int(np.count_nonzero(np.bincount(codes, minlength=1))) for codes in (log.users, log.items))
+    return {"step": step, "users": users, "items": items, "interactions": len(log)}
+
+
+def _items(source: Source, tokens: list[str], unescape: bool) -> Items:
+    found = source.texts(tokens)
+    texts = {
+        column: [plain_text(by_token.get(token, ""), unescape) for token in tokens]
+        for column, by_token in found.items()
+    }
+    return Items(tokens, texts)
+
+
+def _images(source: Source, items: Items, draft: Path, settings: ConversionSettings) -> list[FinishedImage]:
+    references = source.images(items.tokens)
+    finished: list[FinishedImage] = []
+    if references:
+        kept = draft / IMAGE_DRAFTS
+        finished = convert_images(references, kept, settings.max_side, settings.workers, settings.show_progress)
+        (kept / JOURNAL).unlink()
+        kept.rename(draft / IMAGE_FOLDER)
+        _list_rejected(draft / REJECTED_IMAGES, finished)
+    file_of = {image.token: f"{IMAGE_FOLDER}/{image.file}" for image in finished if image.file}
+    items.images = [file_of.get(token, "") for token in items.tokens]
+    return finished
+
+
+def _list_rejected(path: Path, finished: list[FinishedImage]) -> None:
+    rejected = [image for image in finished if not image.file]
+    if not rejected:
+        return
+    lines = [f"{image.token}\t{plain_text(image.problem)}\n" for image in rejected]
+    path.write_text("item_id\tproblem\n" + "".join(lines), encoding="utf-8")
+    getLogger().warning(f"{len(rejected)} image(s) cannot be used; {path.name} in the data set's folder lists them")
+
+
+def _statistics(log: Log, items: Items) -> dict[str, Any]:
+    lengths = np.bincount(log.users)
+    n_cells = len(lengths) * len(items.tokens)
+    return {
+        "users": len(lengths),
+        "items": len(items.tokens),
+        "interactions": len(log),
+        "sparsity": round(1 - len(log) / n_cells, 6),
+        "median_length": float(np.median(lengths)),
+        "titles": items.n_with_title(),
+        "images": items.n_with_image(),
+        "share_without_title_and_image": round(items.n_without_content() / len(items.tokens), 6),
+    }
+
+
+def _differences(expected: ExpectedCounts, found: dict[str, Any]) -> list[str]:
+    differences = [
+        f"{number:,} {name} are published, {found[name]:,} are found"
+        for name, number in asdict(expected).items()
+        if number is not None and number != found[name]
+    ]
+    for difference in differences:
+        getLogger().warning(difference)
+    return differences
+
+
+def _described(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as JSON; of a path only its name, as the same files may lie elsewhere."""
+    return {name: _plain(value) for name, value in sorted(options.items())}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return value.name
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def _described_settings(settings: ConversionSettings) -> dict[str, Any]:
+    return asdict(settings.filters) | {"max_side": settings.max_side, "unescape_titles": settings.unescape_titles}
+
+
+def _hash_of_images(images: list[FinishedImage]) -> str:
+    """SHA-256 over the names and hashes of all images, in the form of `sha256sum images/*`."""
+    lines = [f"{image.digest}  {IMAGE_FOLDER}/{image.file}\n" for image in images if image.file]
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The tables that are printed: counts after each filter, and the data set."""
+    steps = [
+        [step["step"], *(f"{step[name]:,}" for name in ("users", "items", "interactions"))]
+        for step in report["counts"]
+    ]
+    whole = [
+        [name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value]
+        for name, value in report["data_set"].items()
+    ]
+    right = ("left", "right", "right", "right")
+    first = tabulate(steps, ["after", "users", "items", "interactions"], colalign=right, disable_numparse=True)
+    return f"{first}\n\n{tabulate(whole, colalign=right[:2], disable_numparse=True)}"

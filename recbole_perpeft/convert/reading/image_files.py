@@ -1,0 +1,84 @@
+"""Where the images of items come from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.content import IMAGE_SUFFIXES
+from recbole_perpeft.store.inputs_build import decode_image, read_image_file
+
+
+class ImageReference(Protocol):
+    """One image, wherever it is; it is sent to worker processes."""
+
+    def stamp(self) -> str:
+        """Differs when the image has changed."""
+        ...
+
+    def load(self) -> tuple[bytes | None, Image.Image]:
+        """Bytes of the image file, `None` if there is no such file, and the RGB image.
+
+        Raises:
+            DamagedImageError: the image cannot be used.
+        """
+        ...
+
+    def file(self) -> Path | None:
+        """The file that holds the bytes and nothing else, if there is one."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image in a file of its own."""
+
+    path: Path
+
+    def stamp(self) -> str:
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return ""
+        return f"{self.path.name} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
+
+    def load(self) -> tuple[bytes | None, Image.Image]:
+        data = read_image_file(self.path)
+        return data, decode_image(data)
+
+    def file(self) -> Path | None:
+        return self.path
+
+
+def images_of_folder(folder: Path, tokens: Sequence[str]) -> dict[str, ImageReference]:
+    """The files `<item id>.{jpg,jpeg,png,webp}` of a folder, by item id; the first in this order counts.
+
+    Raises:
+        PerPEFTError: the folder cannot be listed, or no file is named after an item.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries)
+    except OSError as error:
+        raise PerPEFTError(f"{folder}: cannot be listed ({error.strerror}); it should hold images") from error
+    chosen: dict[str, tuple[int, str]] = {}
+    for name in names:
+        stem, _, suffix = name.rpartition(".")
+        if suffix.lower() in IMAGE_SUFFIXES:
+            candidate = (IMAGE_SUFFIXES.index(suffix.lower()), name)
+            chosen[stem] = min(candidate, chosen.get(stem, candidate))
+    found: dict[str, ImageReference] = {
+        token: ImageFile(folder / chosen[token][1]) for token in tokens if token in chosen
+    }
+    if tokens and not found:
+        example = names[0] if names else "nothing"
+        raise PerPEFTError(
+            f"{folder}: no file is named after an item, as in {tokens[0]}.jpg; it holds {example} among others"
+        )
+    return found

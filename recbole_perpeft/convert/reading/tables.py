@@ -1,0 +1,173 @@
+"""Tables in csv, tsv, jsonl (each also .gz) and parquet, row by row, whatever their columns are called."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from datetime import date, datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recbole_perpeft.convert.reading.lines import column_place, csv_columns, csv_rows, line_error, text_lines
+from recbole_perpeft.core.errors import PerPEFTError
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+JSON_LINES = (".jsonl", ".ndjson")
+PARQUET = ".parquet"
+
+
+def table_columns(path: Path) -> list[str]:
+    """Names of the columns; of json lines the names in the first line.
+
+    Raises:
+        PerPEFTError: the file cannot be read, or its name does not tell its format.
+    """
+    kind = _kind(path)
+    if kind == PARQUET:
+        return _parquet(path).schema_arrow.names
+    if kind in JSON_LINES:
+        return list(next(_json_rows(path, False), (0, {}))[1])
+    return next(csv_rows(path, DELIMITERS[kind]), (0, []))[1]
+
+
+def table_rows(path: Path, columns: Sequence[str], show_progress: bool = False) -> Iterator[tuple[int, list[Any]]]:
+    """Line (of parquet: row, from 1) and chosen cells of every row.
+
+    Args:
+        path: the file.
+        columns: names of the columns to read; in json lines a name may be missing, which gives `None`.
+        show_progress: show a bar.
+
+    Raises:
+        PerPEFTError: the file or a line is damaged, or a column is missing.
+    """
+    kind = _kind(path)
+    if kind == PARQUET:
+        return _parquet_rows(path, columns)
+    if kind in JSON_LINES:
+        return ((line, [row.get(name) for name in columns]) for line, row in _json_rows(path, show_progress))
+
+    def places(header: list[str]) -> list[int]:
+        return [column_place(path, header, name) for name in columns]
+
+    return csv_columns(path, places, DELIMITERS[kind], show_progress)
+
+
+def _kind(path: Path) -> str:
+    suffixes = path.suffixes[:-1] if path.suffix == ".gz" else path.suffixes
+    kind = suffixes[-1].lower() if suffixes else ""
+    known = (*DELIMITERS, *JSON_LINES, PARQUET)
+    if kind not in known or (kind == PARQUET and path.suffix == ".gz"):
+        raise PerPEFTError(f"{path}: the suffix tells the format; use one of {', '.join(known)} (.gz after text)")
+    return kind
+
+
+def _json_rows(path: Path, show_progress: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in text_lines(path, show_progress):
+        if not line.strip():
+            continue
+        yield number, json_object(path, number, line)
+
+
+def json_object(path: Path, number: int, line: str) -> dict[str, Any]:
+    """The JSON object of one line.
+
+    Raises:
+        PerPEFTError: the line holds something else.
+    """
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise line_error(path, number, f"not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise line_error(path, number, "not a JSON object {...}")
+    return value
+
+
+def _parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise PerPEFTError(f"{path}: not a parquet file that can be read ({error})") from error
+
+
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
+    with _parquet(path) as file:
+        for name in columns:
+            column_place(path, file.schema_arrow.names, name)
+        row = 0
+        try:
+            for batch in file.iter_batches(columns=list(dict.fromkeys(columns))):
+                for cells in zip(*(batch[name].to_pylist() for name in columns), strict=True):
+                    row += 1
+                    yield row, list(cells)
+        except (OSError, pa.ArrowException) as error:
+            raise PerPEFTError(f"{path}: damaged after row {row} ({error})") from error
+
+
+def id_text(path: Path, line: int, value: Any) -> str:
+    """An id as text: a text as it is, a whole number in digits.
+
+    Raises:
+        PerPEFTError: it is neither.
+    """
+    if isinstance(value, str):
+        return encodable(path, line, value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise line_error(path, line, f"{value!r} cannot be an id; ids are texts or whole numbers")
+
+
+def encodable(path: Path, line: int, text: str) -> str:
+    """A text that can be written as UTF-8.
+
+    Raises:
+        PerPEFTError: it holds half of a surrogate pair.
+    """
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise line_error(path, line, f"the id {text!r} is not Unicode; rename it") from error
+    return text
+
+
+def number(path: Path, line: int, value: Any, what: str) -> float:
+    """A finite number, given as such or as text.
+
+    Raises:
+        PerPEFTError: it is none.
+    """
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise line_error(path, line, f"the {what} {value!r} is not a finite number")
+    return found
+
+
+def seconds(path: Path, line: int, value: Any) -> float:
+    """A time: a number as it is; a date in ISO 8601 as seconds since 1970, in UTC unless it names its zone.
+
+    Raises:
+        PerPEFTError: it is neither.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return number(path, line, value, "time")
+    if isinstance(value, date):
+        value = value.isoformat()
+    try:
+        return number(path, line, value, "time")
+    except PerPEFTError as error:
+        try:
+            time = datetime.fromisoformat(value.strip().replace("Z", "+00:00"))
+        except (AttributeError, ValueError):
+            raise line_error(
+                path, line, f"the time {value!r} is neither a number nor a date such as 2024-05-31T18:00:00Z"
+            ) from error
+    return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp()

@@ -1,0 +1,138 @@
+"""The four data sets of PerPEFT: sports_outdoors, toys_games, beauty_care, arts."""
+
+from __future__ import annotations
+
+import argparse
+import posixpath
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_perpeft.convert.events import Events, batched_events
+from recbole_perpeft.convert.reading.archive import images_of_zip, opened_zip, unpack_member
+from recbole_perpeft.convert.reading.image_files import ImageReference, images_of_folder
+from recbole_perpeft.convert.reading.lines import line_error, text_lines
+from recbole_perpeft.convert.reading.pickles import load_plain
+from recbole_perpeft.convert.sources.source import ExpectedCounts, Source
+from recbole_perpeft.core.errors import PerPEFTError
+
+# Table of the paper (arXiv 2602.09445); it does not count interactions.
+EXPECTED = {
+    "sports_outdoors": ExpectedCounts(25_363, 15_701),
+    "toys_games": ExpectedCounts(19_026, 14_718),
+    "beauty_care": ExpectedCounts(45_490, 31_151),
+    "arts": ExpectedCounts(24_511, 18_884),
+}
+SEQUENCES, ITEM_IDS, TITLES = "{}_final.txt", "{}_item2id_final.pickle", "{}_texts_final.pickle"
+IMAGES = "{}_images"
+
+
+class PerPEFTSource(Source):
+    """The PerPEFT authors' data: mmrec_datasets.zip, or the folder that it unpacks to.
+
+    Args:
+        path: the zip file, or a folder that holds `<set>_final.txt` and the files that belong to it.
+        data_set: which set.
+        show_progress: show bars.
+    """
+
+    name = "perpeft"
+
+    def __init__(self, path: Path, data_set: str, show_progress: bool = False):
+        self._path, self._data_set, self._show_progress = path, data_set, show_progress
+        self._folder = path
+        self._archive: Path | None = None
+        if not path.exists():
+            raise PerPEFTError(f"{path} does not exist; name mmrec_datasets.zip or the folder it unpacks to")
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--input", type=Path, required=True, help="mmrec_datasets.zip, or the unpacked folder")
+        parser.add_argument("--set", required=True, help=f"{', '.join(EXPECTED)}, or another of the same form")
+
+    @classmethod
+    def from_arguments(cls, arguments: dict[str, Any], show_progress: bool) -> PerPEFTSource:
+        return cls(arguments["input"], arguments["set"], show_progress)
+
+    def input_files(self) -> list[Path]:
+        if self._path.is_file():
+            return [self._path]
+        return [self._file(name) for name in (SEQUENCES, ITEM_IDS, TITLES)]
+
+    def prepare(self, folder: Path) -> None:
+        if self._path.is_dir():
+            return
+        self._folder = folder
+        with opened_zip(self._path) as archive:
+            for name in (SEQUENCES, ITEM_IDS, TITLES):
+                self._unpack(archive, name.format(self._data_set), folder)
+            zipped = f"{IMAGES.format(self._data_set)}.zip"
+            if any(posixpath.basename(member) == zipped for member in archive.namelist()):
+                self._unpack(archive, zipped, folder)
+            else:
+                self._archive = self._path
+
+    def _unpack(self, archive: zipfile.ZipFile, name: str, folder: Path) -> None:
+        found = [member for member in archive.namelist() if posixpath.basename(member) == name]
+        if len(found) != 1:
+            raise PerPEFTError(f"{self._path}: holds {len(found)} files {name} instead of one; is --set right?")
+        unpack_member(archive, found[0], folder / name)
+
+    def _file(self, name: str) -> Path:
+        path = self._folder / name.format(self._data_set)
+        if not path.is_file():
+            raise PerPEFTError(f"{path} is missing; name the folder that holds it, and check --set")
+        return path
+
+    def events(self) -> Iterator[Events]:
+        return batched_events(self._file(SEQUENCES), self._rows())
+
+    def _rows(self) -> Iterator[tuple[int, str, str]]:
+        path = self._file(SEQUENCES)
+        id_of = self._item_ids()
+        for line, text in text_lines(path, self._show_progress):
+            cells = text.split()
+            if not cells:
+                continue
+            if len(cells) != 2:
+                raise line_error(path, line, "not of the form: user item")
+            user, item = cells
+            if item not in id_of:
+                raise line_error(path, line, f"the item {item} is not in {self._file(ITEM_IDS).name}")
+            yield line, user, id_of[item]
+
+    def _item_ids(self) -> dict[str, str]:
+        """Raw id by number, the number as text."""
+        path = self._file(ITEM_IDS)
+        pairs = load_plain(path)
+        if not isinstance(pairs, dict) or not all(
+            type(index) in (int, str) and isinstance(token, str) for index, token in pairs.items()
+        ):
+            raise PerPEFTError(f"{path}: not a dictionary of item numbers and item ids")
+        if len(set(pairs.values())) < len(pairs):
+            raise PerPEFTError(f"{path}: two item numbers have the same item id")
+        return {str(index): token for index, token in pairs.items()}
+
+    def texts(self, tokens: Sequence[str]) -> dict[str, dict[str, str]]:
+        path = self._file(TITLES)
+        titles = load_plain(path)
+        if not isinstance(titles, dict) or not all(isinstance(title, str) for title in titles.values()):
+            raise PerPEFTError(f"{path}: not a dictionary of item ids and titles")
+        return {"title": titles}
+
+    def images(self, tokens: Sequence[str]) -> dict[str, ImageReference]:
+        name = IMAGES.format(self._data_set)
+        if (self._folder / name).is_dir():
+            return images_of_folder(self._folder / name, tokens)
+        zipped = self._folder / f"{name}.zip"
+        if zipped.is_file():
+            found = images_of_zip(zipped)
+        elif self._archive is not None:
+            found = images_of_zip(self._archive, name)
+        else:
+            found = {}
+        return {token: found[token] for token in tokens if token in found}
+
+    def expected(self) -> ExpectedCounts:
+        return EXPECTED.get(self._data_set, ExpectedCounts())

@@ -1,0 +1,202 @@
+"""The PerPEFT authors' hidden states (`<set>_preX.pt`) as caches, which IISAN finds instead of computing its own.
+
+`python -m recbole_perpeft.convert.sources.perpeft_states --states=toys_games_preX.pt --dataset=toys_games`
+
+The program that made these files was not released: which token of a state they hold is not known, and their states are
+taken to be those that group LayerDrop keeps, the embedding and every second of CLIP's 12 blocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import pickle
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_perpeft.core.build_folder import built_alone
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent, file_stamp
+from recbole_perpeft.nn.layer_drop import kept_blocks
+from recbole_perpeft.pretrained.layers import find, find_layout
+from recbole_perpeft.pretrained.processor import Processor
+from recbole_perpeft.pretrained.tower import Backbone
+from recbole_perpeft.store.encode import (
+    DIGEST,
+    FINAL,
+    FIRST_STATE,
+    STATES,
+    EncodedChunk,
+    StateChunk,
+    kind_of,
+    text_digests,
+)
+from recbole_perpeft.store.inputs_build import STAMP, digest_of_file
+from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings, folder_name, origin_of
+from recbole_perpeft.store.states_build import StatesBuild
+
+
+def load_states(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """States by field, each [n, states, width], and the n item ids of their rows.
+
+    The file is mapped, not read, and nothing in it can run.
+
+    Raises:
+        PerPEFTError: it holds something else than (states of images, states of texts, item ids).
+    """
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise PerPEFTError(f"{path}: holds more than tensors and plain values, or is damaged ({error})") from error
+    if not isinstance(loaded, (tuple, list)) or len(loaded) != 3:
+        raise PerPEFTError(f"{path}: does not hold states of images, states of texts and item ids")
+    images, texts, tokens = loaded
+    if not isinstance(tokens, (tuple, list)) or not all(isinstance(token, str) for token in tokens):
+        raise PerPEFTError(f"{path}: the third part is not a list of item ids")
+    for states in (images, texts):
+        if not isinstance(states, Tensor) or states.dim() != 3 or len(states) != len(tokens):
+            raise PerPEFTError(f"{path}: states are not of the shape [{len(tokens)} items, states, width]")
+    if len(set(tokens)) < len(tokens):
+        raise PerPEFTError(f"{path}: an item id occurs twice")
+    return {IMAGE: images, TITLE: texts}, list(tokens)
+
+
+class _GivenStates(StatesBuild):
+    """The building of a cache whose states are given: [n_items, n_states, width] in the order of the items."""
+
+    def __init__(self, given: Tensor, rows: Tensor, norm: torch.nn.Module | None, *arguments):
+        super().__init__(*arguments)
+        self._given, self._rows, self._norm = given, rows, norm
+
+    def encoded(self, chunks: list[StateChunk]) -> Iterator[EncodedChunk]:
+        for chunk in chunks:
+            places = slice(chunk.start, chunk.start + len(chunk.tokens))
+            states = self._given[self._rows[places]].float()
+            yield EncodedChunk(chunk.index, chunk.start, _content_rows(chunk) | self._state_rows(states))
+
+    @torch.inference_mode()
+    def _state_rows(self, states: Tensor) -> dict[str, np.ndarray]:
+        if not states.isfinite().all():
+            raise PerPEFTError("the file of states holds a value that is not finite")
+        final = states[:, -1] if self._norm is None else self._norm(states[:, -1])
+        kept = {FINAL: final, FIRST_STATE: states[:, 0], STATES: states[:, 1:]}
+        dtype = getattr(torch, self._settings.dtype)
+        return {name: values.to(dtype).contiguous().numpy() for name, values in kept.items()}
+
+
+def _content_rows(chunk: StateChunk) -> dict[str, np.ndarray]:
+    """What tells later whether the content of the items has changed."""
+    if chunk.image_paths is None:
+        return {DIGEST: text_digests(chunk.texts)}
+    stamps = np.array([file_stamp(path) for path in chunk.image_paths], dtype=np.int64)
+    return {DIGEST: np.stack([digest_of_file(path) for path in chunk.image_paths]), STAMP: stamps}
+
+
+def import_states(
+    path: Path,
+    content: ItemContent,
+    cache_folder: Path,
+    foundation_model: str = "openai/clip-vit-base-patch32",
+    dtype: str = "float16",
+    show_progress: bool = True,
+) -> list[HiddenStateCache]:
+    """Put a file of states where runs with `peft_type: iisan` look for states of this foundation model.
+
+    Args:
+        path: the file.
+        content: the converted data set, with titles and images.
+        cache_folder: folder of caches.
+        foundation_model: the dual encoder that the states come from; its weights are read to name them.
+        dtype: how states are stored, `float16` or `float32`.
+        show_progress: show bars.
+
+    Returns:
+        The caches of titles and of images.
+
+    Raises:
+        PerPEFTError: the file cannot be used, lacks an item, or is not of this model.
+    """
+    states, tokens = load_states(path)
+    row_of = {token: row for row, token in enumerate(tokens)}
+    missing = [token for token in content.tokens if token not in row_of]
+    if missing:
+        raise PerPEFTError(f"{path}: has no states of {len(missing)} items, as {missing[0]!r}; is it of another set?")
+    rows = torch.tensor([row_of[token] for token in content.tokens], dtype=torch.long)
+    caches = []
+    for field in (TITLE, IMAGE):
+        settings = _settings(path, states[field], field, foundation_model, dtype)
+        caches.append(_import_field(states[field], rows, content, field, settings, cache_folder, show_progress))
+    return caches
+
+
+def _settings(path: Path, states: Tensor, field: str, foundation_model: str, dtype: str) -> HiddenStateSettings:
+    """Settings of a run with this foundation model; the first state is the output of the embedding."""
+    shape = Backbone.skeleton(foundation_model, kind_of(field))
+    if states.shape[2] != shape.width or states.shape[1] - 1 > shape.n_layers or states.shape[1] < 2:
+        raise PerPEFTError(
+            f"{path}: states of {field} are {tuple(states.shape[1:])}; {foundation_model} has {shape.n_layers + 1} of "
+            f"width {shape.width}. Name the model that they come from"
+        )
+    length = Processor.from_pretrained(foundation_model).text_length
+    layers = (0, *kept_blocks(shape.n_layers, states.shape[1] - 1))
+    return HiddenStateSettings(foundation_model, layers, max_length=length, dtype=dtype)
+
+
+def _import_field(
+    states: Tensor,
+    rows: Tensor,
+    content: ItemContent,
+    field: str,
+    settings: HiddenStateSettings,
+    cache_folder: Path,
+    show_progress: bool,
+) -> HiddenStateCache:
+    backbone = Backbone.from_pretrained(settings.encoder, kind_of(field))
+    layout = find_layout(backbone.model, kind_of(field))
+    norm = None if layout.norm is None or layout.norms_last_state else find(backbone.model, layout.norm)
+    settings, origin, width = origin_of(field, settings, cache_folder)
+    folder = cache_folder / folder_name(content.name, field, settings)
+    with built_alone(folder):
+        draft = folder.with_name(f"{folder.name}.partial")
+        build = _GivenStates(states, rows, norm, content, field, settings, origin, width, draft)
+        build.run(show_progress)
+        build.move_to(folder)
+    return HiddenStateCache.open(folder, content, field, settings)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; flags that a run has too are named as there."""
+    flags = argparse.ArgumentParser(
+        prog="python -m recbole_perpeft.convert.sources.perpeft_states", description=(__doc__ or "").splitlines()[0]
+    )
+    flags.add_argument("--states", type=Path, required=True, help="<set>_preX.pt of the authors")
+    flags.add_argument("--dataset", required=True, help="name of the converted data set")
+    flags.add_argument("--data_path", type=Path, default=Path("dataset_atomic"), help="folder that holds its folder")
+    flags.add_argument("--cache_folder", type=Path, default=Path("cache"), help="where runs look for caches")
+    flags.add_argument("--foundation_model", default="openai/clip-vit-base-patch32", help="%(default)s")
+    flags.add_argument("--cache_dtype", choices=("float16", "float32"), default="float16", help="%(default)s")
+    flags.add_argument("--missing_content", choices=("error", "blank"), default="error", help="as in a run")
+    chosen = flags.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        folder = chosen.data_path / chosen.dataset
+        content = ItemContent.load(folder, chosen.dataset, (), chosen.missing_content)
+        content.check({})
+        caches = import_states(
+            chosen.states, content, chosen.cache_folder, chosen.foundation_model, chosen.cache_dtype
+        )
+    except PerPEFTError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for cache in caches:
+        print(f"{cache.folder}: states {', '.join(map(str, cache.layers))} of {cache.n_rows:,} items")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

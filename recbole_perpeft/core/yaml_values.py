@@ -1,0 +1,78 @@
+"""Values of settings: from YAML files and from strings, without `eval` and without touching PyYAML's own loaders."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_perpeft.core.errors import PerPEFTError
+
+PLAIN_TYPES = (str, int, float, bool, list, tuple, dict, type(None))
+
+
+class SettingsLoader(yaml.SafeLoader):
+    """YAML as RecBole's files expect it: `1e-4` is a number (YAML 1.1 takes it for a string)."""
+
+
+SettingsLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*(?:[eE][-+]?\d+)?"
+        r"|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file; an empty file has none.
+
+    Raises:
+        PerPEFTError: the file is missing, is not YAML or is not a list of `key: value`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PerPEFTError(f"cannot read the settings file {path}: {error}") from error
+    try:
+        settings = yaml.load(text, Loader=SettingsLoader)
+    except yaml.YAMLError as error:
+        raise PerPEFTError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise PerPEFTError(f"{path} must hold lines of the form `key: value`")
+    return settings
+
+
+def parse_value(key: str, text: str) -> Any:
+    """The value that a string stands for: a Python literal, true/false, null, a YAML list or mapping, or itself.
+
+    Intervals such as `[5,10]` stay strings, because RecBole parses them itself.
+    """
+    if key.endswith("_interval"):
+        return text
+    lowered = text.strip().lower()
+    if lowered in ("true", "false"):
+        return lowered == "true"
+    if lowered in ("~", "null"):
+        return None
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return _parse_collection(text)
+    return value if isinstance(value, PLAIN_TYPES) else text
+
+
+def _parse_collection(text: str) -> Any:
+    if not text.strip().startswith(("[", "{")):
+        return text
+    try:
+        value = yaml.load(text, Loader=SettingsLoader)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, list | dict) else text

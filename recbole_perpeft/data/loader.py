@@ -1,0 +1,260 @@
+"""Loaders: train batches of users of one group, evaluation with a masked history."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
+from recbole.data.interaction import Interaction
+from recbole.utils import ModelType
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import settings_from
+from recbole_perpeft.data.dataset import HistoryIndex, SequenceDataset, positive_item_list_field
+from recbole_perpeft.data.sampler import GroupAwareSampler
+
+__all__ = ["MaskedFullSortEvalDataLoader", "SequenceTrainDataLoader", "evaluation_loader", "train_loader"]
+
+
+@dataclass(frozen=True)
+class NegativeSettings:
+    """Keys of the configuration about negatives."""
+
+    negative_distribution: Literal["uniform", "popularity"] = "uniform"
+    negative_alpha: float = 1.0
+
+
+def train_loader(config, dataset: SequenceDataset) -> "SequenceTrainDataLoader":
+    """Loader of the train part with the sampler that the configuration asks for.
+
+    Keys: `train_batch_size`, `seed`, `negative_distribution`, `negative_alpha`, `shuffle`; with `loss_type: in_batch`
+    no negatives are drawn, nor for a model class with `loader_draws_negatives = False`.
+
+    Args:
+        config: RecBole configuration.
+        dataset: first data set of `SequenceDataset.build()`.
+
+    Raises:
+        PerPEFTError: if a value is wrong or a user owns the whole catalogue.
+    """
+    draws = config["loss_type"] != "in_batch" and getattr(config.model_class, "loader_draws_negatives", True)
+    return SequenceTrainDataLoader(
+        config, dataset, _sampler(config, dataset) if draws else None, shuffle=config["shuffle"]
+    )
+
+
+def _sampler(config, dataset: SequenceDataset) -> GroupAwareSampler:
+    settings = settings_from(config, NegativeSettings)
+    return GroupAwareSampler(
+        dataset.phase_history,
+        dataset.item_num,
+        distribution=settings.negative_distribution,
+        alpha=settings.negative_alpha,
+        seed=config["seed"],
+        user_tokens=dataset.field2id_token[dataset.uid_field],
+    )
+
+
+class SequenceTrainDataLoader:
+    """Batches of train rows with negatives, `train_batch_size` users each; every user once an epoch.
+
+    Without groups a batch mixes all users. With groups (`set_groups`) all users of a batch belong to one group, so the
+    group of a batch is that of its first user, and the batches of all groups come in shuffled order.
+
+    A batch holds `user_id` [B], `item_id_list` [B, L], `item_length` [B], `pos_item_id_list` [B, L] and
+    `neg_item_id_list` [B, L] (0 at pads).
+
+    Args:
+        config: RecBole configuration.
+        dataset: train part of `SequenceDataset.build()`.
+        sampler: of the negatives; None draws none, and batches lack `neg_item_id_list`.
+        shuffle: whether each epoch has its own order.
+
+    Attributes:
+        dataset: the train part.
+        shuffle: as given.
+        batch_size: users a batch.
+    """
+
+    def __init__(
+        self, config, dataset: SequenceDataset, sampler: GroupAwareSampler | None, shuffle: bool = True
+    ) -> None:
+        self.dataset = dataset
+        self.shuffle = shuffle
+        self.batch_size = config["train_batch_size"]
+        self._sampler = sampler
+        self._rows = dataset.inter_feat.interaction
+        self._users = self._rows[dataset.uid_field]
+        self._positive_field = positive_item_list_field(config)
+        self._negative_field = config["NEG_PREFIX"] + config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
+        self._generator = torch.Generator().manual_seed(config["seed"])
+        self._row_group = np.zeros(len(self._users), dtype=np.int64)
+
+    @property
+    def _dataset(self) -> SequenceDataset:
+        """The name RecBole's trainers and collector use."""
+        return self.dataset
+
+    def set_groups(self, user_group: np.ndarray | torch.Tensor | None, group_negative_ratio: float = 1.0) -> None:
+        """From the next epoch on, batches of one group each and negatives from its pool.
+
+        Args:
+            user_group: int64 [n_users] group of every user; None goes back to ordinary batches.
+            group_negative_ratio: see `GroupAwareSampler.set_groups`.
+
+        Raises:
+            PerPEFTError: as `GroupAwareSampler.set_groups`.
+        """
+        groups = None if user_group is None else np.asarray(torch.as_tensor(user_group).cpu())
+        if self._sampler is not None:
+            self._sampler.set_groups(groups, group_negative_ratio)
+        self._row_group = np.zeros(len(self._users), dtype=np.int64) if groups is None else groups[self._users.numpy()]
+
+    def __len__(self) -> int:
+        return int(np.sum(-(-np.bincount(self._row_group) // self.batch_size)))
+
+    def __iter__(self) -> Iterator[Interaction]:
+        order, starts, ends = self._epoch_order()
+        for start, end in zip(starts, ends, strict=True):
+            yield self._batch(order[start:end])
+
+    def get_state(self) -> dict[str, torch.Tensor]:
+        """States of the generators of order and negatives; exact between two epochs."""
+        state = {"order": self._generator.get_state()}
+        return state if self._sampler is None else state | {"negatives": self._sampler.get_state()}
+
+    def set_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Continues from a state that `get_state` gave between two epochs."""
+        self._generator.set_state(state["order"].cpu())
+        if self._sampler is not None:
+            self._sampler.set_state(state["negatives"].cpu())
+
+    def _epoch_order(self) -> tuple[torch.Tensor, list[int], list[int]]:
+        """Rows of an epoch, group by group, and the borders of its batches in the order in which they come."""
+        rows = self._permutation(len(self._users))
+        rows = rows[np.argsort(self._row_group[rows], kind="stable")]
+        sizes = np.bincount(self._row_group)
+        n_batches = -(-sizes // self.batch_size)
+        group_ends = np.cumsum(sizes)
+        first_batches = np.cumsum(n_batches) - n_batches
+        batches = self._permutation(n_batches.sum())
+        groups = np.repeat(np.arange(len(sizes)), n_batches)[batches]
+        starts = (group_ends - sizes)[groups] + (batches - first_batches[groups]) * self.batch_size
+        ends = np.minimum(starts + self.batch_size, group_ends[groups])
+        return torch.from_numpy(rows), starts.tolist(), ends.tolist()
+
+    def _permutation(self, n: int) -> np.ndarray:
+        return torch.randperm(n, generator=self._generator).numpy() if self.shuffle else np.arange(n)
+
+    def _batch(self, rows: torch.Tensor) -> Interaction:
+        fields = {field: values[rows] for field, values in self._rows.items()}
+        if self._sampler is not None:
+            positives = fields[self._positive_field]
+            negatives = self._sampler.sample(self._users[rows], positives.shape[1])
+            fields[self._negative_field] = negatives * (positives != 0)
+        return Interaction(fields)
+
+
+class MaskedFullSortEvalDataLoader(FullSortEvalDataLoader):
+    """RecBole's full-ranking loader with a choice of which items leave the candidates, for models of every type.
+
+    RecBole itself masks nothing for sequential models and the history without the targets for the others, which it
+    collects in Python sets; here every model has the same candidates and nothing loops over users.
+
+    Args:
+        config: RecBole configuration; `mask_history` is one of
+
+            * `all`: items the user had before leave, the target too if he had it before (it then ranks last);
+            * `keep_target`: the same, but a target always stays (perpeft.md section 2);
+            * `none`: every item stays.
+        dataset: valid or test part of `build()` of any data set class.
+        sampler: RecBole's sampler of the phase or None; it is not used for a full ranking.
+        history: items the users had before the phase (`history_of`).
+
+    Raises:
+        PerPEFTError: if `mask_history` is none of the three.
+    """
+
+    def __init__(self, config, dataset, sampler, history: HistoryIndex) -> None:
+        masks = {"all": self._everything, "keep_target": self._all_but_targets, "none": self._nothing}
+        mask_history = config["mask_history"]
+        if mask_history not in masks:
+            raise PerPEFTError(f"mask_history is {mask_history!r}: choose one of {', '.join(masks)}.")
+        self._mask = masks[mask_history]
+        self._history = history
+        self.uid_field, self.iid_field = dataset.uid_field, dataset.iid_field
+        self.is_sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        self._rows = self._target_rows if self.is_sequential else self._user_rows
+        self.sample_size = len(dataset) if self.is_sequential else self._index_users(dataset)
+        # RecBole's own constructor of this class is what builds the Python sets: go to its parent's.
+        super(FullSortEvalDataLoader, self).__init__(config, dataset, sampler, shuffle=False)
+
+    def _init_batch_size_and_step(self) -> None:
+        # RecBole divides by the number of items for models that score users: often one user a batch.
+        self.step = self.config["eval_batch_size"]
+        self.set_batch_size(self.step)
+
+    def collate_fn(self, index) -> tuple[Interaction, tuple | None, torch.Tensor, torch.Tensor]:
+        """Batch of evaluation rows.
+
+        Args:
+            index: B row numbers.
+
+        Returns:
+            The rows; (row in the batch, item) of every masked candidate or None; row and item of every target.
+        """
+        interaction, positive_u, positive_i = self._rows(np.asarray(index))
+        masked = self._mask(interaction[self.uid_field].numpy(), positive_u, positive_i)
+        return interaction, masked, positive_u, positive_i
+
+    def _index_users(self, dataset) -> int:
+        """Prepares one row a user for models that score users; returns how many."""
+        users, items = (dataset.inter_feat[field].numpy() for field in (self.uid_field, self.iid_field))
+        keys = np.unique(users * dataset.item_num + items)
+        self._targets = HistoryIndex.from_pairs(keys // dataset.item_num, keys % dataset.item_num, dataset.user_num)
+        self.uid_list = torch.from_numpy(np.flatnonzero(self._targets.lengths))
+        self.user_df = dataset.join(Interaction({self.uid_field: self.uid_list}))
+        return len(self.uid_list)
+
+    def _user_rows(self, index: np.ndarray) -> tuple[Interaction, torch.Tensor, torch.Tensor]:
+        rows = self.user_df[index]
+        positive_u, positive_i = self._targets.rows(rows[self.uid_field].numpy())
+        return rows, torch.from_numpy(positive_u), torch.from_numpy(positive_i)
+
+    def _target_rows(self, index: np.ndarray) -> tuple[Interaction, torch.Tensor, torch.Tensor]:
+        rows = self.transform(self._dataset, self._dataset[index])
+        return rows, torch.arange(len(rows)), rows[self.iid_field]
+
+    def _everything(self, users: np.ndarray, positive_u, positive_i) -> tuple[torch.Tensor, torch.Tensor]:
+        history_u, history_i = self._history.rows(users)
+        return torch.from_numpy(history_u), torch.from_numpy(history_i)
+
+    def _all_but_targets(self, users: np.ndarray, positive_u, positive_i) -> tuple[torch.Tensor, torch.Tensor]:
+        history_u, history_i = self._everything(users, positive_u, positive_i)
+        n_items = self._dataset.item_num
+        others = ~torch.isin(history_u * n_items + history_i, positive_u * n_items + positive_i)
+        return history_u[others], history_i[others]
+
+    def _nothing(self, users: np.ndarray, positive_u, positive_i) -> None:
+        return None
+
+
+def evaluation_loader(config, dataset, sampler, history: HistoryIndex, phase: str):
+    """Loader of the valid or test part for any model.
+
+    Args:
+        config: RecBole configuration; `eval_args.mode` says how a phase ranks: `full`, or RecBole's sampled candidates
+            (`uni100`, `pop100` ...), to which `mask_history` does not apply.
+        dataset: the part.
+        sampler: RecBole's sampler of the phase; may be None for `full`.
+        history: `history_of(built_datasets, phase)`.
+        phase: "valid" or "test".
+
+    Raises:
+        PerPEFTError: if `mask_history` is unknown.
+    """
+    if config["eval_args"]["mode"][phase] == "full":
+        return MaskedFullSortEvalDataLoader(config, dataset, sampler, history)
+    return NegSampleEvalDataLoader(config, dataset, sampler, shuffle=False)

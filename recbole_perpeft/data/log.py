@@ -1,0 +1,120 @@
+"""Checks of an interaction log as it is read, and what tells two logs apart."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from recbole.data.dataset import Dataset
+from recbole.utils import FeatureType
+
+from recbole_perpeft.core.errors import PerPEFTError
+
+N_SHOWN = 10
+
+
+class CheckedLog:
+    """Mixin for RecBole's data set classes: rows that RecBole would mend in silence are errors.
+
+    RecBole leaves out rows without a user or an item, and puts the mean of all times where a time is missing.
+
+    Attributes:
+        fingerprint: identifies the ids (which token has which number: what a trained model depends on) and the log
+            after filtering (what continuing a training depends on), by the names `ids` and `log`.
+    """
+
+    fingerprint: dict[str, str]
+
+    def _load_inter_feat(self, token: str, dataset_path: str) -> None:
+        super()._load_inter_feat(token, dataset_path)
+        _check_log(self, f"{dataset_path}/{token}.inter")
+
+    def _data_processing(self) -> None:
+        super()._data_processing()
+        self.fingerprint = {"ids": _hash_of_ids(self), "log": _hash_of_numbers(self.inter_feat)}
+
+
+@cache
+def with_checked_log(dataset_class: type[Dataset]) -> type[Dataset]:
+    """A data set class of RecBole with the checks of `CheckedLog`."""
+    if issubclass(dataset_class, CheckedLog):
+        return dataset_class
+    return type(dataset_class.__name__, (CheckedLog, dataset_class), {"__module__": __name__})
+
+
+def check_same_data(saved: dict[str, str], dataset: CheckedLog, source: Any, names: tuple[str, ...]) -> None:
+    """Compare fingerprints.
+
+    Args:
+        saved: `CheckedLog.fingerprint` of the data that a checkpoint was trained on; empty if it is not known.
+        dataset: the data of now.
+        source: the checkpoint, for the message.
+        names: which of `ids` and `log` must agree.
+
+    Raises:
+        PerPEFTError: they differ.
+    """
+    if any(saved.get(name, dataset.fingerprint[name]) != dataset.fingerprint[name] for name in names):
+        raise PerPEFTError(
+            f"{source} was trained on other data: {dataset.dataset_path}/{dataset.dataset_name}.inter, or a filter on "
+            "it, has changed since; restore the data, or train anew"
+        )
+
+
+def _check_log(dataset: Dataset, file: str) -> None:
+    log = dataset.inter_feat
+    if log is None or not len(log):
+        raise PerPEFTError(f"{file} has no interactions")
+    if not isinstance(log.index, pd.RangeIndex):
+        raise PerPEFTError(f"{file}: its rows have more columns than line 1 names")
+    for field in (dataset.uid_field, dataset.iid_field):
+        _check_type(dataset, field, FeatureType.TOKEN, file)
+        remedy = "fill in or remove them (words such as NA or null count as empty)"
+        _check_rows(dataset, log[field].isna(), f"no {field}", remedy, file)
+    if dataset.time_field in log:
+        _check_type(dataset, dataset.time_field, FeatureType.FLOAT, file)
+        times = log[dataset.time_field]
+        _check_rows(dataset, ~np.isfinite(times), f"no finite {dataset.time_field}", "fill in or remove them", file)
+
+
+def _check_type(dataset: Dataset, field: str, wanted: FeatureType, file: str) -> None:
+    if field not in dataset.inter_feat:
+        loaded = ", ".join(dataset.inter_feat.columns)
+        raise PerPEFTError(f"{file}: the column {field} is not loaded, only {loaded}; add it to load_col: inter")
+    if dataset.field2type[field] != wanted:
+        found = dataset.field2type[field].value
+        raise PerPEFTError(f"{file}, line 1: {field} has the type {found}; it must be {field}:{wanted.value}")
+
+
+def _check_rows(dataset: Dataset, wrong: pd.Series, what: str, remedy: str, file: str) -> None:
+    if not wrong.any():
+        return
+    rows = np.flatnonzero(wrong)
+    # With benchmark_filename the parts follow each other in one table.
+    in_one_file = dataset.benchmark_filename_list is None
+    shown = ", ".join(str(row + 2 if in_one_file else row + 1) for row in rows[:N_SHOWN])
+    place = "line" if in_one_file else "row, counted over all parts,"
+    more = ", ..." if len(rows) > N_SHOWN else ""
+    raise PerPEFTError(f"{file}: {len(rows)} row(s) have {what}: {place} {shown}{more}; {remedy}")
+
+
+def _hash_of_ids(dataset: Dataset) -> str:
+    """Hash of the tokens of users and items in the order of their ids."""
+    state = hashlib.blake2b(digest_size=16)
+    for field in (dataset.uid_field, dataset.iid_field):
+        tokens = [str(token).encode() for token in dataset.field2id_token[field]]
+        state.update(np.array([len(tokens), *map(len, tokens)], dtype="<i8").tobytes())
+        state.update(b"".join(tokens))
+    return state.hexdigest()
+
+
+def _hash_of_numbers(table: pd.DataFrame) -> str:
+    """Hash of the columns of single numbers, in their order."""
+    state = hashlib.blake2b(digest_size=16)
+    for name, column in table.select_dtypes("number").items():
+        state.update(f"{name} {len(column)} ".encode())
+        state.update(np.ascontiguousarray(column, dtype="<f8").tobytes())
+    return state.hexdigest()

@@ -1,0 +1,238 @@
+"""What every recommender that reads item content shares: item encoder, user encoder, loss and scores."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor
+from torch.nn import functional
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.content import ItemContent
+from recbole_perpeft.data.dataset import SequenceDataset
+from recbole_perpeft.nn.in_batch_loss import InBatchLossSettings, in_batch_debiased_loss, log_popularity
+from recbole_perpeft.nn.item_encoder import ItemEncoder
+from recbole_perpeft.nn.losses import LossSettings, next_item_bce_loss
+from recbole_perpeft.nn.users.sasrec import build_user_encoder, left_pad
+from recbole_perpeft.runs.config import settings_from
+from recbole_perpeft.training.rates import ContentTrainer
+
+
+class ContentRecommender(SequentialRecommender):
+    """A sequential recommender whose item vectors come from item content.
+
+    Subclasses say how items are encoded (`content_fields`, `build_item_encoder`) and which group a user belongs to
+    (`group_of`); here everybody shares one module, written `None`.
+
+    Args:
+        config: RecBole configuration with the keys of `LossSettings` and of the user encoder.
+        dataset: The train part of the data set; gives the item tokens in the order of RecBole's ids.
+    """
+
+    input_type = InputType.PAIRWISE
+    dataset_class = SequenceDataset
+    trainer_class = ContentTrainer
+
+    def __init__(self, config, dataset) -> None:
+        super().__init__(config, dataset)
+        self.n_users = dataset.num(self.USER_ID)
+        self.POS_ITEM_SEQ = "pos_" + self.ITEM_SEQ
+        self.NEG_ITEM_SEQ = config["NEG_PREFIX"] + self.ITEM_SEQ
+        self.loss_settings = settings_from(config, LossSettings)
+        self._losses = {"bce": self._bce_loss, "in_batch": self._in_batch_loss}
+        if self.loss_settings.loss_type == "in_batch":
+            self._count_items(dataset, settings_from(config, InBatchLossSettings).popularity_power)
+        item_tokens = dataset.field2id_token[self.ITEM_ID]
+        content = ItemContent.load(
+            config.dataset_folder,
+            config["dataset"],
+            item_tokens[1:],
+            config["missing_content"],
+            self.content_fields(config),
+        )
+        self.item_tokens_with_content = content.tokens
+        self.item_encoder = self.build_item_encoder(config, content, item_tokens)
+        self.user_encoder = build_user_encoder(config, self.max_seq_length)
+        self.reset_parameters()
+        self._catalogues: dict[int | None, Tensor] = {}
+        self._catalogue_version = -1
+        self._watched: list[Tensor] | None = None
+
+    @abstractmethod
+    def content_fields(self, config) -> tuple[str, ...]:
+        """What is read of an item: `image`, and columns of text such as `title`."""
+
+    @abstractmethod
+    def build_item_encoder(self, config, content: ItemContent, item_tokens: Sequence[str]) -> ItemEncoder:
+        """Puts the item encoder together.
+
+        Args:
+            config: RecBole configuration.
+            content: The fields of `content_fields`.
+            item_tokens: Item tokens in the order of RecBole's ids; the first is the pad.
+        """
+
+    def reset_parameters(self) -> None:
+        """Gives fresh weights to what is not initialised as it is built."""
+        self.user_encoder.reset_parameters()
+
+    def _count_items(self, dataset: SequenceDataset, popularity_power: float) -> None:
+        rows = dataset.inter_feat
+        items = torch.cat([rows[self.ITEM_SEQ][:, 0], rows[self.POS_ITEM_SEQ].flatten()])
+        counts = torch.bincount(items, minlength=self.n_items)
+        # Not a buffer: it stays on the CPU with the ids, or each step would wait for the accelerator.
+        self.log_popularity = log_popularity(counts, popularity_power)
+
+    def get_extra_state(self) -> dict[str, str]:
+        """What the frozen weights are: a state dict does not hold them."""
+        return {"foundation_fingerprint": self.item_encoder.foundation_fingerprint}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        """Compares the frozen weights with those of a state dict.
+
+        Raises:
+            PerPEFTError: If the state dict belongs to another foundation model.
+        """
+        if state != self.get_extra_state():
+            raise PerPEFTError(
+                f"the checkpoint was trained on other foundation weights ({state['foundation_fingerprint']}) than "
+                f"those loaded ({self.item_encoder.foundation_fingerprint}); give the same foundation_model"
+            )
+
+    def group_of(self, users: Tensor) -> Tensor | None:
+        """Group of each user, [B] on the CPU, or None while all users share one module."""
+        return None
+
+    def calculate_loss(self, interaction) -> Tensor:
+        """Loss of a batch of training rows, all of one group.
+
+        Every distinct item of the batch is encoded once. Ids are sorted out on the CPU, where the training loader
+        leaves them, so that the accelerator is not waited for.
+
+        Args:
+            interaction: Fields `user_id` [B]; `item_id_list`, `pos_item_id_list` and, for `loss_type: bce`,
+                `neg_item_id_list` [B, L], right-padded; `item_length` [B].
+
+        Returns:
+            Scalar loss.
+        """
+        return self._losses[self.loss_settings.loss_type](interaction)
+
+    def _bce_loss(self, interaction) -> Tensor:
+        rows = torch.stack(self._left_padded(interaction, self.ITEM_SEQ, self.POS_ITEM_SEQ, self.NEG_ITEM_SEQ))
+        items, place = torch.unique(rows, return_inverse=True)  # place: (3, B, L)
+        vectors = self.item_encoder(items, self._group_of_batch(interaction[self.USER_ID].cpu()))
+        item_seq, place = rows[0].to(vectors.device), place.to(vectors.device)
+        inputs, positive, negative = functional.embedding(place, vectors)
+        hidden = self.user_encoder(inputs, item_seq)
+        loss = next_item_bce_loss(hidden, positive, negative, rows[1].to(vectors.device) != 0)
+        if self.loss_settings.id_embedding_reg:
+            loss = loss + self.loss_settings.id_embedding_reg * self.item_encoder.id_embedding.weight.norm()
+        return loss
+
+    def _in_batch_loss(self, interaction) -> Tensor:
+        item_seq, positive = self._left_padded(interaction, self.ITEM_SEQ, self.POS_ITEM_SEQ)
+        rows = torch.cat([item_seq, positive[:, -1:]], dim=1)  # (B, L + 1)
+        items, place = torch.unique(rows, return_inverse=True)
+        vectors = self.item_encoder(items, self._group_of_batch(interaction[self.USER_ID].cpu()))
+        inputs = functional.embedding(place[:, :-1].to(vectors.device), vectors)
+        hidden = self.user_encoder(inputs, item_seq.to(vectors.device))
+        return in_batch_debiased_loss(hidden, rows, items, vectors, self.log_popularity)
+
+    def _left_padded(self, interaction, *fields: str) -> list[Tensor]:
+        """Rows of ids on the CPU, each [B, L]."""
+        length = interaction[self.ITEM_SEQ_LEN].cpu()
+        return [left_pad(interaction[field].cpu(), length) for field in fields]
+
+    def _group_of_batch(self, users: Tensor) -> int | None:
+        groups = self.group_of(users)
+        if groups is None:
+            return None
+        group = int(groups[0])
+        if (groups != group).any():
+            raise RuntimeError("a training batch holds users of several groups")
+        return group
+
+    def catalogue(self, group: int | None) -> Tensor:
+        """Vectors of all items for a group, [n_items, d]; computed once until a weight changes."""
+        self._drop_outdated_catalogues()
+        return self._catalogue(group)
+
+    def _drop_outdated_catalogues(self) -> None:
+        if self._watched is None:
+            self._watched = list(self.parameters())
+        version = sum(parameter._version for parameter in self._watched)
+        if version != self._catalogue_version:
+            self._catalogues.clear()
+            self._catalogue_version = version
+
+    def _catalogue(self, group: int | None) -> Tensor:
+        if group not in self._catalogues:
+            self._catalogues[group] = self.item_encoder.encode_catalogue(group)
+        return self._catalogues[group]
+
+    def train(self, mode: bool = True) -> "ContentRecommender":
+        """As in `nn.Module`; training drops the catalogue vectors."""
+        self._watched = None  # parameters may have come or gone
+        if mode:
+            self._catalogues.clear()
+        return super().train(mode)
+
+    def user_vectors(self, item_seq: Tensor, length: Tensor, catalogue: Tensor) -> Tensor:
+        """Vectors of users from their right-padded histories.
+
+        Args:
+            item_seq: Rows of `catalogue`, [B, L], right-padded as RecBole's rows; 0 = pad.
+            length: [B].
+            catalogue: Item vectors of the users' group, [at least n_items, d], as from `catalogue`.
+
+        Returns:
+            [B, d]
+        """
+        item_seq = left_pad(item_seq, length)
+        return self.user_encoder.newest(functional.embedding(item_seq, catalogue), item_seq)
+
+    def _parts(self, interaction) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yields (rows of the batch in one group, their user vectors, the group's catalogue)."""
+        item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        groups = self.group_of(interaction[self.USER_ID].cpu())
+        self._drop_outdated_catalogues()  # once a batch: looking at all weights takes a while
+        if groups is None:
+            catalogue = self._catalogue(None)
+            yield torch.arange(len(length)), self.user_vectors(item_seq, length, catalogue), catalogue
+            return
+        for group in groups.unique().tolist():
+            rows = (groups == group).nonzero().squeeze(1).to(length.device)
+            catalogue = self._catalogue(group)
+            yield rows, self.user_vectors(item_seq[rows], length[rows], catalogue), catalogue
+
+    def full_sort_predict(self, interaction) -> Tensor:
+        """Scores of all items; every user is scored with the vectors of his own group.
+
+        Args:
+            interaction: RecBole's evaluation rows: `user_id`, `item_id_list` [B, L], `item_length`.
+
+        Returns:
+            [B, n_items]
+        """
+        parts = [(rows, users @ catalogue.T) for rows, users, catalogue in self._parts(interaction)]
+        if len(parts) == 1:
+            return parts[0][1]
+        scores = torch.empty(len(interaction), self.n_items, device=interaction[self.ITEM_SEQ].device)
+        for rows, part in parts:
+            scores[rows] = part
+        return scores
+
+    def predict(self, interaction) -> Tensor:
+        """Score of one item a row (field `item_id`).
+
+        Returns:
+            [B]
+        """
+        items = interaction[self.ITEM_ID]
+        scores = torch.empty(len(items), device=items.device)
+        for rows, users, catalogue in self._parts(interaction):
+            scores[rows] = (users * catalogue[items[rows]]).sum(-1)
+        return scores

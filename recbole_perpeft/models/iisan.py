@@ -1,0 +1,46 @@
+"""IISAN: a side network on the stored hidden states of frozen encoders."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from recbole_perpeft.data.content import ItemContent
+from recbole_perpeft.models.base import ContentRecommender
+from recbole_perpeft.models.towers import TowerSettings
+from recbole_perpeft.nn.item_encoder import ItemEncoder
+from recbole_perpeft.nn.layer_drop import LayerDropSettings
+from recbole_perpeft.nn.side_content import SideContent
+from recbole_perpeft.nn.side_network import SideNetworkSettings
+from recbole_perpeft.runs.config import settings_from
+
+
+class IISAN(ContentRecommender):
+    """IISAN (Fu et al., SIGIR 2024, arXiv 2404.02059) and IISAN-Versa (TKDE, arXiv 2411.02992).
+
+    Intra-modal and inter-modal towers of small blocks read the hidden states of encoders, which are computed once and
+    stored, so that no encoder is in memory while the model trains. An item has no id vector. Encoders of equal
+    width make the symmetric model (VS), others the asymmetric one (VA).
+
+    Args:
+        config: RecBole configuration with the keys of `TowerSettings`, `LayerDropSettings` and `SideNetworkSettings`.
+        dataset: The train part of the data set.
+    """
+
+    def content_fields(self, config) -> tuple[str, ...]:
+        """The fields of the towers."""
+        return settings_from(config, TowerSettings).fields
+
+    def build_item_encoder(self, config, content: ItemContent, item_tokens: Sequence[str]) -> ItemEncoder:
+        """Side network and linear fusion (arXiv 2411.02992, equation 1)."""
+        towers, side = settings_from(config, TowerSettings), settings_from(config, SideNetworkSettings)
+        layer_drop = settings_from(config, LayerDropSettings)
+        caches = towers.open_caches(layer_drop, content, config["cache_folder"], bool(config["show_progress"]))
+        return ItemEncoder(
+            SideContent(caches, [cache.rows_of(item_tokens) for cache in caches], side),
+            n_items=len(item_tokens),
+            hidden_size=config["hidden_size"],
+            content_weight=1.0,
+            chunk_size=towers.encoder_chunk_size,
+            projector=nn.Linear,
+            has_ids=False,
+        )

@@ -1,0 +1,64 @@
+"""MoRec: item vectors from encoders that are trained with the recommender, the baselines of the IISAN papers."""
+
+from collections.abc import Sequence
+from typing import get_args
+
+from torch import nn
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.content import ItemContent
+from recbole_perpeft.models.base import ContentRecommender
+from recbole_perpeft.models.towers import TowerSettings
+from recbole_perpeft.nn.adapt.tuning import Adaptation, TuningSettings
+from recbole_perpeft.nn.content import ContentEncoder
+from recbole_perpeft.nn.item_encoder import ItemEncoder
+from recbole_perpeft.nn.tuned_content import FrozenStatesContent, TunedContentSettings, build_tuned_content
+from recbole_perpeft.runs.config import settings_from
+
+
+class MoRec(ContentRecommender):
+    """A recommender of items by content alone, trained end to end (Fu et al., arXiv 2411.02992, baselines).
+
+    `adaptation` says what is trained of the encoders: `full`, `adapter` (Houlsby), `lora`, `bitfit`, or with `frozen`
+    nothing: then their final vectors are computed once and stored.
+
+    Args:
+        config: RecBole configuration with the keys of `TunedContentSettings` and `TuningSettings`.
+        dataset: The train part of the data set.
+    """
+
+    def content_fields(self, config) -> tuple[str, ...]:
+        """The fields of the encoders."""
+        return settings_from(config, TowerSettings).fields
+
+    def build_item_encoder(self, config, content: ItemContent, item_tokens: Sequence[str]) -> ItemEncoder:
+        """Encoders with heads, and linear fusion."""
+        ways = dict.fromkeys(get_args(Adaptation), self._tuned_content) | {"frozen": self._frozen_content}
+        if config["adaptation"] not in ways:
+            raise PerPEFTError(f"adaptation must be one of {', '.join(ways)}, got {config['adaptation']!r}")
+        build = ways[config["adaptation"]]
+        return ItemEncoder(
+            build(config, content, item_tokens),
+            n_items=len(item_tokens),
+            hidden_size=config["hidden_size"],
+            content_weight=1.0,
+            chunk_size=config["encoder_chunk_size"],
+            projector=nn.Linear,
+            has_ids=False,
+        )
+
+    def _frozen_content(self, config, content: ItemContent, item_tokens: Sequence[str]) -> ContentEncoder:
+        towers = settings_from(config, TowerSettings)
+        caches = towers.open_caches(None, content, config["cache_folder"], bool(config["show_progress"]))
+        roles = ("text", "image") if len(caches) > 1 else (towers.chosen[0].kind,)
+        return FrozenStatesContent(dict(zip(roles, caches, strict=True)), item_tokens)
+
+    def _tuned_content(self, config, content: ItemContent, item_tokens: Sequence[str]) -> ContentEncoder:
+        return build_tuned_content(
+            settings_from(config, TunedContentSettings),
+            settings_from(config, TuningSettings),
+            content,
+            item_tokens,
+            config["cache_folder"],
+            bool(config["show_progress"]),
+        )

@@ -1,0 +1,159 @@
+"""PerPEFT and its user-blind counterpart GlobalPEFT."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
+from recbole_perpeft.models.base import ContentRecommender
+from recbole_perpeft.models.build import build_item_encoder
+from recbole_perpeft.models.perpeft.trainer import PerPEFTTrainer
+from recbole_perpeft.nn.item_encoder import ItemEncoder, ItemEncoderSettings
+from recbole_perpeft.nn.users.sasrec import initialise_like_perpeft
+from recbole_perpeft.runs.config import settings_from
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """How users are grouped and how groups are trained.
+
+    Args:
+        n_groups: C, the number of interest groups.
+        min_group_size: No group has fewer users; smaller ones are dissolved after k-means.
+        grouping: `kmeans` on the global model's user vectors (the paper), `random`, or `user_field` (given).
+        group_field: With `grouping: user_field`, the column of `<dataset>.user` that names each user's group.
+        grouping_history: `train`, or `train_valid` as the authors' code does (validation items leak into the groups).
+        epochs_global: Epochs of stage 1.
+        regroup_every: Every n personalised epochs users move to the group under which their training sequence is
+            most likely; 0 keeps the groups (the paper).
+        group_negative_ratio: Share of negatives drawn from the group's own items; 1.0 is the paper, 0.0 the
+            whole catalogue.
+
+    Raises:
+        PerPEFTError: If a value is out of range.
+    """
+
+    n_groups: int = 8
+    min_group_size: int = 16
+    grouping: str = "kmeans"
+    group_field: str | None = None
+    grouping_history: str = "train"
+    epochs_global: int = 10
+    regroup_every: int = 0
+    group_negative_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        for key, least in {"n_groups": 1, "min_group_size": 1, "epochs_global": 0, "regroup_every": 0}.items():
+            if getattr(self, key) < least:
+                raise PerPEFTError(f"{key} must be at least {least}, got {getattr(self, key)}")
+        choices = {"grouping": ("kmeans", "random", "user_field"), "grouping_history": ("train", "train_valid")}
+        for key, allowed in choices.items():
+            if getattr(self, key) not in allowed:
+                raise PerPEFTError(f"{key} must be one of {', '.join(allowed)}, got '{getattr(self, key)}'")
+        if self.grouping == "user_field" and not self.group_field:
+            raise PerPEFTError(
+                "grouping: user_field needs group_field, the column of the .user file that names each user's group; "
+                "load it with load_col: {user: [user_id, <column>]}"
+            )
+        if not 0.0 <= self.group_negative_ratio <= 1.0:
+            raise PerPEFTError(f"group_negative_ratio must lie in [0, 1], got {self.group_negative_ratio}")
+
+
+class PerPEFT(ContentRecommender):
+    r"""Personalised parameter-efficient fine-tuning (Kim, Hwang and Shin, WWW 2026, arXiv 2602.09445).
+
+    Users form C interest groups; each group has its own PEFT module and projector on one frozen foundation model,
+    so an item has C vectors. The id embedding and the user encoder are shared. Until `personalise` is called
+    everybody uses the global module.
+
+    Buffers:
+        user_group: [n_users], the group of each user; -1 before grouping (and for the pad user).
+        group_centroids: [C, d], mean global user vector of each group; [0, d] before grouping.
+    """
+
+    trainer_class = PerPEFTTrainer
+    personalised_stage = True
+
+    def content_fields(self, config) -> tuple[str, ...]:
+        """Titles and images: foundation models of PerPEFT are dual encoders."""
+        return TITLE, IMAGE
+
+    def build_item_encoder(self, config, content: ItemContent, item_tokens: Sequence[str]) -> ItemEncoder:
+        """A foundation model with PEFT modules, projectors and id vectors (PerPEFT section 3)."""
+        return build_item_encoder(
+            settings_from(config, ItemEncoderSettings),
+            content,
+            item_tokens,
+            config["cache_folder"],
+            bool(config["show_progress"]),
+        )
+
+    def reset_parameters(self) -> None:
+        """As PerPEFT's authors start."""
+        initialise_like_perpeft(self.item_encoder.projectors)
+        initialise_like_perpeft(self.item_encoder.id_embedding)
+        super().reset_parameters()
+
+    def __init__(self, config, dataset) -> None:
+        super().__init__(config, dataset)
+        self.group_settings = settings_from(config, GroupSettings)
+        self.register_buffer("user_group", torch.full((self.n_users,), -1))
+        self.register_buffer("group_centroids", torch.zeros(0, config["hidden_size"]))
+
+    @property
+    def n_groups(self) -> int:
+        """Number of groups in use; 0 before grouping."""
+        return self.group_centroids.shape[0]
+
+    def personalise(self, user_group: Tensor, group_centroids: Tensor) -> None:
+        """Gives every group a copy of the global module and projector.
+
+        Args:
+            user_group: [n_users], -1 for users who are in no group (the pad).
+            group_centroids: [C, d].
+        """
+        self.item_encoder.personalise(len(group_centroids))
+        self._watched = None
+        self.set_groups(user_group, group_centroids)
+        self.to(self.device)
+
+    def set_groups(self, user_group: Tensor, group_centroids: Tensor) -> None:
+        """Moves users between the existing groups; arguments as in `personalise`."""
+        self.user_group = user_group.to(self.device)
+        self.group_centroids = group_centroids.to(self.device)
+        self._group_on_cpu = self.user_group.cpu()
+
+    def group_of(self, users: Tensor) -> Tensor | None:
+        """Group of each user, [B]; users outside training go through `nearest_group` instead."""
+        return self._group_on_cpu[users] if self.n_groups else None
+
+    def nearest_group(self, user_vectors: Tensor) -> Tensor:
+        """Group whose centroid is nearest to each global user vector.
+
+        Args:
+            user_vectors: [B, d], from `user_vectors(..., group=None)`.
+
+        Returns:
+            [B]
+        """
+        return torch.cdist(user_vectors, self.group_centroids).argmin(1)
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
+        """As in `nn.Module`; a checkpoint of the personalised stage brings its groups along."""
+        n_groups = state_dict["group_centroids"].shape[0]
+        if n_groups and not self.n_groups:
+            self.personalise(state_dict["user_group"], state_dict["group_centroids"])
+        if n_groups != self.n_groups:
+            raise PerPEFTError(f"the checkpoint holds {n_groups} groups, the model {self.n_groups}; load it afresh")
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        self.set_groups(self.user_group, self.group_centroids)
+        return result
+
+
+class GlobalPEFT(PerPEFT):
+    """PerPEFT with one module for everybody and no personalised stage: the user-blind baseline."""
+
+    personalised_stage = False

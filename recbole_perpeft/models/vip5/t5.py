@@ -1,0 +1,261 @@
+"""The backbone of VIP5: a stock T5 of transformers with adapters, which reads embeddings and decodes trees."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.models.vip5.adapters import AdapterSettings, insert_adapters
+from recbole_perpeft.models.vip5.tiny_backbone import TinyBackboneSettings, tiny_backbone
+from recbole_perpeft.pretrained.dual import drop_frozen_weights, supply_frozen_weights
+from recbole_perpeft.pretrained.processor import LOADING_ERRORS
+
+TINY = "tiny"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_TOKENIZERS = ("tokenizer.json", "spiece.model")
+_NORMS = ("layer_norm.weight", "final_layer_norm.weight")
+_SAMPLES = 1024
+
+
+@dataclass(frozen=True)
+class BackboneSettings:
+    """Which T5, and what of it is trained.
+
+    Args:
+        backbone: A hub id or folder of a T5, or `tiny` for a small one with random weights.
+        freeze_backbone: Whether only adapters and norms are trained.
+        train_norms: Whether the norms of a frozen backbone are trained.
+
+    Raises:
+        PerPEFTError: A backbone with random weights would stay frozen.
+    """
+
+    backbone: str = "google-t5/t5-small"
+    freeze_backbone: bool = True
+    train_norms: bool = True
+
+    def __post_init__(self) -> None:
+        if self.backbone == TINY and self.freeze_backbone:
+            raise PerPEFTError("backbone: tiny has random weights, useless when frozen; set freeze_backbone: False")
+
+
+class T5Backbone(nn.Module):
+    """T5 with adapters. Frozen weights never enter a state dict, and strict loading does not ask for them.
+
+    Args:
+        model: Model of transformers; adapters are put into it.
+        tokenizer: Its tokenizer.
+        adapters: Where adapters are.
+        freeze: Whether all but adapters is frozen.
+        train_norms: Whether norms are trained nevertheless.
+
+    Attributes:
+        model: The model.
+        tokenizer: Its tokenizer.
+        width: d.
+        n_words: Rows of its table of words.
+        fingerprint: Short hash of its frozen weights and of its vocabulary.
+        checkpointed: Names of tensors that do enter the state dict.
+    """
+
+    def __init__(
+        self,
+        model: T5ForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        adapters: AdapterSettings,
+        freeze: bool = True,
+        train_norms: bool = True,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.width = model.config.d_model
+        self.n_words = model.get_input_embeddings().num_embeddings
+        model.requires_grad_(not freeze)
+        for name, parameter in model.named_parameters():
+            if freeze and train_norms and name.endswith(_NORMS):
+                parameter.requires_grad_(True)
+        insert_adapters(model, adapters)
+        tensors = model.state_dict(keep_vars=True)
+        self.checkpointed = frozenset(f"model.{name}" for name, tensor in tensors.items() if tensor.requires_grad)
+        frozen = {name: tensor for name, tensor in tensors.items() if not tensor.requires_grad}
+        self.fingerprint = _fingerprint(frozen, tokenizer)
+        self.register_state_dict_post_hook(drop_frozen_weights)
+        self.register_load_state_dict_pre_hook(supply_frozen_weights)
+
+    @classmethod
+    def load(
+        cls,
+        settings: BackboneSettings,
+        adapters: AdapterSettings,
+        tiny: TinyBackboneSettings,
+        texts: Iterable[str],
+    ) -> "T5Backbone":
+        """Loads a folder or hub id, or makes the backbone `tiny`.
+
+        Args:
+            settings: Which T5, and what of it is trained.
+            adapters: Where adapters are.
+            tiny: Sizes of the backbone `tiny`.
+            texts: Whose words the tokenizer of `tiny` knows.
+
+        Raises:
+            PerPEFTError: The folder is incomplete or no T5, or the hub cannot be reached.
+        """
+        if settings.backbone == TINY:
+            model, tokenizer = tiny_backbone(texts, tiny)
+        else:
+            model, tokenizer = _pretrained(settings.backbone)
+        return cls(model, tokenizer, adapters, settings.freeze_backbone, settings.train_norms)
+
+    def word_vectors(self, words: Tensor) -> Tensor:
+        """Rows of the table of words, [..., d]."""
+        return self.model.get_input_embeddings()(words)
+
+    @property
+    def start_word(self) -> int:
+        """What the decoder reads first; the pad unless the configuration says otherwise."""
+        start = getattr(self.model.config, "decoder_start_token_id", None)
+        return self.model.config.pad_token_id if start is None else start
+
+    @property
+    def output_weight(self) -> Tensor:
+        """Output vectors of words, [n_words, d]."""
+        return self.model.lm_head.weight
+
+    @property
+    def output_scale(self) -> float:
+        """What hidden states are multiplied by before the output vectors: 1 / sqrt(d) if these are the input's."""
+        config = self.model.config
+        is_scaled = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
+        return self.width**-0.5 if is_scaled else 1.0
+
+    def encode(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        """Encoder.
+
+        Args:
+            inputs: Embeddings [B, S, d].
+            mask: bool [B, S], False at pads.
+
+        Returns:
+            [B, S, d]
+        """
+        return self.model.encoder(inputs_embeds=inputs, attention_mask=mask.long()).last_hidden_state
+
+    def decode(self, inputs: Tensor, states: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Decoder.
+
+        Args:
+            inputs: Embeddings [B, T, d], the start first.
+            states: Of the encoder, [B, S, d].
+            mask: Of `states`, bool [B, S].
+            bias: Added to the weights of self-attention in place of the causal mask, as `tree_bias` gives it.
+
+        Returns:
+            Hidden states [B, T, d].
+        """
+        return self.model.decoder(
+            inputs_embeds=inputs,
+            attention_mask=bias,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask.long(),
+            use_cache=False,
+        ).last_hidden_state
+
+    def tree_bias(self, ancestors: Tensor, depth: Tensor) -> Tensor:
+        """Lets the decoder read the nodes of a tree in one pass, every node as if its path were a sequence.
+
+        Nodes attend to their ancestors and themselves. The decoder adds the bias of the positions at which nodes
+        stand; it is replaced by the bias of their depths.
+
+        Args:
+            ancestors: bool [n, P, P]; whether the second node is an ancestor of the first, or itself.
+            depth: int64 [n, P]; 0 for roots.
+
+        Returns:
+            [n, heads, P, P] for `decode`, with n = 1 for the same tree in all rows.
+        """
+        attention = self.model.decoder.block[0].layer[0].SelfAttention
+        by_position = attention.compute_bias(depth.shape[1], depth.shape[1])  # (1, heads, P, P)
+        distance = (depth.unsqueeze(2) - depth.unsqueeze(1)).clamp(min=0)
+        by_depth = by_position[0, :, :, 0][:, distance].transpose(0, 1)  # (n, heads, P, P)
+        hidden = torch.finfo(by_depth.dtype).min / 2
+        return (by_depth - by_position).masked_fill(~ancestors.unsqueeze(1), hidden)
+
+
+def _pretrained(name: str) -> tuple[T5ForConditionalGeneration, PreTrainedTokenizerBase]:
+    if Path(name).expanduser().is_dir():
+        name = str(Path(name).expanduser())
+    _check_folder(name)
+    if not Path(name).is_dir():
+        getLogger().info(f"backbone: asking the Hugging Face hub for {name}")
+    try:
+        kind = AutoConfig.from_pretrained(name).model_type
+        if kind == T5Config.model_type:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            model, report = T5ForConditionalGeneration.from_pretrained(
+                name, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except (*LOADING_ERRORS, ImportError) as error:
+        if Path(name).is_dir():
+            raise PerPEFTError(f"backbone: the T5 in {name} cannot be read ({error})") from error
+        raise PerPEFTError(
+            f"backbone: {name!r} is no folder, and cannot be had from the Hugging Face hub; check the name and the "
+            "network, download the model elsewhere and give the path of its folder, or set backbone: tiny"
+        ) from error
+    if kind != T5Config.model_type:
+        raise PerPEFTError(f"backbone: {name} is of the type {kind!r}, not t5; name a T5")
+    _check_parts(name, model, report, tokenizer)
+    return model.float(), tokenizer
+
+
+def _check_parts(name: str, model: T5ForConditionalGeneration, report: dict, tokenizer) -> None:
+    """Refuses weights, configuration and tokenizer that are not of one model."""
+    if report["missing_keys"]:
+        raise PerPEFTError(
+            f"backbone: the weights in {name} lack {len(report['missing_keys'])} tensors of a T5, "
+            f"{min(report['missing_keys'])} among them; take the complete model"
+        )
+    if report["mismatched_keys"]:
+        raise PerPEFTError(
+            f"backbone: {len(report['mismatched_keys'])} tensors in {name} have other sizes than its configuration "
+            "says; take both from the same model"
+        )
+    n_words = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > n_words or tokenizer.eos_token_id is None:
+        raise PerPEFTError(
+            f"backbone: the tokenizer in {name} ({len(tokenizer)} words, end mark {tokenizer.eos_token}) is not that "
+            f"of the model ({n_words} words); take the model's own"
+        )
+
+
+def _check_folder(name: str) -> None:
+    folder = Path(name)
+    if not folder.is_dir():
+        if name.count("/") > 1 or name.startswith((".", "/", "~")):
+            raise PerPEFTError(f"backbone: the folder {name} does not exist; name a folder or a hub id")
+        return
+    for what, names in (("configuration", ("config.json",)), ("weights", _WEIGHTS), ("tokenizer", _TOKENIZERS)):
+        if not any((folder / file).is_file() for file in names):
+            raise PerPEFTError(
+                f"backbone: {folder} has no {what} ({' or '.join(names)}); write the folder with save_pretrained of "
+                "the model and of its tokenizer"
+            )
+
+
+def _fingerprint(tensors: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of names, samples and exact sums of the bits of tensors, and of the words."""
+    digest = hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(repr((name, tuple(tensor.shape))).encode())
+        if not tensor.is_meta:
+            flat = tensor.detach().reshape(-1).float().contiguous().cpu()
+            digest.update(flat[:: max(1, len(flat) // _SAMPLES)].numpy().astype("<f4").tobytes())
+            digest.update(str(int(flat.view(torch.int32).sum(dtype=torch.int64))).encode())
+    return digest.hexdigest()[:16]

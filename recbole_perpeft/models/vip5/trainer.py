@@ -1,0 +1,59 @@
+"""Training of VIP5: warm-up, then a linear decay of the learning rate."""
+
+from dataclasses import dataclass
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.runs.config import settings_from
+from recbole_perpeft.training.trainer import RunTrainer
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """The learning rate over a training.
+
+    Args:
+        learning_rate: Its largest value.
+        warmup_ratio: Share of the steps during which it rises from 0; it falls to 0 in the rest.
+
+    Raises:
+        PerPEFTError: A value is out of range.
+    """
+
+    learning_rate: float
+    warmup_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_ratio < 1:
+            raise PerPEFTError(f"warmup_ratio: {self.warmup_ratio} must be 0 or more and below 1")
+
+    def rate(self, step: int, n_steps: int) -> float:
+        """Learning rate of a step out of 0 .. n_steps - 1."""
+        n_warm = int(self.warmup_ratio * n_steps)
+        share = (step + 1) / n_warm if step < n_warm else (n_steps - step) / (n_steps - n_warm)
+        return self.learning_rate * share
+
+
+class VIP5Trainer(RunTrainer):
+    """`RunTrainer` with warm-up and linear decay over all `epochs`, of what is trainable alone.
+
+    The rate follows from the number of the step, so that a resumed training goes on where it was.
+    """
+
+    def __init__(self, config, model) -> None:
+        super().__init__(config, model)
+        self._schedule = settings_from(config, ScheduleSettings)
+        self._step, self._n_steps = 0, 1
+
+    def _build_optimizer(self, **kwargs):
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return super()._build_optimizer(**{"params": trained} | kwargs)
+
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        self._step, self._n_steps = epoch_idx * len(train_data), self.epochs * len(train_data)
+        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+
+    def _train_step(self, interaction, loss_func):
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._schedule.rate(self._step, self._n_steps)
+        self._step += 1
+        return super()._train_step(interaction, loss_func)

@@ -1,0 +1,190 @@
+"""What frozen blocks below the first adapted one make of every item, computed once."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from logging import getLogger
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from recbole_perpeft.nn.adapt.bank import AdapterBank
+from recbole_perpeft.pretrained.layers import find, find_layout, find_tower
+from recbole_perpeft.store.streamed import StreamedArray, mapped_or_written
+
+KINDS = ("image", "text")
+PREFIX = "_prefix"
+
+
+class Inputs(Protocol):
+    """Inputs of a foundation model (`recbole_perpeft.store.inputs.ContentCache`)."""
+
+    n_rows: int
+    text_length: int
+
+    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+        """Inputs of rows, on the CPU."""
+        ...
+
+
+class StoredBlock(nn.Module):
+    """Stands for a frozen block: returns states that were stored instead of computing them.
+
+    Args:
+        returns_tuple: Whether the block returned a tuple, as blocks of transformers 4 do.
+    """
+
+    def __init__(self, returns_tuple: bool) -> None:
+        super().__init__()
+        self.returns_tuple = returns_tuple
+        self.states: Tensor | None = None
+
+    def forward(self, hidden: Tensor, *_unused: Any, **_also_unused: Any) -> Any:
+        """The stored states; without any, what came in: blocks before the last stored one do no work."""
+        states = hidden if self.states is None else self.states
+        return (states,) if self.returns_tuple else states
+
+
+class FrozenPrefix:
+    """Stored states of the blocks of each tower that no adapter reaches.
+
+    Blocks below the first adapted one give the same states in every step. They are computed once and kept in a file;
+    the blocks themselves leave the model. Results stay the same.
+
+    Args:
+        bank: The adapted foundation model; its towers are changed.
+        depths: Blocks to replace by kind of tower, as from `frozen_depths`; at least one.
+        source: Inputs of the foundation model.
+        cache_folder: Where the states go.
+        inputs_fingerprint: Identifies content and processor.
+        chunk_size: Items at once while the states are computed.
+        show_progress: Whether to show a progress bar meanwhile.
+
+    Raises:
+        PerPEFTError: The disk does not take the states.
+    """
+
+    def __init__(
+        self,
+        bank: AdapterBank,
+        depths: Mapping[str, int],
+        source: Inputs,
+        cache_folder: Path,
+        inputs_fingerprint: str,
+        chunk_size: int,
+        show_progress: bool = True,
+    ) -> None:
+        blocks = {kind: _blocks(bank, kind) for kind in depths}
+        last = {kind: blocks[kind][depth - 1] for kind, depth in depths.items()}
+        probe = source.batch(torch.zeros(1, dtype=torch.long))
+        outputs = _outputs(bank, last, probe)
+        shapes = {kind: (source.n_rows, *_tensor_of(output).shape[1:]) for kind, output in outputs.items()}
+        if "text" in shapes:  # the probe's text may have been trimmed
+            shapes["text"] = (source.n_rows, source.text_length, shapes["text"][2])
+        name = f"{inputs_fingerprint}-{bank.foundation_fingerprint}"
+        arrays = {
+            kind: StreamedArray(cache_folder / f"states-of-{kind}-block-{depths[kind]}-{name}.npy", shape)
+            for kind, shape in shapes.items()
+        }
+        compute = functools.partial(_computed, bank, last, source, shapes, chunk_size, show_progress)
+        self._states = mapped_or_written(arrays, compute)
+        self._stored: dict[str, StoredBlock] = {}
+        for kind, depth in depths.items():
+            returns_tuple = not isinstance(outputs[kind], Tensor)
+            for place in range(depth):
+                blocks[kind][place] = StoredBlock(returns_tuple)
+            self._stored[kind] = blocks[kind][depth - 1]
+
+    def batch(self, rows: Tensor, n_tokens: int) -> dict[str, Tensor]:
+        """Stored states of rows, on the CPU, named `image_prefix` and `text_prefix`.
+
+        Args:
+            rows: [n].
+            n_tokens: Length of the texts in this batch.
+        """
+        states = {kind: values[rows] for kind, values in self._states.items()}
+        if "text" in states:
+            states["text"] = states["text"][:, :n_tokens]
+        return {kind + PREFIX: values for kind, values in states.items()}
+
+    @contextmanager
+    def supplied(self, inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Hands the states among `inputs` to the model for one call; gives the other inputs."""
+        for kind, block in self._stored.items():
+            block.states = inputs[kind + PREFIX]
+        try:
+            yield {name: tensor for name, tensor in inputs.items() if not name.endswith(PREFIX)}
+        finally:
+            for block in self._stored.values():
+                block.states = None
+
+
+def frozen_depths(bank: AdapterBank) -> dict[str, int]:
+    """Number of blocks below the first adapted one, by kind of tower; towers without such a block are left out."""
+    adapted = {id(module) for module in bank.adapter_layers}
+    depths = {kind: _frozen_depth(bank, kind, adapted) for kind in KINDS}
+    return {kind: depth for kind, depth in depths.items() if depth}
+
+
+def _frozen_depth(bank: AdapterBank, kind: str, adapted: set[int]) -> int:
+    tower = find_tower(bank.base_model, kind)
+    layout = find_layout(tower, kind)
+    blocks = find(tower, layout.blocks)
+    depth = len(blocks)
+    for name, module in tower.named_modules():
+        if id(module) not in adapted:
+            continue
+        if name.startswith(layout.blocks + "."):
+            depth = min(depth, int(name.removeprefix(layout.blocks + ".").split(".")[0]))
+        elif layout.norm is None or not name.startswith(layout.norm):
+            return 0
+    return depth
+
+
+def _blocks(bank: AdapterBank, kind: str) -> nn.ModuleList:
+    tower = find_tower(bank.base_model, kind)
+    return find(tower, find_layout(tower, kind).blocks)
+
+
+def _tensor_of(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+@torch.no_grad()
+def _outputs(bank: AdapterBank, last: Mapping[str, nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the last frozen block of each tower returns."""
+    outputs: dict[str, Any] = {}
+    with ExitStack() as stack:
+        for kind, block in last.items():
+
+            def keep(_module, _inputs, output, kind=kind):
+                outputs[kind] = output
+
+            stack.callback(block.register_forward_hook(keep).remove)
+        bank.template(**batch)
+    return outputs
+
+
+def _computed(
+    bank: AdapterBank,
+    last: Mapping[str, nn.Module],
+    source: Inputs,
+    shapes: Mapping[str, tuple[int, ...]],
+    chunk_size: int,
+    show_progress: bool,
+) -> Iterator[dict[str, Tensor]]:
+    """States of all rows, chunk by chunk; tokens that a chunk's texts do not reach are zeros."""
+    getLogger().info(f"storing the states of frozen blocks of the tower(s) of {' and '.join(last)}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bank.template.to(device)
+    chunks = torch.arange(source.n_rows).split(chunk_size)
+    for rows in tqdm(chunks, desc="Encode frozen blocks", unit="chunk", disable=not show_progress):
+        batch = {name: tensor.to(device) for name, tensor in source.batch(rows).items()}
+        states = {kind: _tensor_of(output).float() for kind, output in _outputs(bank, last, batch).items()}
+        if "text" in states:
+            missing = shapes["text"][1] - states["text"].shape[1]
+            states["text"] = nn.functional.pad(states["text"], (0, 0, 0, missing))
+        yield states

@@ -1,0 +1,171 @@
+"""Which methods of the peft library can be used, and how `peft_type` and `peft_config` become its configuration."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import nn
+
+from recbole_perpeft.core.errors import PerPEFTError
+
+_INPUTS = "it changes the input sequence of a language model instead of the layers of an encoder"
+_REFUSED = {
+    "adalora": "it moves its rank budget between layers by calls in a training loop of its own; use lora",
+    "adaption_prompt": _INPUTS,
+    "cartridge": _INPUTS,
+    "cpt": _INPUTS,
+    "dora": "peft has it as lora with peft_config {use_dora: true}",
+    "multitask_prompt_tuning": _INPUTS,
+    "osf": "it projects gradients by hooks in a training loop of its own, and holds a copy of the weights a group",
+    "p_tuning": _INPUTS,
+    "poly": "it needs a task number with every input",
+    "prefix_tuning": _INPUTS,
+    "prompt_tuning": _INPUTS,
+    "shadow": "it rebuilds a decoder of a language model",
+    "trainable_tokens": "it adapts the rows of a vocabulary only, and leaves images alone",
+    "xlora": "it mixes adapters that were trained before; use lora",
+}
+_ATTENTION = ("q_proj", "v_proj")
+# The settings of PerPEFT's authors for lora and ia3; elsewhere what peft leaves open.
+_DEFAULTS: Mapping[str, dict] = {
+    "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "bias": "none"},
+    "ia3": {"target_modules": ["k_proj", "v_proj", "fc1"], "feedforward_modules": ["fc1"]},
+    "ln_tuning": {"target_modules": ["layer_norm1", "layer_norm2"]},
+    "shira": {"random_seed": 0},
+}
+
+
+def supported_peft_types() -> list[str]:
+    """Names that `peft_type` takes, in lower case; they depend on the installed peft."""
+    return sorted({kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING} - _REFUSED.keys())
+
+
+def make_peft_config(peft_type: str, overrides: Mapping | None, model: nn.Module) -> PeftConfig:
+    """Builds the configuration of a peft method for a model.
+
+    Args:
+        peft_type: Name of the method, in any case.
+        overrides: Keys of the method's configuration class; each replaces the default of that key.
+        model: The model to be adapted; module names are looked up in it.
+
+    Raises:
+        PerPEFTError: An unknown or unusable method, an unknown key, a value that peft refuses, or target modules that
+            the model does not have.
+    """
+    name = str(peft_type).lower()
+    if name in _REFUSED:
+        raise PerPEFTError(f"peft_type: {name} cannot be used here: {_REFUSED[name]}")
+    if name not in supported_peft_types():
+        raise PerPEFTError(
+            f"peft_type: {peft_type!r} is unknown{_suggestion(name, supported_peft_types())}; "
+            f"choose none or one of {', '.join(supported_peft_types())}"
+        )
+    config_class = next(cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items() if kind.value.lower() == name)
+    settings = _with_defaults(name, config_class, dict(overrides or {}))
+    for key in ("target_modules", "feedforward_modules"):
+        _check_targets(key, settings.get(key), model)
+    try:
+        return config_class(**settings)
+    except (TypeError, ValueError) as error:
+        raise PerPEFTError(f"peft_config: {name} refuses {overrides}: {error}") from error
+
+
+def read_peft_config(folder: str | Path) -> PeftConfig:
+    """Reads the `adapter_config.json` of a folder that peft's `save_pretrained` wrote.
+
+    Raises:
+        PerPEFTError: The file is missing or no configuration of the installed peft.
+    """
+    path = Path(folder) / "adapter_config.json"
+    if not path.is_file():
+        raise PerPEFTError(f"{path} is missing; write the folder with save_pretrained of the peft model")
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise PerPEFTError(f"{path} is no configuration of the installed peft: {error}") from error
+
+
+def peft_settings(config: PeftConfig) -> tuple[str, dict]:
+    """The `peft_type` and `peft_config` that stand for a configuration of peft.
+
+    Returns:
+        The method, and the keys that differ from the defaults of `make_peft_config`, as JSON-able values.
+    """
+    name = config.peft_type.value.lower()
+    default = _plain(type(config)(**_with_defaults(name, type(config), {})))
+    return name, {key: value for key, value in _plain(config).items() if value != default[key]}
+
+
+def check_same_settings(found: PeftConfig, expected: PeftConfig, source: str | Path) -> None:
+    """Compares what the tensors of a module do not show, such as the scale of LoRA.
+
+    Args:
+        found: Configuration of a saved module.
+        expected: Configuration that it is to be used with.
+        source: The saved module, for the message.
+
+    Raises:
+        PerPEFTError: Another method, or a key with another value.
+    """
+    if found.peft_type != expected.peft_type:
+        raise PerPEFTError(f"{source} is a module of {found.peft_type.value}, not of {expected.peft_type.value}")
+    wanted = _plain(expected)
+    for key, value in _plain(found).items():
+        # Which modules are adapted shows in the tensors, and peft may list them in another way than the user.
+        if not key.endswith("_modules") and value != wanted[key]:
+            raise PerPEFTError(f"{source} was made with {key} = {value}, not {wanted[key]}")
+
+
+def _plain(config: PeftConfig) -> dict:
+    """Keys of the method as JSON has them, sets sorted."""
+    common = {field.name for field in dataclasses.fields(PeftConfig)}
+    values = {key: value for key, value in config.to_dict().items() if key not in common}
+    return json.loads(json.dumps(values, default=sorted))
+
+
+def module_names(model: nn.Module, most: int = 12) -> str:
+    """Some names of modules with weights, for messages."""
+    leaves = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if not list(module.children()) and list(module.parameters())
+    }
+    return ", ".join(sorted(name for name in leaves if not name.isdigit())[:most])
+
+
+def _with_defaults(name: str, config_class: type[PeftConfig], overrides: dict) -> dict:
+    common = {field.name for field in dataclasses.fields(PeftConfig)}
+    keys = {field.name for field in dataclasses.fields(config_class)} - common
+    for key in overrides:
+        if key not in keys:
+            raise PerPEFTError(
+                f"peft_config: {name} has no key {key!r}{_suggestion(str(key), keys)}; "
+                f"its keys are {', '.join(sorted(keys))}"
+            )
+    defaults = {"target_modules": list(_ATTENTION), **_DEFAULTS.get(name, {})}
+    settings = {**defaults, **overrides}
+    targets = settings["target_modules"]
+    if "feedforward_modules" in defaults and "feedforward_modules" not in overrides and not isinstance(targets, str):
+        settings["feedforward_modules"] = [part for part in defaults["feedforward_modules"] if part in targets]
+    return settings
+
+
+def _check_targets(key: str, targets: str | Iterable[str] | None, model: nn.Module) -> None:
+    if targets is None or isinstance(targets, str):
+        return  # A pattern: peft itself says when it matches nothing.
+    modules = [name for name, _ in model.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in modules):
+            raise PerPEFTError(
+                f"peft_config: {key} names {target!r}, which matches no module of {type(model).__name__}; "
+                f"it has modules named {module_names(model)}"
+            )
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, sorted(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,143 @@
+"""Which parameters of a backbone train, and which new ones come in: the methods that IISAN is compared with."""
+
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.nn.adapt.houlsby import insert_adapters
+from recbole_perpeft.nn.adapt.methods import module_names
+from recbole_perpeft.pretrained.tower import Backbone
+
+# Names inside a block, for the models of transformers 4 and 5.
+_ROLES = {
+    "query projection": r"(.+\.)?(query|q_proj|q_lin|q)",
+    "value projection": r"(.+\.)?(value|v_proj|v_lin|v)",
+    "attention output projection": r"attention\.output\.dense|(.+\.)?(o_proj|out_proj|out_lin|attn\.o|attn\.Wo)",
+    "feed-forward output projection": r"output\.dense|(.+\.)?(fc2|down_proj|lin2|weights_out|mlp\.Wo)",
+}
+# Parts of a model that follow its last hidden states: the vector of a text or image is pooled without them.
+_HEADS = frozenset({"pooler", "head", "lm_head", "text_projection", "visual_projection"})
+
+Adaptation = Literal["full", "adapter", "lora", "bitfit"]
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    """How backbones are adapted; the defaults are those of IISAN's baselines (arXiv 2411.02992).
+
+    Args:
+        adaptation: `full` trains all weights; `adapter` puts two Houlsby adapters into each block; `lora` adapts the
+            query and value projections of each block and trains their biases; `bitfit` trains all biases.
+        adapter_rank: Width of a Houlsby adapter's bottleneck.
+        lora_rank: Rank r of LoRA.
+        lora_alpha: Scale of LoRA times r.
+        backbone_train_mode: Whether the backbones' own dropout is on in training, as in the authors' runs.
+    """
+
+    adaptation: Adaptation
+    adapter_rank: int = 64
+    lora_rank: int = 8
+    lora_alpha: float = 1
+    backbone_train_mode: bool = False
+
+    def __post_init__(self) -> None:
+        if self.adaptation not in _METHODS:
+            raise PerPEFTError(f"adaptation: {self.adaptation!r} is unknown; choose one of {', '.join(_METHODS)}")
+        for key in ("adapter_rank", "lora_rank"):
+            if getattr(self, key) < 1:
+                raise PerPEFTError(f"{key}: {getattr(self, key)} is too small; choose 1 or more")
+        if not 0 < self.lora_alpha < float("inf"):
+            raise PerPEFTError(f"lora_alpha: {self.lora_alpha} must be a number above 0")
+
+
+def tune(backbone: Backbone, settings: TuningSettings) -> dict[str, Literal["side", "backbone"]]:
+    """Makes a frozen backbone trainable by a method, in place; what trains enters its state dict.
+
+    Args:
+        backbone: The backbone.
+        settings: The method.
+
+    Returns:
+        For each parameter that trains, by its name in the backbone: `side` if the method brought it in, `backbone` if
+        the pretrained model has it.
+
+    Raises:
+        PerPEFTError: The method does not fit the backbone: its blocks have no such projections, or its weights are
+            quantised.
+    """
+    pretrained = {id(parameter) for parameter in backbone.parameters()}
+    _METHODS[settings.adaptation](backbone, settings)
+    # Under all names of a tensor that several layers share: loading would else restore it under its other names.
+    names = dict(backbone.named_parameters(remove_duplicate=False))
+    backbone.checkpointed = frozenset(name for name, parameter in names.items() if parameter.requires_grad)
+    return {
+        name: "backbone" if id(parameter) in pretrained else "side"
+        for name, parameter in backbone.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _train_all(backbone: Backbone, _settings: TuningSettings) -> None:
+    for name, parameter in backbone.named_parameters():
+        if _HEADS.isdisjoint(name.split(".")):
+            if not parameter.is_floating_point():
+                raise PerPEFTError(
+                    f"adaptation: full cannot train the quantised weights of {type(backbone.model).__name__}; choose "
+                    f"adapter or lora, or a {backbone.kind}_encoder that is not quantised"
+                )
+            parameter.requires_grad_(True)
+
+
+def _train_biases(backbone: Backbone, _settings: TuningSettings) -> None:
+    """All biases. The authors' count has that of BERT's pooler too, which never gets a gradient."""
+    for name, parameter in backbone.named_parameters():
+        if name.endswith(".bias"):
+            parameter.requires_grad_(True)
+
+
+def _insert_adapters(backbone: Backbone, settings: TuningSettings) -> None:
+    for block in backbone.layers:
+        projections = [
+            _find(block, role, backbone) for role in ("attention output projection", "feed-forward output projection")
+        ]
+        insert_adapters(block, projections, backbone.width, settings.adapter_rank)
+
+
+def _insert_lora(backbone: Backbone, settings: TuningSettings) -> None:
+    name_of = {id(module): name for name, module in backbone.model.named_modules()}
+    targets = [
+        f"{name_of[id(block)]}.{_find(block, role, backbone)}"
+        for block in backbone.layers
+        for role in ("query projection", "value projection")
+    ]
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=0.0,
+        bias="lora_only",
+        target_modules=targets,
+    )
+    with warnings.catch_warnings():
+        # peft asks transformers for an attribute of old name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        inject_adapter_in_model(config, backbone.model)
+
+
+def _find(block: nn.Module, role: str, backbone: Backbone) -> str:
+    """Name in a block of the one module that has a role."""
+    found = [name for name, _ in block.named_modules() if re.fullmatch(_ROLES[role], name)]
+    if len(found) != 1:
+        raise PerPEFTError(
+            f"adaptation: a block of {type(backbone.model).__name__} has {len(found)} modules that look like its "
+            f"{role}, not one; it has modules named {module_names(block)}. Choose full or bitfit, or another "
+            f"{backbone.kind}_encoder"
+        )
+    return found[0]
+
+
+_METHODS = {"full": _train_all, "adapter": _insert_adapters, "lora": _insert_lora, "bitfit": _train_biases}

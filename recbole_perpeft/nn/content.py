@@ -1,0 +1,210 @@
+"""Content vectors of items, from an adapted foundation model or from a frozen one."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from recbole_perpeft.nn.adapt.frozen_prefix import FrozenPrefix
+from recbole_perpeft.pretrained.dual import FoundationModel
+from recbole_perpeft.store.streamed import StreamedArray, mapped_or_written
+
+VECTORS = "vectors"
+
+
+class ContentSource(Protocol):
+    """Inputs of the foundation model for every row of the content (`recbole_perpeft.store.inputs.ContentCache`)."""
+
+    n_rows: int
+
+    def rows_of(self, item_tokens: Sequence[str]) -> Tensor:
+        """Row of each item, int64 [n]; -1 for the pad."""
+        ...
+
+    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+        """`pixel_values`, `input_ids` and `attention_mask` of rows, on the CPU."""
+        ...
+
+
+class ContentModel(Protocol):
+    """A model that reads those inputs, and what is trained in it (`AdapterBank`, `TunedEncoders`)."""
+
+    content_size: int
+    foundation_fingerprint: str
+
+    def __call__(self, group: int | None, **batch: Tensor) -> Tensor:
+        """Content vectors of a batch, [n, content_size]."""
+        ...
+
+    def parameters_of(self, group: int | None) -> list[nn.Parameter]:
+        """What is trained for a group."""
+        ...
+
+    def personalise(self, n_groups: int) -> None:
+        """Gives every group its own copy of what is trained."""
+        ...
+
+
+class ContentEncoder(Protocol):
+    """Turns items into content vectors; `ItemEncoder` does not know how."""
+
+    content_size: int
+    foundation_fingerprint: str
+
+    def __call__(self, items: Tensor, group: int | None) -> Tensor:
+        """Content vectors of items, [n, content_size], on any device; the pad's vector is zero."""
+        ...
+
+    def encode_tokens(self, item_tokens: Sequence[str], group: int | None) -> Tensor:
+        """Content vectors of items that have content but no id, [n, content_size]."""
+        ...
+
+    def personalise(self, n_groups: int) -> None:
+        """Gives every group its own copy of what is trained."""
+        ...
+
+
+class AdaptedContent(nn.Module):
+    """Content vectors from a foundation model that is adapted, as with one PEFT module a group.
+
+    Args:
+        bank: Foundation model and what is trained in it.
+        source: Inputs of the foundation model.
+        row_of_item: Row of each item in `source`, [n_items]; -1 for the pad.
+        chunk_size: Items that pass through the foundation model at once.
+        gradient_checkpointing: Keep no activations of a chunk, and compute it again in the backward pass.
+        prefix: Stored states of the frozen blocks at the start of the foundation model; None computes them.
+    """
+
+    def __init__(
+        self,
+        bank: ContentModel,
+        source: ContentSource,
+        row_of_item: Tensor,
+        chunk_size: int,
+        gradient_checkpointing: bool = False,
+        prefix: FrozenPrefix | None = None,
+    ) -> None:
+        super().__init__()
+        self._prefix = prefix
+        self.bank = bank
+        self.source = source
+        self.row_of_item = row_of_item
+        self.chunk_size = chunk_size
+        self.gradient_checkpointing = gradient_checkpointing
+        self.content_size = bank.content_size
+        self.foundation_fingerprint = bank.foundation_fingerprint
+
+    def personalise(self, n_groups: int) -> None:
+        """As in `ContentEncoder`."""
+        self.bank.personalise(n_groups)
+
+    def forward(self, items: Tensor, group: int | None) -> Tensor:
+        """As in `ContentEncoder`; items may be on any device."""
+        rows = self.row_of_item[items.cpu()]
+        device = self.bank.parameters_of(group)[0].device
+        real = (rows >= 0).nonzero().flatten()
+        content = torch.zeros(len(rows), self.content_size, device=device)
+        if not len(real):
+            return content
+        return content.index_copy(0, real.to(device), self._encode_rows(rows[real], group))
+
+    def encode_tokens(self, item_tokens: Sequence[str], group: int | None) -> Tensor:
+        """As in `ContentEncoder`."""
+        return self._encode_rows(self.source.rows_of(item_tokens), group)
+
+    def _encode_rows(self, rows: Tensor, group: int | None) -> Tensor:
+        chunks = [self._encode_chunk(self.inputs(part), group) for part in rows.split(self.chunk_size)]
+        return torch.cat(chunks)
+
+    def inputs(self, rows: Tensor) -> dict[str, Tensor]:
+        """What the foundation model needs of rows of the source, on the CPU."""
+        batch = self.source.batch(rows)
+        if self._prefix is None:
+            return batch
+        return batch | self._prefix.batch(rows, batch["input_ids"].shape[1])
+
+    def _encode_chunk(self, batch: dict[str, Tensor], group: int | None) -> Tensor:
+        device = self.bank.parameters_of(group)[0].device
+        inputs = {name: _to_device(tensor, device) for name, tensor in batch.items()}
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self.encode, group, use_reentrant=False, **inputs)
+        return self.encode(group, **inputs)
+
+    def encode(self, group: int | None, **inputs: Tensor) -> Tensor:
+        """Content vectors from `inputs` on the device of the model, [n, content_size]."""
+        if self._prefix is None:
+            return self.bank(group, **inputs)
+        with self._prefix.supplied(inputs) as others:
+            return self.bank(group, **others)
+
+
+class FrozenContent(nn.Module):
+    """Content vectors of a frozen foundation model, computed once for a catalogue and kept in a file.
+
+    The file is mapped into memory. The foundation model is not kept: it is loaded for vectors that the file lacks.
+
+    Args:
+        load_foundation: Loads the foundation model.
+        source: Inputs of the foundation model.
+        row_of_item: Row of each item in `source`, [n_items]; -1 for the pad.
+        cache_folder: Where the file goes.
+        inputs_fingerprint: Identifies content and processor; with that of the weights, it names the file.
+        chunk_size: Items that pass through the foundation model at once.
+        show_progress: Whether to show a progress bar while the file is made.
+    """
+
+    def __init__(
+        self,
+        load_foundation: Callable[[], FoundationModel],
+        source: ContentSource,
+        row_of_item: Tensor,
+        cache_folder: Path,
+        inputs_fingerprint: str,
+        chunk_size: int,
+        show_progress: bool = True,
+    ) -> None:
+        super().__init__()
+        self._source = source
+        self.row_of_item = row_of_item
+        foundation = load_foundation()
+        self.foundation_fingerprint = foundation.fingerprint
+        self.content_size = foundation.content_size
+        path = Path(cache_folder) / f"content-vectors-{inputs_fingerprint}-{foundation.fingerprint}.npy"
+        array = StreamedArray(path, (source.n_rows, self.content_size))
+        compute = functools.partial(_computed_vectors, foundation, source, chunk_size, show_progress)
+        self._vectors = mapped_or_written({VECTORS: array}, compute)[VECTORS]
+
+    def personalise(self, n_groups: int) -> None:
+        """As in `ContentEncoder`; nothing is trained here."""
+
+    def forward(self, items: Tensor, group: int | None) -> Tensor:
+        """As in `ContentEncoder`; the same for all groups."""
+        rows = self.row_of_item[items.cpu()]
+        return self._vectors[rows.clamp(min=0)].masked_fill_((rows < 0).unsqueeze(1), 0.0)
+
+    def encode_tokens(self, item_tokens: Sequence[str], group: int | None) -> Tensor:
+        """As in `ContentEncoder`; the same for all groups."""
+        return self._vectors[self._source.rows_of(item_tokens)]
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies without waiting for the accelerator, so that the next chunk is gathered while this one is computed."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+@torch.no_grad()
+def _computed_vectors(
+    foundation: FoundationModel, source: ContentSource, chunk_size: int, show_progress: bool
+) -> Iterator[dict[str, Tensor]]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    foundation = foundation.to(device)
+    chunks = torch.arange(source.n_rows).split(chunk_size)
+    for rows in tqdm(chunks, desc="Encode content", unit="chunk", disable=not show_progress):
+        batch = {name: _to_device(tensor, device) for name, tensor in source.batch(rows).items()}
+        yield {VECTORS: foundation(**batch)}

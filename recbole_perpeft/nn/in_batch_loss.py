@@ -1,0 +1,145 @@
+"""Cross-entropy of the next item against all items of the batch, corrected for their popularity."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from recbole_perpeft.core.errors import PerPEFTError
+
+# Scores held at once: 4 MB in float32, which stays in the caches of a processor.
+_SCORES_AT_ONCE = 2**20
+
+
+@dataclass(frozen=True)
+class InBatchLossSettings:
+    """How the in-batch loss corrects for popularity.
+
+    Args:
+        popularity_power: Exponent of the item counts; 0 for no correction.
+
+    Raises:
+        PerPEFTError: If the exponent is negative or not finite.
+    """
+
+    popularity_power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.popularity_power < math.inf:
+            raise PerPEFTError(f"popularity_power must be a finite number, at least 0, got {self.popularity_power}")
+
+
+def log_popularity(item_counts: Tensor, power: float = 1.0) -> Tensor:
+    """Logarithm of the probability that a slot of a training row holds an item.
+
+    Args:
+        item_counts: How often each item occurs in the training rows, first items and targets included, [n_items];
+            the pad comes first and does not count. An item that never occurs is taken to occur once.
+        power: Exponent of the counts.
+
+    Returns:
+        float32 [n_items], 0 for the pad.
+    """
+    weights = item_counts.clamp(min=1).double().pow(power)
+    weights[0] = 0.0
+    result = (weights / weights.sum()).log()
+    result[0] = 0.0
+    return result.float()
+
+
+def in_batch_debiased_loss(hidden: Tensor, rows: Tensor, items: Tensor, vectors: Tensor, log_p: Tensor) -> Tensor:
+    r"""In-batch debiased cross-entropy, IISAN (arXiv 2404.02059), section 3.3, as its authors compute it.
+
+    A slot's candidates are the slots of the whole batch: its own target and every slot whose item does not occur in
+    its row. The score of item k is :math:`\langle h, e_k \rangle - \log p_k`. An item at c slots is c candidates,
+    which is what the popularity corrects; here it is one candidate with :math:`\log c` added to its score, so that the
+    work grows with distinct items. The mean is over slots with a next item. Scores are computed in float32 at least
+    and a few at a time, the gradient along with them: memory does not grow with slots times items.
+
+    Ids are sorted out on their own device, preferably the CPU: then an accelerator is not waited for.
+
+    Args:
+        hidden: User vectors after each input slot, [B, L, d].
+        rows: Ids of inputs and, one slot later, their targets, left-padded with 0, [B, L + 1].
+        items: The distinct ids in `rows`, ascending, with or without the pad, [n], as from `torch.unique`.
+        vectors: Their item vectors, [n, d].
+        log_p: Of all items, [n_items], as from `log_popularity`; on any device.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        PerPEFTError: The rows are not left-padded, or no slot has a next item.
+    """
+    real = rows != 0
+    predicts = real[:, :-1]
+    if bool((predicts & ~real[:, 1:]).any()):
+        raise PerPEFTError("rows of the in-batch loss must be left-padded: an item is followed by a pad")
+    user, slot = predicts.nonzero(as_tuple=True)  # (P,)
+    if not len(user):
+        raise PerPEFTError("the in-batch loss needs a row with an item and the one after it; the batch has none")
+    place = torch.searchsorted(items, rows)  # (B, L + 1)
+    column_user, column_slot = real.nonzero(as_tuple=True)
+    columns = place[column_user, column_slot]
+    in_row = torch.zeros(len(rows), len(items), dtype=torch.bool, device=rows.device)
+    in_row[column_user, columns] = True
+    count = torch.bincount(columns, minlength=len(items))  # 0 for the pad: log 0 removes it
+    target = place[user, slot + 1]
+
+    device = hidden.device
+    dtype = torch.promote_types(torch.promote_types(hidden.dtype, vectors.dtype), torch.float32)
+    correction = log_p[items.to(log_p.device)].to(device, dtype)
+    with torch.autocast(device.type, enabled=False):
+        return _InBatchCrossEntropy.apply(
+            hidden.flatten(0, 1).index_select(0, (user * predicts.shape[1] + slot).to(device)).to(dtype),
+            vectors.to(dtype),
+            target.to(device),
+            count.to(device, dtype).log() - correction,
+            -correction[target.to(device)],
+            in_row.to(device),
+            user.to(device),
+        )
+
+
+class _InBatchCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy and its gradient, a few positions at a time.
+
+    Args of `apply`:
+        hidden: [P, d]; vectors: [n, d]; target: item of each position, [P]; bias: added to the score of each item as
+        a negative, [n]; target_bias: added to the score of each target, [P]; in_row: items that are no negatives, one
+        row a user, [B, n]; user: row of each position, [P].
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, vectors, target, bias, target_bias, in_row, user) -> Tensor:
+        total = hidden.new_zeros(())
+        grad_hidden, grad_vectors = torch.empty_like(hidden), torch.zeros_like(vectors)
+        size = max(1, _SCORES_AT_ONCE // len(vectors))
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
+            states, wanted = hidden[part], vectors[target[part]]
+            weight = torch.addmm(bias, states, vectors.T).masked_fill_(in_row[user[part]], -math.inf)
+            score = (states * wanted).sum(1) + target_bias[part]
+            top = torch.maximum(weight.amax(1), score)
+            weight.sub_(top.unsqueeze(1)).exp_()
+            score = score - top
+            negatives = weight.sum(1)
+            norm = negatives + score.exp()
+            total += (norm.log() - score).sum()
+            # The probabilities are weight / norm; dividing the narrow factors is less work.
+            pull = (negatives / norm).unsqueeze(1)  # what the target's probability lacks
+            norm = norm.unsqueeze(1)
+            grad_hidden[part] = (weight @ vectors).div_(norm).addcmul_(pull, wanted, value=-1)
+            grad_vectors.addmm_(weight.T, states / norm).index_add_(0, target[part], pull * states, alpha=-1)
+        ctx.save_for_backward(grad_hidden, grad_vectors)
+        ctx.n_positions = len(hidden)
+        return total / len(hidden)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        grad_hidden, grad_vectors = ctx.saved_tensors
+        grad = grad / ctx.n_positions
+        return grad_hidden * grad, grad_vectors * grad, None, None, None, None, None

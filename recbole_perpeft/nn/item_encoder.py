@@ -1,0 +1,165 @@
+"""Item vectors: what an item looks like to a group of users, plus what its id has learnt."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.nn.content import ContentEncoder
+from recbole_perpeft.nn.projector import Projector
+
+FROZEN = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemEncoderSettings:
+    """How items become vectors; the defaults are those of PerPEFT's authors.
+
+    Args:
+        foundation_model: A bundled model, a folder or a hub id.
+        peft_type: A method of the peft library by name, `iisan` for a side network on stored hidden states, or `none`
+            for a foundation model that stays as it is.
+        peft_config: Keys of the method's configuration; each replaces a default.
+        hidden_size: Width d of an item vector.
+        content_weight: Weight of the content part in an item vector.
+        encoder_chunk_size: Items that pass through the foundation model at once.
+        gradient_checkpointing: Compute the foundation model again in the backward pass instead of keeping activations.
+        max_text_length: Tokens of a title, special tokens included; None for the most that the model takes.
+        cache_frozen_blocks: Keep on disk what blocks below the first adapted one make of every item, instead of
+            computing it in every step.
+    """
+
+    foundation_model: str = "openai/clip-vit-base-patch32"
+    peft_type: str = "lora"
+    peft_config: dict | None = None
+    hidden_size: int = 32
+    content_weight: float = 0.5
+    encoder_chunk_size: int = 64
+    gradient_checkpointing: bool = False
+    max_text_length: int | None = None
+    cache_frozen_blocks: bool = True
+
+    def __post_init__(self) -> None:
+        for key in ("foundation_model", "peft_type"):
+            if not getattr(self, key):
+                raise PerPEFTError(f"{key}: must not be empty")
+        for key in ("hidden_size", "encoder_chunk_size"):
+            if getattr(self, key) < 1:
+                raise PerPEFTError(f"{key}: {getattr(self, key)} is too small; choose 1 or more")
+        if not 0 < self.content_weight < float("inf"):
+            raise PerPEFTError(f"content_weight: {self.content_weight} must be a number above 0")
+        if self.max_text_length is not None and self.max_text_length < 1:
+            raise PerPEFTError(
+                f"max_text_length: {self.max_text_length} is too small; leave it empty for the model's own"
+            )
+        if self.peft_type.lower() == FROZEN and self.peft_config:
+            raise PerPEFTError("peft_config: means nothing with peft_type none; leave it empty or choose a peft_type")
+
+
+class ItemEncoder(nn.Module):
+    r"""Vectors of items: what a group sees in an item's content, plus what the item's id has learnt.
+
+    .. math:: e_g(i) = w \, \mathrm{projector}_g(\mathrm{content}_g(i)) + \mathrm{id}(i)
+
+    Kim, Hwang and Shin, WWW 2026 (arXiv 2602.09445), with w = 0.5. The IISAN papers have a single linear layer as
+    projector, w = 1 and no id vectors. Item 0 is the pad: its content is a zero vector, which the projector maps to a
+    constant, and its id vector is zero.
+
+    Args:
+        content_encoder: Where content vectors come from.
+        n_items: Number of items, the pad included.
+        hidden_size: Width d of an item vector.
+        content_weight: w.
+        chunk_size: Items at once in `encode_catalogue`.
+        projector: Makes a module from the width of a content vector and d.
+        has_ids: Whether items have id vectors beside their content.
+
+    Attributes:
+        projectors: `global`, and after `personalise` one a group, named by its number.
+        id_embedding: Id vectors of all items, shared by all groups; None without ids.
+        foundation_fingerprint: Identifies the weights of the foundation model.
+    """
+
+    def __init__(
+        self,
+        content_encoder: ContentEncoder,
+        n_items: int,
+        hidden_size: int,
+        content_weight: float = 0.5,
+        chunk_size: int = 64,
+        projector: Callable[[int, int], nn.Module] = Projector,
+        has_ids: bool = True,
+    ) -> None:
+        super().__init__()
+        self.n_items = n_items
+        self.hidden_size = hidden_size
+        self.content_encoder = content_encoder
+        self.projectors = nn.ModuleDict({"global": projector(content_encoder.content_size, hidden_size)})
+        self.id_embedding = nn.Embedding(n_items, hidden_size, padding_idx=0) if has_ids else None
+        self.content_weight = content_weight
+        self.chunk_size = chunk_size
+        self.foundation_fingerprint = content_encoder.foundation_fingerprint
+
+    def forward(self, items: Tensor, group: int | None) -> Tensor:
+        """Encodes items; callers pass each item once.
+
+        Args:
+            items: [n], on any device.
+            group: Number of the group; None for the global module.
+
+        Returns:
+            [n, d]
+        """
+        vectors = self._project(self.content_encoder(items, group), group)
+        return vectors if self.id_embedding is None else vectors + self.id_embedding(items.to(vectors.device))
+
+    def _project(self, content: Tensor, group: int | None) -> Tensor:
+        projector = self.projectors["global" if group is None else str(group)]
+        return self.content_weight * projector(content.to(self.device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where item vectors are."""
+        return next(self.projectors.parameters()).device
+
+    def personalise(self, n_groups: int) -> None:
+        """Gives each group copies of the global PEFT module and projector; the global ones stay for new users."""
+        self.content_encoder.personalise(n_groups)
+        for group in range(n_groups):
+            self.projectors[str(group)] = copy.deepcopy(self.projectors["global"])
+        for name in list(self.projectors)[n_groups + 1 :]:
+            del self.projectors[name]
+
+    @torch.no_grad()
+    def encode_catalogue(self, group: int | None) -> Tensor:
+        """Vectors of all items for a group, without dropout and gradients.
+
+        Returns:
+            [n_items, d]; row 0 is the pad.
+        """
+        was_training = self.training
+        if was_training:
+            self.eval()
+        try:
+            vectors = torch.empty(self.n_items, self.hidden_size, device=self.device)
+            for items in torch.arange(self.n_items).split(self.chunk_size):
+                vectors[items[0] : items[-1] + 1] = self(items, group)
+            return vectors
+        finally:
+            if was_training:
+                self.train()
+
+    def new_item_vectors(self, item_tokens: Sequence[str], group: int | None) -> Tensor:
+        """Vectors of items without interactions: their id has learnt nothing, so they have the content part alone.
+
+        Args:
+            item_tokens: At least one item of the content.
+            group: Number of the group; None for the global module.
+
+        Returns:
+            [n, d]
+        """
+        return self._project(self.content_encoder.encode_tokens(item_tokens, group), group)

@@ -1,0 +1,228 @@
+"""Settings of a run: RecBole's `Config` with this package's models and defaults.
+
+From weak to strong: RecBole's defaults, `properties/overall.yaml`, RecBole's needs of a model type (a click model is
+evaluated on labels), `properties/model/<Model>.yaml` of the model's base classes and its own,
+`properties/dataset/<dataset>.yaml` and in it the section `models: {<Model>: ...}`, configuration files, the dictionary
+(the command line ends up there).
+"""
+
+from __future__ import annotations
+
+import os
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.config import Config as RecBoleConfig
+from recbole.utils import ModelType
+
+from recbole_perpeft.core import compat
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.run_settings import RunSettings
+from recbole_perpeft.core.settings import settings_from
+from recbole_perpeft.core.yaml_values import PLAIN_TYPES, SettingsLoader, parse_value, read_yaml
+from recbole_perpeft.models import get_model, list_models
+from recbole_perpeft.runs.keys import check_keys
+
+__all__ = ["Config", "properties_folder", "settings_from"]
+
+DEFAULT_MODEL = "PerPEFT"
+DEFAULT_DATASET = "aspects"
+# RecBole derives these from other settings; they are never set and never stored.
+DERIVED_KEYS = frozenset(
+    {"MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "device", "single_spec", "local_rank", "valid_metric_bigger"}
+    | {"valid_neg_sample_args", "test_neg_sample_args", "checkpoint_dir", "run_folder"}
+)
+# RecBole can pickle data sets and loaders; such a file goes stale unnoticed and runs code when it is read.
+REFUSED_KEYS = {
+    "save_dataset": "data sets are built from their atomic files in seconds and are not pickled",
+    "dataset_save_path": "data sets are built from their atomic files in seconds and are not pickled",
+    "save_dataloaders": "loaders are built in seconds and are not pickled",
+    "dataloaders_save_path": "loaders are built in seconds and are not pickled",
+}
+COMMAND_LINE_KEYS = {"model", "dataset", "config_files", "nproc", "world_size", "encoding", "local_rank", "transform"}
+
+
+def properties_folder() -> Path:
+    """The folder of the default settings: inside an installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "properties"
+    return installed if installed.is_dir() else package.parent / "properties"
+
+
+class Config(RecBoleConfig):
+    """Final settings by `config["key"]`, with RecBole's constructor.
+
+    Unlike RecBole's class it never reads `sys.argv`, never changes `CUDA_VISIBLE_DEVICES`, evaluates no code in
+    strings and accepts no key that nothing reads.
+
+    Args:
+        model: name or class of a model of this package or of RecBole.
+        dataset: name of a data set below `data_path`.
+        config_file_list: YAML files, or names of the presets in `properties/preset`; later ones win.
+        config_dict: settings that win over the files. Strings are read as on a command line: `"1e-4"` is a number.
+
+    Raises:
+        PerPEFTError: a setting is unknown, or its value is not possible; the message names it.
+    """
+
+    def __init__(self, model=None, dataset=None, config_file_list=None, config_dict=None):
+        try:
+            super().__init__(model, dataset, config_file_list, config_dict)
+        except PerPEFTError:
+            raise
+        except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
+            raise PerPEFTError(f"the settings do not work: {error}") from error
+        settings_from(self, RunSettings)
+        for sentence in self.unread_settings.values():
+            getLogger().warning(sentence)
+
+    @property
+    def dataset_folder(self) -> Path:
+        """The folder of the data set's files (RecBole appends the name of the data set to `data_path`)."""
+        return Path(self.final_config_dict["data_path"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain types; `Config(config_dict=...)` of them gives the same settings again."""
+        settings = {
+            key: _plain(value)
+            for key, value in self.final_config_dict.items()
+            if key not in DERIVED_KEYS and isinstance(value, PLAIN_TYPES)
+        }
+        if settings["train_neg_sample_args"]["distribution"] == "none":
+            settings["train_neg_sample_args"] = None
+        settings["data_path"] = str(self.dataset_folder.parent) if self.dataset != "ml-100k" else "dataset/"
+        return settings
+
+    def compatibility_settings(self):
+        compat.apply()
+
+    def _init_parameters_category(self):
+        super()._init_parameters_category()
+        # RecBole appends to these lists, which are its module globals.
+        self.parameters = {category: list(keys) for category, keys in self.parameters.items()}
+        self._model_type_settings: dict[str, Any] = {}
+
+    def _build_yaml_loader(self):
+        return SettingsLoader
+
+    def _load_config_files(self, file_list):
+        settings: dict[str, Any] = {}
+        for name in file_list or []:
+            settings |= read_yaml(_settings_file(name))
+        return settings
+
+    def _load_variable_config_dict(self, config_dict):
+        return dict(config_dict or {})
+
+    def _load_cmd_line(self):
+        return {}
+
+    def _merge_external_config_dict(self):
+        super()._merge_external_config_dict()
+        for key, value in self.external_config_dict.items():
+            if isinstance(value, str) and key not in ("model", "dataset"):
+                self.external_config_dict[key] = parse_value(key, value)
+
+    def _get_model_and_dataset(self, model, dataset):
+        model = model or self.external_config_dict.get("model", DEFAULT_MODEL)
+        dataset = dataset or self.external_config_dict.get("dataset", DEFAULT_DATASET)
+        model_class = get_model(model)
+        return model_class.__name__, model_class, str(dataset)
+
+    def _update_internal_config_dict(self, file):
+        settings = super()._update_internal_config_dict(file)
+        if Path(file).parent.name == "quick_start_config":
+            self._model_type_settings |= settings or {}
+        return settings
+
+    def _load_internal_config_dict(self, model, model_class, dataset):
+        super()._load_internal_config_dict(model, model_class, dataset)
+        folder = properties_folder()
+        own_dataset = _read_if_present(folder / "dataset" / f"{dataset}.yaml")
+        by_model = own_dataset.pop("models", None) or {}
+        for layer in (
+            read_yaml(folder / "overall.yaml"),
+            self._model_type_settings,
+            *(_read_if_present(folder / "model" / f"{base.__name__}.yaml") for base in reversed(model_class.__mro__)),
+            own_dataset,
+            by_model.get(model) or {},
+        ):
+            self.internal_config_dict |= layer
+        self.unread_settings = self._check_keys(model_class)
+
+    def _check_keys(self, model_class: type) -> dict[str, str]:
+        for key, reason in REFUSED_KEYS.items():
+            if self.external_config_dict.get(key):
+                raise PerPEFTError(f"{key} is not supported: {reason}")
+        known = COMMAND_LINE_KEYS | set(self.internal_config_dict)
+        known = known.union(*self.parameters.values())
+        own_models = {
+            name: set(_read_if_present(properties_folder() / "model" / f"{name}.yaml")) for name in list_models()
+        }
+        return check_keys(self.external_config_dict, known, model_class, own_models)
+
+    def _get_final_config_dict(self):
+        settings = super()._get_final_config_dict()
+        given = "train_neg_sample_args" in self.external_config_dict
+        if not given and self._learns_without_sampled_negatives(settings):
+            settings["train_neg_sample_args"] = None
+        if "peft_config" not in self.external_config_dict and self._has_another_peft_type():
+            settings["peft_config"] = {}
+        for key in ("data_path", "checkpoint_dir", "valid_metric"):
+            settings[key] = str(settings[key])
+        return settings
+
+    def _has_another_peft_type(self) -> bool:
+        """Whether `peft_type` is not that of the defaults, whose `peft_config` then means nothing."""
+        default = str(self.internal_config_dict.get("peft_type"))
+        return str(self.external_config_dict.get("peft_type", default)).lower() != default.lower()
+
+    def _learns_without_sampled_negatives(self, settings: dict[str, Any]) -> bool:
+        """Whether RecBole's loader must draw no negatives: cross-entropy over the catalogue, or a loader of ours."""
+        if self.model in list_models():
+            return True
+        if settings["MODEL_TYPE"] != ModelType.SEQUENTIAL or hasattr(self.model_class, "input_type"):
+            return False
+        return settings.get("loss_type") == "CE"
+
+    def _init_device(self):
+        """Choose the device among the visible ones; one process, one device."""
+        settings = self.final_config_dict
+        gpu_id = settings["gpu_id"]
+        settings["gpu_id"] = ",".join(map(str, gpu_id)) if isinstance(gpu_id, list | tuple) else str(gpu_id)
+        if settings.get("nproc", 1) != 1 or settings.get("world_size", -1) > 1 or "local_rank" in settings:
+            raise PerPEFTError("several devices at once are not supported: leave out nproc, world_size and local_rank")
+        settings |= {"single_spec": True, "local_rank": 0, "device": _device(settings)}
+
+
+def _device(settings: dict[str, Any]) -> torch.device:
+    first = settings["gpu_id"].split(",")[0].strip()
+    if not settings["use_gpu"] or first == "" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if not first.isdigit() or int(first) >= torch.cuda.device_count():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+        raise PerPEFTError(
+            f"gpu_id {first!r} is not one of the {torch.cuda.device_count()} visible GPUs "
+            f"(counted from 0; CUDA_VISIBLE_DEVICES: {visible})"
+        )
+    return torch.device("cuda", int(first))
+
+
+def _settings_file(name: str | Path) -> Path:
+    """A file, or a preset of this package by its name alone."""
+    preset = properties_folder() / "preset" / f"{name}.yaml"
+    return preset if preset.is_file() and not Path(name).exists() else Path(name)
+
+
+def _read_if_present(path: Path) -> dict[str, Any]:
+    return read_yaml(path) if path.is_file() else {}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    return value

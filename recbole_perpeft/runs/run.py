@@ -1,0 +1,250 @@
+"""Run, resume and load a model; factories that know this package's classes and fall back to RecBole's."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import pandas as pd
+import torch
+from recbole.data.utils import create_samplers, get_dataloader
+from recbole.sampler import KGSampler
+from recbole.utils import ModelType, init_seed
+from recbole.utils import get_trainer as get_recbole_trainer
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.atomic import first_bad_number, prepare_dataset_folder
+from recbole_perpeft.data.dataset import SequenceDataset, history_of
+from recbole_perpeft.data.loader import evaluation_loader, train_loader
+from recbole_perpeft.data.log import check_same_data, with_checked_log
+from recbole_perpeft.models import get_model
+from recbole_perpeft.runs.config import Config
+from recbole_perpeft.runs.folder import RunFolder, peak_gpu_memory_mb, peak_memory_mb
+from recbole_perpeft.training.checkpoint import load_checkpoint
+from recbole_perpeft.training.trainer import run_trainer
+
+__all__ = ["create_dataset", "data_preparation", "get_model", "get_trainer", "load", "resume", "run"]
+
+_DATASET_OF_TYPE = {ModelType.SEQUENTIAL: "SequentialDataset", ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
+
+
+def run(
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    saved: bool = True,
+    callback_fn: Callable[[int, float], None] | None = None,
+    with_test: bool = True,
+) -> dict[str, Any]:
+    """Train a model, choose the best epoch on the valid items, and evaluate it on the test items.
+
+    Args:
+        model: name or class, ours or RecBole's; PerPEFT by default.
+        dataset: name of a data set below `data_path`; the bundled `aspects` by default.
+        config_file_list: YAML files with settings.
+        config_dict: settings that win over the files.
+        saved: whether to write checkpoints; without, the best model is kept in memory and the run cannot be resumed.
+        callback_fn: called with epoch (from 0) and valid score when an evaluated epoch is on disk.
+        with_test: whether to evaluate the best epoch on the test items; without, `test_result` is empty.
+
+    Returns:
+        `best_valid_score`, `valid_score_bigger`, `best_valid_result` and `test_result` as RecBole, and `run_folder`,
+        `model`, `dataset`, `seed`, `parameters`, `trainable_parameters`, `epochs`, `seconds_per_epoch` (mean by
+        stage), `median_epoch_seconds` (training alone), `seconds`, `peak_memory_mb`, `peak_gpu_memory_mb`.
+
+    Raises:
+        PerPEFTError: wrong settings or data.
+    """
+    config = Config(model, dataset, config_file_list, config_dict)
+    return _run(config, RunFolder.create(config), saved, callback_fn, with_test)
+
+
+def resume(
+    source: str | Path,
+    config_dict: Mapping[str, Any] | None = None,
+    callback_fn: Callable[[int, float], None] | None = None,
+    with_test: bool = True,
+) -> dict[str, Any]:
+    """Continue an interrupted run in its folder; it ends with the numbers of an uninterrupted one.
+
+    Args:
+        source: the run folder, or its `last.pth`.
+        config_dict: settings to change, such as `epochs`. Model and data set cannot change.
+        callback_fn: as for `run`.
+        with_test: as for `run`.
+
+    Returns:
+        As `run`.
+
+    Raises:
+        PerPEFTError: no such run, or a run of another model or data set.
+    """
+    folder = RunFolder.open(source)
+    settings = folder.settings()
+    changes = dict(config_dict or {})
+    for key in ("model", "dataset"):
+        if changes.get(key, settings[key]) != settings[key]:
+            raise PerPEFTError(f"{folder.path} is a run with {key} {settings[key]}, not {changes[key]}")
+    return _run(Config(config_dict=settings | changes), folder, True, callback_fn, with_test)
+
+
+def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -> tuple:
+    """A trained model with its data.
+
+    Args:
+        model_file: a checkpoint, or a run folder for its `best.pth`.
+        config_dict: settings to change, such as `data_path` on another machine.
+
+    Returns:
+        Configuration, model, data set, and train, valid and test loader.
+
+    Raises:
+        PerPEFTError: not a checkpoint of this package, or it does not fit the data.
+    """
+    path = Path(model_file)
+    path = path / "best.pth" if path.is_dir() else path
+    content = load_checkpoint(path)
+    missing = {"model", "dataset", "config", "state_dict", "other_parameter"} - content.keys()
+    if missing:
+        raise PerPEFTError(f"{path} is no checkpoint of a run: it has no {', '.join(sorted(missing))}")
+    names = {"model": content["model"], "dataset": content["dataset"]}
+    config = Config(config_dict=content["config"] | names | dict(config_dict or {}))
+    dataset, loaders, model = _build(config)
+    check_same_data(content.get("data", {}), dataset, path, ("ids",))
+    try:
+        model.load_state_dict(content["state_dict"])
+    except (RuntimeError, KeyError) as error:
+        raise PerPEFTError(f"{path} does not fit the data set {config['dataset']}: {error}") from error
+    model.load_other_parameter(content["other_parameter"])
+    model.eval()
+    return config, model, dataset, *loaders
+
+
+def create_dataset(config: Config):
+    """The data set of a run, by the model's `dataset_class` or RecBole's choice; never from a pickle.
+
+    Raises:
+        PerPEFTError: the files are missing or cannot be read.
+    """
+    prepare_dataset_folder(config)
+    dataset_class = getattr(config.model_class, "dataset_class", None) or _recbole_dataset_class(config)
+    try:
+        return dataset_class(config)
+    except PerPEFTError:
+        raise
+    except (ValueError, KeyError, UnicodeDecodeError, pd.errors.ParserError) as error:
+        reason = first_bad_number(config) or error
+        raise PerPEFTError(f"cannot read the data set in {config.dataset_folder}: {reason}") from error
+
+
+def _recbole_dataset_class(config: Config) -> type:
+    datasets = importlib.import_module("recbole.data.dataset")
+    by_type = _DATASET_OF_TYPE.get(config["MODEL_TYPE"], "Dataset")
+    return with_checked_log(getattr(datasets, f"{config['model']}Dataset", getattr(datasets, by_type)))
+
+
+def data_preparation(config: Config, dataset) -> tuple:
+    """Split a data set; every model is evaluated on the same candidates (`mask_history`).
+
+    Returns:
+        Train, valid and test loader.
+    """
+    built = dataset.build()
+    train_sampler, *evaluation_samplers = create_samplers(config, dataset, built)
+    if isinstance(dataset, SequenceDataset):
+        train_data = train_loader(config, built[0])
+    else:
+        train_data = _recbole_train_loader(config, dataset, built[0], train_sampler)
+    evaluation_data = [
+        evaluation_loader(config, part, sampler, history_of(built, phase), phase)
+        for phase, part, sampler in zip(("valid", "test"), built[1:], evaluation_samplers, strict=True)
+    ]
+    return train_data, *evaluation_data
+
+
+def _recbole_train_loader(config: Config, dataset, train_part, sampler):
+    samplers = [sampler]
+    if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
+        negatives = config["train_neg_sample_args"]
+        samplers.append(KGSampler(dataset, negatives["distribution"], negatives["alpha"]))
+    return get_dataloader(config, "train")(config, train_part, *samplers, shuffle=config["shuffle"])
+
+
+def get_trainer(config: Config) -> type:
+    """The trainer class of a run: the model's `trainer_class`, or RecBole's choice on top of `RunTrainer`."""
+    own = getattr(config.model_class, "trainer_class", None)
+    return own or run_trainer(get_recbole_trainer(config["MODEL_TYPE"], config["model"]))
+
+
+def _build(config: Config) -> tuple:
+    """Data set, its loaders, and the model with fresh weights."""
+    init_seed(config["seed"], config["reproducibility"])
+    dataset = create_dataset(config)
+    loaders = data_preparation(config, dataset)
+    init_seed(config["seed"], config["reproducibility"])
+    model = config.model_class(config, loaders[0]._dataset).to(config["device"])
+    return dataset, loaders, model
+
+
+def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test: bool) -> dict[str, Any]:
+    began = perf_counter()
+    config["checkpoint_dir"] = str(folder.path)
+    with folder.logging(config["state"]) as logger:
+        logger.info(f"run folder: {folder.path}")
+        folder.write_settings(config)
+        folder.write_environment(config)
+        dataset, (train_data, valid_data, test_data), model = _build(config)
+        logger.info(dataset)
+        logger.debug(model)
+        logger.info(f"{config['model']} on {config['device']}, mask_history {config['mask_history']}")
+        trainer = get_trainer(config)(config, model)
+        trainer.keeps_files = saved
+        if folder.last_checkpoint.is_file():
+            trainer.resume_checkpoint(folder.last_checkpoint, train_data)
+        progress = bool(config["show_progress"])
+        score, valid_result = trainer.fit(
+            train_data, valid_data, saved=True, show_progress=progress, callback_fn=callback_fn
+        )
+        test_result = trainer.evaluate(test_data, show_progress=progress) if with_test else None
+        if test_result is not None and trainer.target_ranks is not None:
+            folder.write_test_ranks(dataset, trainer.target_ranks, getattr(model, "user_group", None))
+        trainer.close()
+        result = _result(config, model, trainer.history) | {
+            "best_valid_score": float(score) if valid_result else None,
+            "valid_score_bigger": config["valid_metric_bigger"],
+            "best_valid_result": _numbers(valid_result),
+            "test_result": _numbers(test_result),
+            "seconds": round(perf_counter() - began, 1),
+            "peak_memory_mb": peak_memory_mb(),
+            "peak_gpu_memory_mb": peak_gpu_memory_mb(config["device"]),
+            "run_folder": str(folder.path),
+        }
+        folder.write_result(result)
+        logger.info(f"best valid: {result['best_valid_result']}")
+        logger.info(f"test result: {result['test_result']}")
+    return result
+
+
+def _result(config: Config, model: torch.nn.Module, history: list[dict[str, Any]]) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {}
+    for row in history:
+        seconds.setdefault(row["stage"], []).append(row["train_seconds"])
+    return {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "seed": config["seed"],
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trainable_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "epochs": len(history),
+        "seconds_per_epoch": {stage: round(sum(times) / len(times), 3) for stage, times in seconds.items()},
+        "median_epoch_seconds": median([time for times in seconds.values() for time in times] or [0.0]),
+    }
+
+
+def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
+    return {name: float(value) for name, value in (metrics or {}).items()}

@@ -1,0 +1,254 @@
+"""Hidden states of some items: what one process computes, here or on another machine."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from joblib import cpu_count
+from torch import Tensor
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.content import IMAGE, file_stamp
+from recbole_perpeft.pretrained.processor import Processor
+from recbole_perpeft.pretrained.tower import Backbone
+from recbole_perpeft.store.inputs_build import (
+    DIGEST_BYTES,
+    STAMP,
+    DamagedImageError,
+    decode_image,
+    image_digest,
+    read_image_file,
+)
+
+FIRST_STATE, STATES, FINAL, DIGEST = "state_0", "states", "final", "content_digest"
+
+
+@dataclass(frozen=True)
+class HiddenStateSettings:
+    """Which hidden states are kept, and how they are computed.
+
+    Args:
+        encoder: Bundled model, `minilm`, folder or hub id.
+        layers: Indexes of the states to keep, ascending; 0 is the output of the embedding, b that of block b. Empty
+            for the final vector alone.
+        pooling: `cls`, `mean`, `mean_all` or `eos`, see `Backbone.pooled`; None for the usual one of the encoder.
+        max_length: Tokens of a text, special tokens included.
+        dtype: How states are stored.
+        batch_size: Items that pass through the encoder at once.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1` ...
+        quantization: `8bit` or `4bit`, see `Backbone.from_pretrained`.
+        engine: `local`, in this process, or `ray`, as Ray Data batches.
+        n_workers: Workers of the engine `ray`; None for one a GPU, or one a core.
+    """
+
+    encoder: str
+    layers: tuple[int, ...]
+    pooling: str | None = None
+    max_length: int = 30
+    dtype: Literal["float16", "float32"] = "float16"
+    batch_size: int = 64
+    device: str = "auto"
+    quantization: str | None = None
+    engine: Literal["local", "ray"] = "local"
+    n_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if list(self.layers) != sorted(set(self.layers)):
+            raise PerPEFTError(f"cache_layers: {list(self.layers)} must ascend, each state once")
+        for name, choices in (("dtype", ("float16", "float32")), ("engine", ("local", "ray"))):
+            if getattr(self, name) not in choices:
+                raise PerPEFTError(f"cache_{name}: {getattr(self, name)!r} is not one of {', '.join(choices)}")
+        for name in ("max_length", "batch_size", "n_workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise PerPEFTError(f"{name}: {value} is not a positive number")
+
+
+@dataclass(frozen=True)
+class StateChunk:
+    """Items of consecutive rows, from row `start` on; `texts` of a text field, `image_paths` of images."""
+
+    index: int
+    start: int
+    tokens: list[str]
+    texts: list[str] | None
+    image_paths: list[Path | None] | None
+
+
+@dataclass(frozen=True)
+class EncodedChunk:
+    """Rows of every array, and why an image cannot be used, by row."""
+
+    index: int
+    start: int
+    rows: dict[str, np.ndarray]
+    damaged: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """A chunk as the encoder takes it."""
+
+    chunk: StateChunk
+    arrays: dict[str, np.ndarray]
+    rows: dict[str, np.ndarray]
+    damaged: dict[str, str] = field(default_factory=dict)
+
+
+class StateEncoder:
+    """Turns chunks of items into rows of a cache. The rows of a chunk depend on nothing but that chunk.
+
+    Args:
+        kind: `text` or `image`.
+        settings: With a pooling.
+    """
+
+    def __init__(self, kind: str, settings: HiddenStateSettings):
+        self._settings = settings
+        self._processor = load_processor(kind, settings)
+        self._device = _device(settings.device)
+        self._backbone = Backbone.from_pretrained(settings.encoder, kind, settings.quantization)
+        if settings.quantization is None:
+            self._backbone.to(self._device)
+        self._dtype = getattr(torch, settings.dtype)
+
+    def encode(self, chunks: Iterable[StateChunk]) -> Iterator[EncodedChunk]:
+        """Rows of every chunk. While one is computed, the next is tokenised or decoded.
+
+        Raises:
+            PerPEFTError: A state is not finite.
+        """
+        with ThreadPoolExecutor(1) as ahead:
+            inputs = None
+            for chunk in chunks:
+                following = ahead.submit(self._prepare, chunk)
+                if inputs is not None:
+                    yield self._compute(inputs)
+                inputs = following.result()
+            if inputs is not None:
+                yield self._compute(inputs)
+
+    def _prepare(self, chunk: StateChunk) -> _Inputs:
+        return self._prepare_texts(chunk) if chunk.image_paths is None else self._prepare_images(chunk)
+
+    def _prepare_texts(self, chunk: StateChunk) -> _Inputs:
+        ids, mask = self._processor.text(chunk.texts)
+        mask[~mask.any(axis=1), 0] = 1  # an empty text of a tokenizer without special tokens
+        if self._processor.trim_text:
+            # Padding at the right, whatever side the tokenizer prefers.
+            order = np.argsort(mask == 0, axis=1, kind="stable")
+            ids, mask = np.take_along_axis(ids, order, axis=1), np.take_along_axis(mask, order, axis=1)
+        if self._settings.pooling == "mean_all":
+            ids = ids * mask  # the authors pad with token 0
+        return _Inputs(chunk, {"input_ids": ids, "attention_mask": mask}, {DIGEST: text_digests(chunk.texts)})
+
+    def _prepare_images(self, chunk: StateChunk) -> _Inputs:
+        n = len(chunk.tokens)
+        pixels = np.zeros((n, 3, *self._processor.image_size), dtype=np.uint8)
+        rows = {DIGEST: np.zeros((n, DIGEST_BYTES), dtype=np.uint8), STAMP: np.zeros((n, 3), dtype=np.int64)}
+        damaged: dict[str, str] = {}
+
+        def fill(i: int) -> None:
+            path = chunk.image_paths[i]
+            # Before the file is read: should it change meanwhile, the older stamp makes the next opening look again.
+            rows[STAMP][i] = file_stamp(path)
+            if path is None:
+                return
+            try:
+                data = read_image_file(path)
+                rows[DIGEST][i] = image_digest(data)
+                pixels[i] = self._processor.image(decode_image(data))
+            except (DamagedImageError, ValueError) as error:
+                damaged[str(chunk.start + i)] = str(error)
+
+        with ThreadPoolExecutor(cpu_count()) as decoders:
+            list(decoders.map(fill, range(n)))
+        return _Inputs(chunk, {"pixel_values": pixels}, rows, dict(sorted(damaged.items())))
+
+    @torch.inference_mode()
+    def _compute(self, inputs: _Inputs) -> EncodedChunk:
+        n, layers, width = len(inputs.chunk.tokens), self._settings.layers, self._backbone.width
+        states = torch.empty(n, len(layers), width, dtype=self._dtype)
+        final = torch.empty(n, width, dtype=self._dtype)
+        for places in self._batches(inputs):
+            batch = self._batch(inputs.arrays, places)
+            exact = self._backbone.pooled_states(layers, self._settings.pooling, **batch)
+            for stored, values in zip((states, final), exact, strict=True):
+                stored[places] = self._checked(values.cpu(), inputs.chunk, places)
+        rows = dict(inputs.rows) | {FINAL: final.numpy()}
+        if 0 in layers:
+            rows[FIRST_STATE] = states[:, 0].contiguous().numpy()
+        if others := [place for place, layer in enumerate(layers) if layer]:
+            rows[STATES] = states[:, others[0] :].contiguous().numpy()
+        return EncodedChunk(inputs.chunk.index, inputs.chunk.start, rows, inputs.damaged)
+
+    def _batches(self, inputs: _Inputs) -> list[Tensor]:
+        """Items of every batch; texts of similar length go together, so that little padding is computed."""
+        order = torch.arange(len(inputs.chunk.tokens))
+        if "attention_mask" in inputs.arrays and self._may_trim:
+            lengths = torch.from_numpy(inputs.arrays["attention_mask"].sum(axis=1, dtype=np.int64))
+            order = torch.argsort(lengths, stable=True)
+        return list(order.split(self._settings.batch_size))
+
+    @property
+    def _may_trim(self) -> bool:
+        return self._processor.trim_text and self._settings.pooling != "mean_all"
+
+    def _batch(self, arrays: dict[str, np.ndarray], places: Tensor) -> dict[str, Tensor]:
+        batch = {name: torch.from_numpy(values)[places] for name, values in arrays.items()}
+        if "attention_mask" in batch:
+            length = int(batch["attention_mask"].sum(dim=1).max()) if self._may_trim else None
+            batch = {name: values[:, :length].long() for name, values in batch.items()}
+        return {name: values.to(self._device) for name, values in batch.items()}
+
+    def _checked(self, values: Tensor, chunk: StateChunk, places: Tensor) -> Tensor:
+        """As they are stored."""
+        stored = values.to(self._dtype)
+        if stored.isfinite().all():
+            return stored
+        finite, fits = (part.flatten(1).isfinite().all(dim=1) for part in (values, stored))
+        name = chunk.tokens[int(places[int((~fits).to(torch.uint8).argmax())])]
+        if finite.all():
+            raise PerPEFTError(
+                f"item {name!r}: a hidden state of {self._settings.encoder} is up to {values.abs().max():.3g}, "
+                f"too large for {self._settings.dtype}; store it with cache_dtype float32."
+            )
+        raise PerPEFTError(
+            f"item {name!r}: a hidden state of {self._settings.encoder} is not a finite number; "
+            f"look at the content of this item and at the weights of the encoder."
+        )
+
+
+def kind_of(content_field: str) -> str:
+    """The kind of encoder that a field of items needs."""
+    return "image" if content_field == IMAGE else "text"
+
+
+def load_processor(kind: str, settings: HiddenStateSettings) -> Processor:
+    """The tokenizer or image processor of an encoder."""
+    if kind == "image":
+        return Processor.from_encoders(image_encoder=settings.encoder)
+    return Processor.from_encoders(text_encoder=settings.encoder, max_text_length=settings.max_length)
+
+
+def text_digests(texts: list[str]) -> np.ndarray:
+    """Digest of every text, uint8 [n, 16]."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest() for text in texts)
+    return np.frombuffer(digests, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise PerPEFTError(f"device: {name!r} is no device; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise PerPEFTError(f"device: there is no GPU for {name!r}; use auto or cpu")
+    return device

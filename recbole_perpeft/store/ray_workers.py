@@ -1,0 +1,89 @@
+"""Hidden states computed as Ray Data batches, by several workers or machines.
+
+Workers read images by their paths and encoders by their name: on several machines, both lie in a shared folder. Rows
+travel back to the process that writes the cache.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.store.encode import EncodedChunk, HiddenStateSettings, StateChunk, StateEncoder
+
+
+class _Worker:
+    """Encodes chunks in a process of Ray; an encoder is loaded once a worker."""
+
+    def __init__(self, kind: str, settings: HiddenStateSettings, n_threads: int):
+        torch.set_num_threads(n_threads)
+        self._encoder = StateEncoder(kind, settings)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
+        """Chunks to encoded chunks; an error travels as its message, which Ray would bury in a traceback."""
+        try:
+            return {"encoded": list(self._encoder.encode(batch["chunk"])), "error": [""] * len(batch["chunk"])}
+        except PerPEFTError as error:
+            return {"encoded": [None], "error": [str(error)]}
+
+
+def encode_with_ray(kind: str, settings: HiddenStateSettings, chunks: list[StateChunk]) -> Iterator[EncodedChunk]:
+    """As `StateEncoder.encode`, in the order in which chunks are finished.
+
+    Connects to the cluster that `RAY_ADDRESS` names, or starts Ray on this machine and stops it afterwards.
+
+    Raises:
+        PerPEFTError: Ray is not installed, or as `StateEncoder.encode`.
+    """
+    try:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise PerPEFTError(
+            f"engine: ray cannot be imported ({error}); pip install 'ray[data]', or use local"
+        ) from error
+    with _running(ray):
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        resources = ray.cluster_resources()
+        has_gpus = settings.device != "cpu" and resources.get("GPU", 0) >= 1
+        available = int(resources["GPU" if has_gpus else "CPU"])
+        n_workers = min(settings.n_workers or available, available, len(chunks))
+        n_cpus = max(1, int(resources["CPU"]) // n_workers)
+        results = ray.data.from_items([{"chunk": chunk} for chunk in chunks]).map_batches(
+            _Worker,
+            fn_constructor_args=(kind, settings, n_cpus),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=n_workers),
+            num_cpus=n_cpus,
+            num_gpus=1 if has_gpus else 0,
+        )
+        for row in results.iter_rows():
+            if row["error"]:
+                raise PerPEFTError(row["error"])
+            yield row["encoded"]
+
+
+@contextmanager
+def _running(ray: Any) -> Iterator[None]:
+    if ray.is_initialized():
+        yield
+        return
+    is_cluster = "RAY_ADDRESS" in os.environ
+    own = {} if is_cluster else {"num_cpus": os.cpu_count(), "include_dashboard": False}
+    # Ray's workers yield to all other processes, as if this one had work of its own: it only waits for them.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    ray.init(log_to_driver=False, logging_level="ERROR", **own)
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        ray.shutdown()

@@ -1,0 +1,1 @@
+"""Comparing models: `python -m recbole_perpeft.studies.compare`; `comparison.compare` from Python."""

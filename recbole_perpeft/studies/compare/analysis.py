@@ -1,0 +1,182 @@
+"""Numbers of the report: quality, significance, cost, and quality in parts of the users and items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from recbole.evaluator.register import metrics_dict
+from sklearn.metrics import adjusted_rand_score
+
+from recbole_perpeft.studies.compare.records import DatasetRecord
+from recbole_perpeft.studies.compare.statistics import PairedTest, holm, paired_test
+from recbole_perpeft.studies.compare.tpme import tpme
+
+N_HISTORY_BINS = 4
+# Shares of the catalogue, by interactions in the train part. The rest is the tail; items without any are cold.
+HEAD_SHARE, TORSO_SHARE = 0.1, 0.4
+
+
+def bigger_is_better(metric: str) -> bool:
+    """Whether a metric of RecBole grows with quality."""
+    return not metrics_dict[metric.split("@")[0].lower()].smaller
+
+
+def quality(record: DatasetRecord) -> pd.DataFrame:
+    """Test metrics.
+
+    Returns:
+        Columns model, seeds, metric, mean, sd (over seeds, n - 1; NaN with one seed).
+    """
+    rows = []
+    for model in record.models:
+        for metric in model.metrics:
+            values = model.metrics[metric]
+            rows.append((model.name, len(values), metric, values.mean(), values.std(ddof=1)))
+    return pd.DataFrame(rows, columns=["model", "seeds", "metric", "mean", "sd"])
+
+
+def significance(record: DatasetRecord, baseline: str) -> pd.DataFrame:
+    """Differences from the baseline, tested over users.
+
+    Holm's correction is for the number of models that are compared with the baseline, for each metric and test.
+
+    Args:
+        record: the runs.
+        baseline: name of a model.
+
+    Returns:
+        Columns model, metric, difference, improvement (share of the baseline's mean over seeds), p_t, p_wilcoxon,
+        p_t_holm, p_wilcoxon_holm. Without ranks, or without the baseline, empty.
+    """
+    columns = ["model", "metric", "difference", "improvement", "p_t", "p_wilcoxon", "p_t_holm", "p_wilcoxon_holm"]
+    others = [model.name for model in record.models if model.name != baseline]
+    if record.rows is None or record.model(baseline) is None or not others:
+        return pd.DataFrame(columns=columns)
+    parts = []
+    for metric in record.rows.names:
+        of_baseline = record.rows.of_users(baseline, metric)
+        tests = [paired_test(record.rows.of_users(name, metric), of_baseline) for name in others]
+        parts.append(_tested(others, metric, tests, [improvement(record, name, baseline, metric) for name in others]))
+    return pd.concat(parts, ignore_index=True)[columns]
+
+
+def _tested(names: list[str], metric: str, tests: Sequence[PairedTest], improvements: list[float]) -> pd.DataFrame:
+    table = pd.DataFrame(tests).assign(model=names, metric=metric, improvement=improvements)
+    return table.assign(p_t_holm=holm(table["p_t"]), p_wilcoxon_holm=holm(table["p_wilcoxon"]))
+
+
+def improvement(record: DatasetRecord, name: str, baseline: str, metric: str) -> float:
+    """Gain of a model over the baseline as a share of the baseline's mean over seeds; NaN where that is 0."""
+    ours, theirs = (record.model(model).metrics[metric].mean() for model in (name, baseline))
+    return ours / theirs - 1 if theirs else np.nan
+
+
+def cost(record: DatasetRecord) -> pd.DataFrame:
+    """What training takes, means over seeds.
+
+    Returns:
+        Columns model, epoch_seconds (median over epochs, training alone), epochs, memory_mb, gpu_memory_mb,
+        trainable_parameters, parameters, tpme. TPME takes the memory of the GPU if all models ran on one.
+    """
+    rows = []
+    for model in record.models:
+        memory, gpu_memory = model.memory_mb
+        rows.append(
+            {
+                "model": model.name,
+                "epoch_seconds": model.mean_of("median_epoch_seconds"),
+                "epochs": model.mean_of("epochs"),
+                "memory_mb": memory,
+                "gpu_memory_mb": np.nan if gpu_memory is None else gpu_memory,
+                "trainable_parameters": model.mean_of("trainable_parameters"),
+                "parameters": model.mean_of("parameters"),
+            }
+        )
+    table = pd.DataFrame(rows)
+    if table.empty:
+        return table
+    on_gpu = table["gpu_memory_mb"].notna().all()
+    memory = table["gpu_memory_mb" if on_gpu else "memory_mb"]
+    return table.assign(tpme=tpme(table["epoch_seconds"], table["trainable_parameters"], memory))
+
+
+def by_history(record: DatasetRecord) -> pd.DataFrame:
+    """The main metric by the length of the user's history before the test item, in bins of about as many users.
+
+    Returns:
+        Columns model, part, rows, value.
+    """
+    lengths = record.plan.description.history_length[record.rows.users]
+    bins = pd.qcut(lengths, N_HISTORY_BINS, labels=False, duplicates="drop") if np.ptp(lengths) else 0 * lengths
+    labels = {}
+    for number in np.unique(bins):
+        inside = lengths[bins == number]
+        labels[number] = f"{inside.min()}–{inside.max()} items" if np.ptp(inside) else f"{inside.min()} items"
+    return _by_part(record, bins, labels)
+
+
+def by_popularity(record: DatasetRecord) -> pd.DataFrame:
+    """The main metric by the target's number of interactions in the train part: head, torso, tail, cold.
+
+    Returns:
+        Columns model, part, rows, value.
+    """
+    counts = record.plan.description.train_count
+    borders = popularity_borders(counts)
+    of_rows = counts[record.rows.items]
+    parts = np.select([of_rows >= borders[0], of_rows >= borders[1], of_rows > 0], [0, 1, 2], default=3)
+    labels = {0: f"head (≥ {borders[0]})", 1: f"torso (≥ {borders[1]})", 2: "tail (≥ 1)", 3: "cold (0)"}
+    return _by_part(record, parts, labels)
+
+
+def popularity_borders(counts: np.ndarray) -> tuple[int, int]:
+    """Least number of train interactions of head and of torso items; items with equal numbers stay together.
+
+    Args:
+        counts: int64 [n_items].
+    """
+    sold = np.sort(counts[counts > 0])[::-1]
+    if not len(sold):
+        return 1, 1
+    last = [max(round(share * len(sold)), 1) - 1 for share in (HEAD_SHARE, HEAD_SHARE + TORSO_SHARE)]
+    return int(sold[last[0]]), int(sold[last[1]])
+
+
+def _by_part(record: DatasetRecord, parts: np.ndarray, labels: dict[int, str]) -> pd.DataFrame:
+    column = record.rows.names.index(record.main_metric)
+    rows = []
+    for number, label in labels.items():
+        inside = parts == number
+        if inside.any():
+            for model, values in record.rows.values.items():
+                rows.append((model, label, int(inside.sum()), values[inside, column].mean()))
+    return pd.DataFrame(rows, columns=["model", "part", "rows", "value"])
+
+
+def by_group(record: DatasetRecord, baseline: str) -> pd.DataFrame:
+    """The main metric in the user groups of models that have several, beside the baseline with the same seed.
+
+    Returns:
+        Columns model, seed, group, rows, value, baseline, rand_index (of the run's groups and the true ones; NaN if
+        they are not known).
+    """
+    truth = record.plan.description.true_group
+    parts = []
+    for (model, seed), groups in record.rows.groups.items():
+        if np.ptp(groups) == 0:
+            continue
+        nowhere = np.full(len(groups), np.nan)
+        table = pd.DataFrame(
+            {
+                "group": groups,
+                "value": record.rows.by_seed[model, seed],
+                "baseline": record.rows.by_seed.get((baseline, seed), nowhere),
+            }
+        ).groupby("group", as_index=False)
+        agreement = np.nan if truth is None else adjusted_rand_score(truth[record.rows.users], groups)
+        sizes = table.size()["size"]
+        parts.append(table.mean().assign(model=model, seed=seed, rows=sizes, rand_index=agreement))
+    columns = ["model", "seed", "group", "rows", "value", "baseline", "rand_index"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)

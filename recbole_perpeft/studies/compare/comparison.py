@@ -1,0 +1,97 @@
+"""A comparison from beginning to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.studies.compare.plan import plan
+from recbole_perpeft.studies.compare.records import DatasetRecord, collect
+from recbole_perpeft.studies.compare.report import write_report
+from recbole_perpeft.studies.compare.runs import Outcome, carry_out_all
+from recbole_perpeft.studies.compare.specs import ModelSpec, choose
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found.
+
+    Attributes:
+        folder: where the report is.
+        baseline: name of the model that the others are compared with.
+        records: finished runs by data set.
+    """
+
+    folder: Path
+    baseline: str
+    records: Sequence[DatasetRecord]
+
+    @property
+    def failures(self) -> list[Outcome]:
+        """Runs that failed, on all data sets."""
+        return [failure for record in self.records for failure in record.failures]
+
+
+def compare(
+    specs: Sequence[ModelSpec],
+    datasets: Sequence[str],
+    output: str | Path,
+    n_seeds: int = 3,
+    baseline: str | None = None,
+    n_parallel: int = 1,
+    config_file_list: Sequence[str] = (),
+    config_dict: Mapping[str, Any] | None = None,
+    true_group_field: str | None = None,
+    code_version: str | None = None,
+    when_done: Callable[[int, int, Outcome], None] = lambda number, total, outcome: None,
+) -> Comparison:
+    """Train models under one protocol and write a report.
+
+    All settings and data are checked before anything starts. Every run has a folder below `runs_folder` and a process
+    of its own. Finished runs of the same settings, data and code are used again, interrupted ones are resumed, failed
+    ones are tried again.
+
+    Args:
+        specs: the models, see `specs.parse_models`.
+        datasets: names of data sets.
+        output: folder of the report.
+        n_seeds: how many seeds; the setting `seed` is the first, the others follow it.
+        baseline: name of the model that the others are compared with; by default the first.
+        n_parallel: how many runs at a time.
+        config_file_list: YAML files with settings of all models.
+        config_dict: settings of all models; they win over the files.
+        true_group_field: column of the `.user` file that names the users' true groups; the report then tells how far
+            the models' groups agree with it.
+        code_version: stands for the code where runs are looked up, so that runs of other code with the same name are
+            used again; by default a hash of the code.
+        when_done: called after every run with its number, the number of runs and the outcome.
+
+    Raises:
+        PerPEFTError: settings or data are wrong, or no run succeeded.
+    """
+    for name, value in (("seeds", n_seeds), ("parallel", n_parallel)):
+        if value < 1:
+            raise PerPEFTError(f"--{name} is {value}: it must be at least 1")
+    baseline = choose(specs, [baseline or specs[0].name])[0].name
+    of_all = (n_seeds, config_file_list, config_dict, true_group_field, code_version)
+    plans = [plan(specs, dataset, *of_all) for dataset in datasets]
+    # All seeds one after the other: whoever stops early has whole rows of models.
+    jobs = sorted((job for part in plans for job in part.jobs), key=lambda job: job.seed)
+    total = len({job.folder for job in jobs})
+    done: list[Outcome] = []
+
+    def tell(outcome: Outcome) -> None:
+        done.append(outcome)
+        when_done(len(done), total, outcome)
+
+    outcomes = carry_out_all(jobs, n_parallel, tell)
+    if all(outcome.error is not None for outcome in outcomes):
+        errors = dict.fromkeys(f"{outcome.job}: {outcome.error}" for outcome in outcomes)
+        raise PerPEFTError("no run succeeded:\n  " + "\n  ".join(errors))
+    records = [collect(part, outcomes) for part in plans]
+    comparison = Comparison(Path(output), baseline, records)
+    write_report(comparison.folder, records, baseline)
+    return comparison

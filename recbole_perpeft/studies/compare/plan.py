@@ -1,0 +1,169 @@
+"""The runs of a comparison: every model on every data set with every seed, all under one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recbole.utils import ModelType
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.yaml_values import read_yaml
+from recbole_perpeft.data.atomic import prepare_dataset_folder
+from recbole_perpeft.runs.config import Config, properties_folder
+from recbole_perpeft.studies.compare.description import DataDescription, describe
+from recbole_perpeft.studies.compare.fingerprint import code_fingerprint, data_fingerprint, run_key
+from recbole_perpeft.studies.compare.specs import ModelSpec
+
+# What must be the same for models to be compared: interactions, split, candidates, metrics, choice of the epoch.
+PROTOCOL_KEYS = (
+    *("benchmark_filename", "user_inter_num_interval", "item_inter_num_interval", "val_interval"),
+    *("filter_inter_by_user_or_item", "rm_dup_inter", "threshold"),
+    *("eval_args", "mask_history", "metrics", "topk", "metric_decimal_place"),
+    *("valid_metric", "eval_step", "stopping_step"),
+)
+_OF_THE_COMPARISON = ("dataset", "data_path", "model", "seed", "runs_folder", "run_folder", "cache_folder")
+_OF_LABELS = (ModelType.CONTEXT, ModelType.DECISIONTREE)
+# A model without settings of its own, to read the protocol and the data by.
+_PLAIN_MODEL = "Pop"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        dataset: the data set.
+        spec: the model.
+        seed: the seed.
+        key: identifies the numbers of the run; runs with one key are one run.
+        folder: the run folder.
+        settings: all settings, as plain types.
+    """
+
+    dataset: str
+    spec: ModelSpec
+    seed: int
+    key: str
+    folder: Path
+    settings: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.spec.name} on {self.dataset}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class DatasetPlan:
+    """The part of a comparison on one data set.
+
+    Attributes:
+        dataset: its name.
+        protocol: values of `PROTOCOL_KEYS`.
+        description: what the breakdowns need to know about users and items.
+        jobs: the runs, by model and then by seed.
+    """
+
+    dataset: str
+    protocol: Mapping[str, Any]
+    description: DataDescription
+    jobs: Sequence[Job]
+
+
+def plan(
+    specs: Sequence[ModelSpec],
+    dataset: str,
+    n_seeds: int,
+    config_file_list: Sequence[str] = (),
+    config_dict: Mapping[str, Any] | None = None,
+    true_group_field: str | None = None,
+    code_version: str | None = None,
+) -> DatasetPlan:
+    """Check all settings and read the data of one data set.
+
+    Args:
+        specs: the models.
+        dataset: the data set.
+        n_seeds: how many seeds; the setting `seed` is the first, the others follow it.
+        config_file_list: YAML files with settings of all models.
+        config_dict: settings of all models; they win over the files.
+        true_group_field: column of the `.user` file that names the users' true groups.
+        code_version: stands for the code in the runs' keys; by default `code_fingerprint()`.
+
+    Raises:
+        PerPEFTError: settings or data are wrong, or a model sets something that belongs to the protocol.
+    """
+    shared = _files_and_words(config_file_list, config_dict or {})
+    reference = _reference(dataset, shared, true_group_field)
+    protocol = {key: reference[key] for key in PROTOCOL_KEYS}
+    configs = {}
+    for spec in specs:
+        _check_overrides(spec)
+        layers = shared | dict(spec.settings) | _protocol_layer(dataset, shared)
+        try:
+            configs[spec.name] = Config(spec.model, dataset, config_dict=layers)
+        except PerPEFTError as error:
+            raise PerPEFTError(f"{spec.name} on {dataset}: {error}") from error
+        _check_protocol(spec, configs[spec.name], protocol)
+    prepare_dataset_folder(reference)
+    fingerprints = data_fingerprint(reference.dataset_folder, dataset), code_version or code_fingerprint()
+    seeds = range(reference["seed"], reference["seed"] + n_seeds)
+    jobs = [_job(spec, configs[spec.name], seed, *fingerprints) for spec in specs for seed in seeds]
+    return DatasetPlan(dataset, protocol, describe(reference, true_group_field), jobs)
+
+
+def _reference(dataset: str, shared: Mapping[str, Any], true_group_field: str | None) -> Config:
+    config = Config(_PLAIN_MODEL, dataset, config_dict=_protocol_layer(dataset, shared) | shared)
+    if true_group_field is not None:
+        users = {"user": [config["USER_ID_FIELD"], true_group_field]}
+        config["load_col"] = {**config["load_col"], **users}
+    return config
+
+
+def _files_and_words(files: Sequence[str], words: Mapping[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for path in files:
+        settings |= read_yaml(Path(path))
+    settings |= words
+    named = sorted({"model", "dataset", "run_folder"} & settings.keys())
+    if named:
+        raise PerPEFTError(f"{named[0]} cannot be a setting of all runs: use --models, --dataset and --runs_folder")
+    return settings
+
+
+def _protocol_layer(dataset: str, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """Protocol of the defaults, the data set and the user; what models have in their own files does not count."""
+    of_dataset = properties_folder() / "dataset" / f"{dataset}.yaml"
+    layers = read_yaml(properties_folder() / "overall.yaml")
+    layers |= read_yaml(of_dataset) if of_dataset.is_file() else {}
+    layers |= shared
+    return {key: layers[key] for key in PROTOCOL_KEYS if key in layers}
+
+
+def _check_overrides(spec: ModelSpec) -> None:
+    for key in (*PROTOCOL_KEYS, *_OF_THE_COMPARISON):
+        if key in spec.settings:
+            raise PerPEFTError(
+                f"{spec.name} sets {key}, which is the same for all models of a comparison: give --{key}=... instead"
+            )
+
+
+def _check_protocol(spec: ModelSpec, config: Config, protocol: Mapping[str, Any]) -> None:
+    if config["MODEL_TYPE"] in _OF_LABELS:
+        raise PerPEFTError(f"{spec.name} cannot be compared: {spec.model} predicts labels and does not rank items")
+    different = [key for key in PROTOCOL_KEYS if config[key] != protocol[key]]
+    if different:
+        key = different[0]
+        raise PerPEFTError(
+            f"{spec.name} cannot be compared: RecBole gives {spec.model} {key} {config[key]}, the others have "
+            f"{protocol[key]}"
+        )
+
+
+def _job(spec: ModelSpec, config: Config, seed: int, data: str, code: str) -> Job:
+    settings = {"model": config["model"], "dataset": config["dataset"]} | config.to_dict() | {"seed": seed}
+    settings["show_progress"] = False
+    key = run_key(settings, config["device"].type, data, code)
+    folder = Path(config["runs_folder"]) / f"{config['model']}-{config['dataset']}-{key}-seed{seed}"
+    return Job(config["dataset"], spec, seed, key, folder, settings)

@@ -1,0 +1,215 @@
+"""What finished runs left behind, put side by side for one data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial, reduce
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.studies.compare.description import DataDescription
+from recbole_perpeft.studies.compare.plan import DatasetPlan, Job
+from recbole_perpeft.studies.compare.runs import Outcome
+from recbole_perpeft.studies.compare.statistics import is_rank_metric, metric_of_ranks
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run.
+
+    Attributes:
+        job: what was run.
+        result: `result.json`.
+        curve: `metrics.csv`, a row an epoch.
+        machine: device and threads.
+    """
+
+    job: Job
+    result: dict[str, Any]
+    curve: pd.DataFrame
+    machine: str
+
+    @classmethod
+    def read(cls, job: Job) -> RunRecord:
+        """Read the run folder; ranks are read later.
+
+        Raises:
+            PerPEFTError: a file is damaged.
+        """
+        try:
+            result = json.loads((job.folder / "result.json").read_text(encoding="utf-8"))
+            curve = pd.read_csv(job.folder / "metrics.csv")
+            environment = json.loads((job.folder / "environment.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise PerPEFTError(f"{job.folder} is damaged: {error}; delete it to run it again") from error
+        threads = f"{environment['threads']} of {environment['cpus']} CPU threads"
+        return cls(job, result, curve, " and ".join(filter(None, [environment["gpu"], threads])))
+
+    def read_ranks(self) -> pd.DataFrame | None:
+        """Columns user, item, rank, and group where the model has groups; None where users had several targets."""
+        path = self.job.folder / "test_ranks.parquet"
+        if not path.is_file():
+            return None
+        table = pd.read_parquet(path)
+        return table.set_axis(["user", "item", "rank", *table.columns[3:]], axis=1)
+
+
+@dataclass
+class ModelRecord:
+    """The runs of a model with all seeds.
+
+    Attributes:
+        name: what the tables call it.
+        runs: finished runs, by seed.
+    """
+
+    name: str
+    runs: Sequence[RunRecord]
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """Test metrics, a row a seed."""
+        return pd.DataFrame([run.result["test_result"] for run in self.runs])
+
+    def mean_of(self, key: str) -> float:
+        """Mean over seeds of a number of `result.json`."""
+        return float(np.mean([run.result[key] for run in self.runs]))
+
+    @property
+    def memory_mb(self) -> tuple[float, float | None]:
+        """Means over seeds of the process's peak memory, and of PyTorch's peak on the GPU; None without one."""
+        on_gpu = [run.result["peak_gpu_memory_mb"] for run in self.runs]
+        gpu = None if None in on_gpu else float(np.mean([peak["allocated"] for peak in on_gpu]))
+        return self.mean_of("peak_memory_mb"), gpu
+
+
+@dataclass(frozen=True)
+class RowMetrics:
+    """Metrics of every test row, averaged over seeds; rows that all models have.
+
+    Attributes:
+        users: int64 [n], number of the user in the data description.
+        items: int64 [n], number of the target.
+        names: metrics that follow from ranks.
+        values: by model, float64 [n, len(names)].
+        by_seed: by model and seed, float64 [n], the metric that chooses epochs.
+        groups: by model and seed, int64 [n]; for models with groups.
+        n_left_out: rows that not all models have.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    names: Sequence[str]
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    by_seed: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
+    groups: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
+    n_left_out: int = 0
+
+    def of_users(self, model: str, name: str) -> np.ndarray:
+        """A metric of every user, by the users' numbers; users with several rows have their mean."""
+        column = self.values[model][:, self.names.index(name)]
+        present, place = np.unique(self.users, return_inverse=True)
+        return np.bincount(place, column, minlength=len(present)) / np.bincount(place, minlength=len(present))
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """All finished runs on one data set.
+
+    Attributes:
+        plan: the part of the comparison.
+        models: models with at least one finished run, in the order of the comparison.
+        failures: runs that failed.
+        rows: metrics of test rows; None where users had several targets.
+    """
+
+    plan: DatasetPlan
+    models: Sequence[ModelRecord]
+    failures: Sequence[Outcome]
+    rows: RowMetrics | None
+
+    @property
+    def main_metric(self) -> str:
+        """The metric that chooses epochs, in RecBole's spelling of results."""
+        return self.plan.protocol["valid_metric"].lower()
+
+    def model(self, name: str) -> ModelRecord | None:
+        """A model by its name."""
+        return next((model for model in self.models if model.name == name), None)
+
+
+def collect(plan: DatasetPlan, outcomes: Iterable[Outcome]) -> DatasetRecord:
+    """Read what the runs on a data set left.
+
+    Raises:
+        PerPEFTError: a run folder is damaged.
+    """
+    outcomes = [outcome for outcome in outcomes if outcome.job.dataset == plan.dataset]
+    by_name: dict[str, list[RunRecord]] = {}
+    for outcome in outcomes:
+        if outcome.error is None:
+            by_name.setdefault(outcome.job.spec.name, []).append(RunRecord.read(outcome.job))
+    models = [ModelRecord(name, runs) for name, runs in by_name.items()]
+    failures = [outcome for outcome in outcomes if outcome.error is not None]
+    return DatasetRecord(plan, models, failures, _row_metrics(plan, models))
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    """Ranks of a run without tokens: a few bytes a row, so that all runs are held at once."""
+
+    rows: np.ndarray  # int64 [n], a number for every pair of user and item, ascending
+    ranks: np.ndarray  # int32 [n]
+    groups: np.ndarray | None  # int32 [n]
+
+    @classmethod
+    def of(cls, run: RunRecord, description: DataDescription) -> _Ranks | None:
+        table = run.read_ranks()
+        if table is None:
+            return None
+        users, items = description.users.get_indexer(table["user"]), description.items.get_indexer(table["item"])
+        if (users < 0).any() or (items < 0).any():
+            raise PerPEFTError(
+                f"{run.job.folder} has ranks of users or items that the data set does not have; delete the folder"
+            )
+        # A target that a user has twice is two rows with one number; the first stands for both.
+        rows, first = np.unique(users.astype(np.int64) * len(description.items) + items, return_index=True)
+        groups = table["group"].to_numpy()[first] if "group" in table else None
+        return cls(rows, table["rank"].to_numpy()[first], groups)
+
+    def at(self, rows: np.ndarray) -> _Ranks:
+        place = np.searchsorted(self.rows, rows)
+        return _Ranks(rows, self.ranks[place], None if self.groups is None else self.groups[place])
+
+
+def _row_metrics(plan: DatasetPlan, models: Sequence[ModelRecord]) -> RowMetrics | None:
+    names = tuple(name for model in models[:1] for name in model.metrics if is_rank_metric(name))
+    read: dict[tuple[str, int], _Ranks] = {}
+    for model in models:
+        for run in model.runs:
+            ranks = _Ranks.of(run, plan.description)
+            if ranks is None:
+                return None
+            read[model.name, run.job.seed] = ranks
+    if not read or not names:
+        return None
+    common = reduce(partial(np.intersect1d, assume_unique=True), (ranks.rows for ranks in read.values()))
+    users, items = np.divmod(common, len(plan.description.items))
+    n_left_out = max(len(ranks.rows) for ranks in read.values()) - len(common)
+    metrics = RowMetrics(users, items, names, n_left_out=n_left_out)
+    main = plan.protocol["valid_metric"].lower()
+    for (model, seed), ranks in read.items():
+        ranks = ranks.at(common)
+        values = np.stack([metric_of_ranks(name, ranks.ranks) for name in names], axis=1)
+        n_seeds = sum(name == model for name, _ in read)
+        metrics.values[model] = metrics.values.get(model, 0.0) + values / n_seeds
+        if main in names:
+            metrics.by_seed[model, seed] = values[:, names.index(main)]
+        if ranks.groups is not None:
+            metrics.groups[model, seed] = ranks.groups
+    return metrics

@@ -1,0 +1,158 @@
+"""Carrying out the runs of a comparison: each in its own process, several at a time, finished ones not again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from recbole_perpeft.studies.compare.plan import Job
+
+_WORKER = "recbole_perpeft.studies.compare.worker"
+_SECONDS_BETWEEN_LOOKS = 0.1
+_SECONDS_TO_END = 10
+_LINES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        job: the run.
+        error: what went wrong; None for a finished run.
+        reused: whether it was finished before.
+    """
+
+    job: Job
+    error: str | None = None
+    reused: bool = False
+
+
+def carry_out_all(
+    jobs: Iterable[Job], n_parallel: int = 1, when_done: Callable[[Outcome], None] = lambda outcome: None
+) -> list[Outcome]:
+    """Carry out runs; one that fails does not stop the others.
+
+    Args:
+        jobs: the runs; those with one folder are one run.
+        n_parallel: how many processes at a time. With several, each gets its share of the cores as threads, unless
+            OMP_NUM_THREADS says otherwise.
+        when_done: called with every outcome as it comes.
+
+    Returns:
+        Outcomes in the order of the jobs.
+    """
+    jobs = list(jobs)
+    by_folder: dict[Path, Outcome] = {}
+    waiting = deque({job.folder: job for job in jobs}.values())
+    running: list[_Process] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < n_parallel:
+                job = waiting.popleft()
+                if is_finished(job):
+                    by_folder[job.folder] = Outcome(job, reused=True)
+                    when_done(by_folder[job.folder])
+                else:
+                    running.append(_Process(job, n_parallel))
+            for process in [process for process in running if process.has_ended()]:
+                running.remove(process)
+                by_folder[process.job.folder] = process.outcome()
+                when_done(by_folder[process.job.folder])
+            if running:
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+    finally:
+        for process in running:
+            process.end()
+    outcomes = [by_folder[job.folder] for job in jobs]
+    return [Outcome(job, outcome.error, outcome.reused) for job, outcome in zip(jobs, outcomes, strict=True)]
+
+
+def is_finished(job: Job) -> bool:
+    """Whether the run has its result."""
+    return (job.folder / "result.json").is_file()
+
+
+class _Process:
+    """A run under way."""
+
+    def __init__(self, job: Job, n_parallel: int):
+        self.job = job
+        self._messages: IO[bytes] = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", _WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._messages,
+            env=_environment(n_parallel),
+        )
+        order = json.dumps({"folder": str(job.folder), "settings": job.settings})
+        try:
+            self._process.stdin.write(order.encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended already; its outcome says why
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def outcome(self) -> Outcome:
+        answer = self._process.stdout.read()
+        status = self._process.returncode
+        self._messages.seek(0)
+        messages = self._messages.read().decode(errors="replace")
+        self._close()
+        error_file = self.job.folder.with_name(f"{self.job.folder.name}.error.txt")
+        try:
+            error = json.loads(answer.splitlines()[-1])["error"]
+        except (ValueError, IndexError):
+            error = _sudden_end(status, messages)
+        if error is None:
+            error_file.unlink(missing_ok=True)
+        else:
+            error_file.parent.mkdir(parents=True, exist_ok=True)
+            error_file.write_text(f"{error}\n\n{messages}", encoding="utf-8")
+        return Outcome(self.job, error)
+
+    def end(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        self._process.stdout.close()
+        self._messages.close()
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass
+
+
+def _sudden_end(status: int, messages: str) -> str:
+    if status == -9:
+        return "the process was killed (signal 9): most likely the machine had no memory left; lower --parallel"
+    last_lines = " / ".join(messages.strip().splitlines()[-_LINES_SHOWN:])
+    how = f"signal {-status}" if status < 0 else f"status {status}"
+    return f"the process ended with {how}: {last_lines}"
+
+
+def _environment(n_parallel: int) -> dict[str, Any]:
+    package_parent = str(Path(__file__).resolve().parents[3])
+    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)}
+    if n_parallel > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n_parallel)))
+    return environment

@@ -1,0 +1,185 @@
+"""The tables of a report, from the numbers of `analysis`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from recbole_perpeft.studies.compare import analysis
+from recbole_perpeft.studies.compare.records import DatasetRecord
+from recbole_perpeft.studies.compare.tpme import WEIGHTS
+from recbole_perpeft.studies.report.tables import Cell, Table, places
+
+_LEVEL = 0.05
+_SMALL_P = 0.001
+
+
+def tables(record: DatasetRecord, baseline: str) -> list[Table]:
+    """All tables of one data set, without those that have nothing to show."""
+    made = [_failures(record)]
+    if record.models:
+        made += [_quality(record), _significance(record, baseline), _cost(record)]
+    if record.rows is not None and record.main_metric in record.rows.names:
+        made += [
+            _parts(record, "By length of the user's history", analysis.by_history(record), _HISTORY_NOTE),
+            _parts(record, "By popularity of the target", analysis.by_popularity(record), _POPULARITY_NOTE),
+            _groups(record, baseline),
+        ]
+    return [table for table in made if table.rows]
+
+
+_HISTORY_NOTE = "Number of a user's interactions before the test item; bins hold about as many users each."
+_POPULARITY_NOTE = (
+    "Interactions of the test item in the train part. Head: the most popular tenth of the items sold; torso: the next "
+    "four tenths; items with as many interactions stay together. Cold: never sold in the train part."
+)
+
+
+def protocol_sentence(protocol: Mapping[str, Any]) -> str:
+    """The protocol in one sentence."""
+    arguments = protocol["eval_args"]
+    split = ", ".join(f"{kind} {value}" for kind, value in arguments["split"].items())
+    mode = arguments["mode"]
+    mode = mode["test"] if isinstance(mode, dict) else mode
+    return (
+        f"Split {split} in the order {arguments['order']}; candidates: {mode}, mask_history "
+        f"{protocol['mask_history']}; the best epoch and early stopping ({protocol['stopping_step']} evaluations) by "
+        f"{protocol['valid_metric']} on the valid items; the same for all models."
+    )
+
+
+def metric_names(record: DatasetRecord) -> dict[str, str]:
+    """Metrics in the spelling of the settings, by the spelling of results."""
+    protocol = record.plan.protocol
+    names = [f"{metric}@{cut}" for metric in protocol["metrics"] for cut in protocol["topk"]] + protocol["metrics"]
+    return {name.lower(): name for name in names}
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number with decimals; empty for NaN."""
+    return "" if np.isnan(value) else f"{value:.{digits}f}"
+
+
+def _quality(record: DatasetRecord) -> Table:
+    table = analysis.quality(record)
+    names = metric_names(record)
+    metrics = list(dict.fromkeys(table["metric"]))
+    mean, sd = (table.pivot(index="model", columns="metric", values=value) for value in ("mean", "sd"))
+    models = [model.name for model in record.models]
+    columns = [[Cell(name) for name in models], [Cell(str(len(model.runs))) for model in record.models]]
+    for metric in metrics:
+        values = mean.loc[models, metric]
+        marks = places(values, analysis.bigger_is_better(metric))
+        texts = [_with_sd(value, sd.loc[model, metric]) for model, value in values.items()]
+        columns.append([Cell(text, mark) for text, mark in zip(texts, marks, strict=True)])
+    header = ["model", "seeds", *(names.get(metric, metric) for metric in metrics)]
+    note = "Test metrics, mean ± standard deviation over seeds; the best of a column is marked, and the second best."
+    return Table("Quality", header, list(zip(*columns, strict=True)), note)
+
+
+def _with_sd(mean: float, sd: float) -> str:
+    return number(mean) if np.isnan(sd) else f"{number(mean)} ± {number(sd)}"
+
+
+def _significance(record: DatasetRecord, baseline: str) -> Table:
+    table = analysis.significance(record, baseline)
+    names = metric_names(record)
+    rows = [
+        [
+            Cell(row.model),
+            Cell(names.get(row.metric, row.metric)),
+            Cell("" if np.isnan(row.improvement) else f"{row.improvement:+.1%}"),
+            *(Cell(_p(p)) for p in (row.p_t, row.p_t_holm, row.p_wilcoxon, row.p_wilcoxon_holm)),
+            Cell("yes" if max(row.p_t_holm, row.p_wilcoxon_holm) < _LEVEL else "no"),
+        ]
+        for row in table[table["metric"] == record.main_metric].itertuples()
+    ]
+    header = ["model", "metric", "improvement", "p (t)", "p (t, Holm)", "p (Wilcoxon)", "p (Wilcoxon, Holm)"]
+    n_users = 0 if record.rows is None else len(np.unique(record.rows.users))
+    note = (
+        f"Paired tests over {n_users:,} users, each user's metric averaged over seeds; Holm's correction for "
+        f"{len(rows)} comparisons; significant: both corrected p-values below {_LEVEL}. "
+        "Other metrics: significance.csv."
+    )
+    if record.rows is not None and record.rows.n_left_out:
+        note += f" {record.rows.n_left_out:,} test rows that not all models have are left out."
+    return Table(f"Against {baseline}", [*header, "significant"], rows, note)
+
+
+def _p(value: float) -> str:
+    return f"{value:.1e}" if value < _SMALL_P else f"{value:.3f}"
+
+
+def _cost(record: DatasetRecord) -> Table:
+    table = analysis.cost(record)
+    shown = {
+        "seconds an epoch": ("epoch_seconds", "{:.2f}"),
+        "epochs": ("epochs", "{:.1f}"),
+        "peak memory (MB)": ("memory_mb", "{:,.0f}"),
+        "peak GPU memory (MB)": ("gpu_memory_mb", "{:,.0f}"),
+        "trainable parameters": ("trainable_parameters", "{:,.0f}"),
+        "parameters": ("parameters", "{:,.0f}"),
+        "TPME (%)": ("tpme", "{:.2%}"),
+    }
+    shown = {title: how for title, how in shown.items() if table[how[0]].notna().any()}
+    columns = [[Cell(name) for name in table["model"]]]
+    for name, form in shown.values():
+        marks = [0] * len(table) if name == "epochs" else places(table[name], bigger=False)
+        texts = ("" if np.isnan(value) else form.format(value).rstrip("%") for value in table[name])
+        columns.append([Cell(text, mark) for text, mark in zip(texts, marks, strict=True)])
+    weights = ", ".join(f"{weight:.2f}" for weight in WEIGHTS)
+    note = (
+        "Means over seeds. Seconds: median over the epochs of a run, training alone. TPME (lower is better) weighs "
+        f"time, trainable parameters and peak memory of these {len(table)} models by {weights}; another set of models "
+        f"has other scores. {_machine(record)}"
+    )
+    return Table("Cost", ["model", *shown], list(zip(*columns, strict=True)), note)
+
+
+def _machine(record: DatasetRecord) -> str:
+    machines = {run.machine for model in record.models for run in model.runs}
+    warning = " Times of different machines do not compare." if len(machines) > 1 else ""
+    return f"Measured on {'; '.join(sorted(machines))}.{warning}"
+
+
+def _parts(record: DatasetRecord, title: str, table: pd.DataFrame, note: str) -> Table:
+    parts = table.drop_duplicates("part")
+    columns = [[Cell(name) for name in record.rows.values]]
+    for part in parts["part"]:
+        values = table.loc[table["part"] == part, "value"]
+        marks = places(values)
+        columns.append([Cell(number(value), mark) for value, mark in zip(values, marks, strict=True)])
+    header = ["model", *(f"{part}, n = {rows:,}" for part, rows in zip(parts["part"], parts["rows"], strict=True))]
+    metric = metric_names(record)[record.main_metric]
+    return Table(title, header, list(zip(*columns, strict=True)), f"{metric}, mean over seeds. {note}")
+
+
+def _groups(record: DatasetRecord, baseline: str) -> Table:
+    table = analysis.by_group(record, baseline)
+    table = table[table["seed"] == table["seed"].min()]
+    with_truth = table["rand_index"].notna().any()
+    rows = []
+    for row in table.itertuples():
+        gain = row.value / row.baseline - 1 if row.baseline > 0 else np.nan
+        cells = [row.model, f"{row.group}", f"{row.rows:,}", number(row.value), number(row.baseline)]
+        cells += ["" if np.isnan(gain) else f"{gain:+.1%}", *([number(row.rand_index)] if with_truth else [])]
+        rows.append([Cell(text) for text in cells])
+    metric = metric_names(record)[record.main_metric]
+    header = ["model", "group", "users", metric, f"{metric} of {baseline}", "improvement"]
+    note = "Groups of the run with the first seed, and the baseline's run with the same seed; all seeds: groups.csv."
+    if with_truth:
+        header.append("Rand index")
+        note += " Rand index: agreement of the run's groups with the true ones, adjusted for chance, 1 for the same."
+    return Table("By user group", header, rows, note)
+
+
+def _failures(record: DatasetRecord) -> Table:
+    rows = [
+        [Cell(failure.job.spec.name), Cell(str(failure.job.seed)), Cell(failure.error or "")]
+        for failure in record.failures
+    ]
+    note = "The messages of a failed run are beside its run folder, in .error.txt. The same command tries them again."
+    return Table("Runs that failed", ["model", "seed", "error"], rows, note)

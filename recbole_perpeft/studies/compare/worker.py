@@ -1,0 +1,73 @@
+"""One run in a process of its own: reads a job from standard input, answers on standard output.
+
+The process ends with its parent: it watches the other end of its standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import traceback
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from recbole_perpeft.core.errors import PerPEFTError
+
+PARENT_GONE = 3  # exit status
+
+
+def main() -> int:
+    """Carry out the job; the answer is `{"error": message or null}`."""
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with redirect_stdout(sys.stderr):
+        error = carry_out(Path(job["folder"]), job["settings"])
+    print(json.dumps({"error": error}), flush=True)
+    return 0 if error is None else 1
+
+
+def carry_out(folder: Path, settings: dict[str, Any]) -> str | None:
+    """Start the run, continue it, or find it finished; two processes never work on one run.
+
+    Args:
+        folder: the run folder.
+        settings: all settings of the run.
+
+    Returns:
+        What went wrong; None if the run is finished.
+    """
+    from recbole_perpeft.runs.run import resume, run
+
+    try:
+        locks = folder.parent / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with FileLock(locks / f"{folder.name}.lock"):
+            if (folder / "result.json").is_file():
+                return None
+            if (folder / "config.yaml").is_file():
+                here = ("data_path", "cache_folder", "use_gpu", "gpu_id", "show_progress")
+                resume(folder, {key: settings[key] for key in here})
+            else:
+                run(config_dict=settings | {"run_folder": str(folder)})
+    except (PerPEFTError, OSError, MemoryError) as error:
+        return str(error) or type(error).__name__
+    except Exception as error:  # a fault in one model must not end the comparison; the parent lists it
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _end_with_parent() -> None:
+    # Nothing more comes through the pipe: reading returns when the parent closes it, or is gone. Unbuffered, because
+    # a thread that holds the lock of sys.stdin would not let the interpreter end.
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(PARENT_GONE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""Starting Ray on this machine, or joining a cluster; what is started here ends here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.studies.search.watchdog import ended_with_this_program
+
+_MB = 2**20
+_SMALLEST_STORE = 160 * _MB
+_LARGEST_SHARE = 0.3  # of the memory that is available: the trials need the rest
+# Read by Ray's worker processes. A stopped trial ends at once, but a busy machine may take its time over it.
+_WORKER_SETTINGS = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "120", "RAY_AIR_NEW_OUTPUT": "0"}
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's workers yield to all other processes, as if this one had work of its own: it only waits for them.
+    "RAY_worker_niceness": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    # Seconds: on a busy machine worker processes take longer to start than Ray expects.
+    "RAY_worker_register_timeout_seconds": "300",
+    # Ctrl-C ends the search at once: every finished epoch is on disk, there is nothing to wait for.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+# The journal has a line about a worker that died; the traceback is in the folder of Ray's state.
+_LOG_LEVELS = {
+    "ray": logging.ERROR,
+    "ray.tune": logging.ERROR,
+    "ray.train": logging.ERROR,
+    "ray.tune.execution.tune_controller": logging.CRITICAL,
+}
+
+
+@contextmanager
+def running_ray(address: str | None = None, store_bytes: int = 0, n_cpus: int | None = None) -> Iterator[None]:
+    """Ray for the time of the block: SIGTERM ends it as Ctrl-C does, and no process of it is left.
+
+    A Ray that runs in this process already is used and left running.
+
+    Args:
+        address: of a cluster: `auto`, `host:port` or `ray://host:port`; None starts Ray on this machine.
+        store_bytes: what the search will put into the object store.
+        n_cpus: processors that trials may use of this machine; None for all that this process may use.
+
+    Raises:
+        PerPEFTError: Ray cannot be imported or started, or there is no cluster at the address.
+    """
+    for key, value in (_SETTINGS | _WORKER_SETTINGS).items():
+        os.environ.setdefault(key, value)
+    try:
+        import ray
+    except ImportError as error:
+        raise PerPEFTError(f"a search needs Ray ({error}): pip install 'ray[tune]'") from error
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        arguments = _to_join(address) if address else _to_start(store_bytes, n_cpus)
+        started = _init(arguments, n_attempts=1 if address else 3)
+    except Exception as error:  # Ray raises this very class where its processes do not start in time
+        place = f"join the cluster at {address}" if address else "start Ray (a machine that is too busy?)"
+        hint = "; if the cluster wants a token, set RAY_AUTH_MODE=token" if (address or "").startswith("ray:") else ""
+        # The last line: Ray may put the traceback of another process before it.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise PerPEFTError(f"cannot {place}: {reason}{hint}") from error
+    for name, level in _LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    with ended_with_this_program(() if address else started):
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            signal.signal(signal.SIGTERM, before)
+
+
+def _init(arguments: Mapping[str, Any], n_attempts: int) -> list[psutil.Process]:
+    """Start or join Ray. It gives its processes 30 seconds, which a busy machine may exceed at the first attempt.
+
+    Returns:
+        The processes that it has started.
+    """
+    import ray
+
+    before = psutil.Process().children(recursive=True)
+    while True:
+        n_attempts -= 1
+        try:
+            ray.init(**arguments)
+            return _children_except(before)
+        except Exception:
+            ray.shutdown()
+            for process in _children_except(before):
+                process.kill()
+            if n_attempts == 0:
+                raise
+
+
+def _children_except(before: Sequence[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in psutil.Process().children(recursive=True) if process not in before]
+
+
+def _to_join(address: str) -> dict[str, Any]:
+    return {
+        "address": address,
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "runtime_env": {"env_vars": _WORKER_SETTINGS},
+    }
+
+
+def _to_start(store_bytes: int, n_cpus: int | None) -> dict[str, Any]:
+    return {
+        "address": "local",
+        "num_cpus": n_cpus or _usable_cpus(),
+        "object_store_memory": store_size(store_bytes, psutil.virtual_memory().available),
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+    }
+
+
+def store_size(needed: int, available: int) -> int:
+    """Bytes for the object store: twice what the search puts there, and little if that is nothing.
+
+    Args:
+        needed: bytes of shipped data.
+        available: bytes of memory that are free.
+
+    Raises:
+        PerPEFTError: the data are too large for this machine.
+    """
+    wanted = max(_SMALLEST_STORE, 2 * needed)
+    largest = int(_LARGEST_SHARE * available)
+    if needed + _SMALLEST_STORE > max(largest, _SMALLEST_STORE):
+        raise PerPEFTError(
+            f"shipping {needed / _MB:,.0f} MB through the object store takes too much of {available / _MB:,.0f} MB "
+            "free memory: leave out --ship_data, and keep the data in a folder that all machines share"
+        )
+    return max(_SMALLEST_STORE, min(wanted, largest))
+
+
+def check_resources(cpus: float, gpus: float) -> None:
+    """Refuse trials that no machine can run: Ray would wait for one that can.
+
+    Raises:
+        PerPEFTError: no machine is large enough.
+    """
+    nodes = [node["Resources"] for node in _nodes()]
+    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        return
+    sizes = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+    raise PerPEFTError(f"a trial needs {cpus:g} CPUs and {gpus:g} GPUs, and no machine has that: there are {sizes}")
+
+
+def n_gpus() -> float:
+    """GPUs of the cluster."""
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0)
+
+
+def check_machines(paths: Mapping[str, Path]) -> None:
+    """Refuse a cluster with machines that lack this package, or do not see a path.
+
+    Args:
+        paths: by what they are for.
+
+    Raises:
+        PerPEFTError: a machine cannot run trials.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=1)(_missing)
+    for node in _nodes():
+        machine = f"the machine {node['NodeManagerHostname']} of the cluster"
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        try:
+            missing = ray.get(task.options(scheduling_strategy=there).remote([str(path) for path in paths.values()]))
+        except ray.exceptions.RayError as error:
+            reason = next((line for line in str(error).splitlines() if "No module named" in line), str(error))
+            what = f"install this package there ({reason.strip()})"
+            raise PerPEFTError(f"{machine} cannot run trials: {what}") from error
+        for name, path in paths.items():
+            if str(path) in missing:
+                raise PerPEFTError(
+                    f"{machine} does not see {path} ({name}): put it into a folder that all machines share"
+                    + ("" if name == "output" else ", or use --ship_data")
+                )
+
+
+def _missing(paths: Sequence[str]) -> list[str]:
+    """Runs on a machine of the cluster."""
+    return [path for path in paths if not os.path.exists(path)]
+
+
+def _nodes() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _usable_cpus() -> int | None:
+    """Processors that this process is bound to; None for all, which Ray counts within the limits of a container."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return bound if bound != os.cpu_count() else None
+
+
+def _interrupt(signal_number: int, frame: Any) -> None:
+    raise KeyboardInterrupt

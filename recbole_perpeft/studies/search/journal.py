@@ -1,0 +1,138 @@
+"""What becomes of the trials: a small file for each, written while the search runs, and a line in the log."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.whole import written_whole
+from recbole_perpeft.studies.search.trial import ERROR_FILE, RUN_FOLDER, TrialPlan
+
+TRIAL_FILE = "trial.json"
+
+
+@dataclass
+class TrialEntry:
+    """One trial.
+
+    Attributes:
+        name: its id in Ray and its folder.
+        parameters: the values that it uses.
+        status: running; finished by itself; stopped by the scheduler or the time budget; failed.
+        starts: how often it was started: more than once if a worker or the search was stopped.
+        machines: names of those that it ran on.
+        error: why it failed.
+    """
+
+    name: str
+    parameters: dict[str, Any]
+    status: str = "running"
+    starts: int = 0
+    machines: list[str] = field(default_factory=list)
+    error: str | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write it into the folder of the trial."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_whole(folder / TRIAL_FILE) as draft:
+            draft.write_text(json.dumps(asdict(self), indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def read_entries(trials_folder: Path) -> list[TrialEntry]:
+    """All trials that were ever started, by name.
+
+    Raises:
+        PerPEFTError: a file is damaged.
+    """
+    entries = []
+    for path in sorted(trials_folder.glob(f"*/{TRIAL_FILE}")):
+        try:
+            entries.append(TrialEntry(**json.loads(path.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError) as error:
+            raise PerPEFTError(f"{path} is damaged: {error}") from error
+    return entries
+
+
+class Journal(Callback):
+    """Records what Ray Tune does with each trial.
+
+    Args:
+        plan: what all trials have in common.
+        metric: what scores are called in the log.
+    """
+
+    def __init__(self, plan: TrialPlan, metric: str):
+        # Ray pickles callbacks into the state of the search: plain values only.
+        self._folder = plan.folder
+        self._space, self._defaults = plan.space, dict(plan.defaults)
+        self._metric = metric
+        self._entries: dict[str, TrialEntry] = {}
+        self._latest_epoch: dict[str, int] = {}
+
+    def on_trial_start(self, iteration, trials, trial, **info) -> None:
+        """A worker has taken up the trial."""
+        entry = self._entry(trial)
+        entry.starts += 1
+        entry.status = "running"
+        verb = "starts" if entry.starts == 1 else f"goes on (start {entry.starts})"
+        self._log(trial, f"{verb}: " + ", ".join(f"{key}={value}" for key, value in entry.parameters.items()))
+        self._write(entry)
+
+    def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        """The trial has reported an epoch."""
+        entry = self._entry(trial)
+        machine = str(result.get("machine"))
+        if not entry.machines or entry.machines[-1] != machine:
+            entry.machines.append(machine)
+            self._write(entry)
+        # Where a run goes on or ends it repeats an epoch.
+        if self._latest_epoch.get(entry.name) != result["epoch"]:
+            self._latest_epoch[entry.name] = result["epoch"]
+            self._log(trial, f"epoch {result['epoch']}, {self._metric} {result['score']:.6f}")
+
+    def on_trial_recover(self, iteration, trials, trial, **info) -> None:
+        """The trial has failed and is tried again."""
+        self._log(trial, f"is tried again: {self._error(trial)}")
+
+    def on_trial_complete(self, iteration, trials, trial, **info) -> None:
+        """The trial has ended, or was ended by the scheduler."""
+        finished = (self._folder / trial.trial_id / RUN_FOLDER / "result.json").is_file()
+        self._end(trial, "finished" if finished else "stopped")
+
+    def on_trial_error(self, iteration, trials, trial, **info) -> None:
+        """The trial has failed for good."""
+        self._end(trial, "failed", self._error(trial))
+
+    def _end(self, trial, status: str, error: str | None = None) -> None:
+        entry = self._entry(trial)
+        entry.status, entry.error = status, error
+        self._write(entry)
+        self._log(trial, status if error is None else f"{status}: {error}")
+
+    def _entry(self, trial) -> TrialEntry:
+        parameters = self._space.active(trial.config["point"], self._defaults)
+        if trial.trial_id not in self._entries:
+            path = self._folder / trial.trial_id / TRIAL_FILE
+            before = TrialEntry(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+            self._entries[trial.trial_id] = before or TrialEntry(trial.trial_id, parameters)
+        entry = self._entries[trial.trial_id]
+        entry.parameters = parameters  # PBT changes them
+        return entry
+
+    def _write(self, entry: TrialEntry) -> None:
+        entry.write(self._folder / entry.name)
+
+    def _error(self, trial) -> str:
+        """What its worker has written; a worker that was killed has written nothing."""
+        path = self._folder / trial.trial_id / ERROR_FILE
+        text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        return " ".join(text.split()) or f"its worker is gone; ray/{trial.trial_id}/error.txt may say why"
+
+    def _log(self, trial, text: str) -> None:
+        getLogger().info(f"trial {trial.trial_id} {text}")

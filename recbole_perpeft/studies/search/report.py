@@ -1,0 +1,193 @@
+"""What a search leaves behind: the table of its trials, the best settings with their test metrics, a page of plots."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.whole import written_whole
+from recbole_perpeft.runs.config import Config
+from recbole_perpeft.studies.search.best import metrics_on_test
+from recbole_perpeft.studies.search.importance import parameter_importance
+from recbole_perpeft.studies.search.journal import read_entries
+from recbole_perpeft.studies.search.page import write_page
+from recbole_perpeft.studies.search.trial import RUN_FOLDER, TrialPlan, TrialRecord, read_record
+
+# Neither says anything about the model: where things are, and what the log shows.
+_PLACES = {"data_path", "cache_folder", "runs_folder", "run_folder", "show_progress", "state"}
+_COLUMNS = ("trial", "status", "score", "best_epoch", "epochs", "seconds", "starts", "machines", "has_model", "error")
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """The outcome of a search.
+
+    Attributes:
+        folder: where everything lies.
+        valid_metric: name of the score.
+        table: a row a trial: `trial`, `status`, `score` (best of the stage that chooses the model), `best_epoch`,
+            `epochs`, `seconds`, `starts`, `machines`, `error`, and a column a parameter; best trials first.
+        parameters: the columns that are parameters.
+        logarithmic: those whose logarithm is searched over.
+        best: result of the best trial, as in `result.json`; None if no trial has a model yet.
+        unchanged: the trial with the settings as they are, which a random search begins with; None without one.
+        n_trials: number of trials of the whole search; fewer have rows if it was stopped.
+        max_epochs: epochs that these would take at most.
+    """
+
+    folder: Path
+    valid_metric: str
+    table: pd.DataFrame
+    parameters: tuple[str, ...]
+    logarithmic: frozenset[str]
+    best: dict[str, Any] | None
+    unchanged: str | None
+    n_trials: int
+    max_epochs: int
+
+    @property
+    def n_epochs(self) -> int:
+        """Trained epochs of all trials."""
+        return int(self.table["epochs"].sum())
+
+    @property
+    def unchanged_score(self) -> float | None:
+        """Score of the trial with the settings as they are; None without one."""
+        scores = self.table.loc[self.table["trial"] == self.unchanged, "score"].dropna()
+        return None if scores.empty else float(scores.item())
+
+
+def write_report(folder: Path, plan: TrialPlan, config: Config, n_trials: int, ended: bool) -> SearchReport:
+    """Write `trials.csv`, `report.html`, `best.yaml`, `result.json` and TensorBoard's table of parameters.
+
+    Args:
+        folder: of the search.
+        plan: what the trials have in common.
+        config: the configuration where nothing is varied.
+        n_trials: number of trials of the whole search.
+        ended: whether it has ended; only then the best trial is evaluated on the test items.
+
+    Raises:
+        PerPEFTError: the search has ended, and no trial has a model.
+    """
+    from recbole_perpeft.studies.search.session import max_epochs
+
+    metric = str(config["valid_metric"])
+    entries = read_entries(plan.folder)
+    records = {
+        entry.name: read_record(plan.folder / entry.name / RUN_FOLDER, metric, plan.bigger_is_better)
+        for entry in entries
+    }
+    table = _table(entries, records, plan)
+    parameters = tuple(each.key for each in plan.space.parameters)
+    with written_whole(folder / "trials.csv") as draft:
+        table.rename(columns={"score": metric}).to_csv(draft, index=False)
+    candidates = table[table["has_model"] & table["score"].notna()]
+    best = None
+    if len(candidates):
+        best = _write_best(folder, plan, config, candidates.iloc[0], ended)
+    limit = n_trials * max_epochs(config, plan.space)
+    logarithmic = frozenset(each.key for each in plan.space.parameters if getattr(each.distribution, "log", False))
+    at_defaults = plan.space.point_of(plan.defaults)
+    unchanged = next((entry.name for entry in entries if entry.parameters == at_defaults), None)
+    report = SearchReport(folder, metric, table, parameters, logarithmic, best, unchanged, n_trials, limit)
+    importance = parameter_importance(table, plan.space, seed=config["seed"])
+    write_page(report, importance, {name: record.scores for name, record in records.items()})
+    _write_tensorboard(folder, table, parameters, metric)
+    if ended and best is None:
+        errors = "; ".join(sorted(set(table["error"].dropna()))) or "no trial got as far as a valid score"
+        raise PerPEFTError(f"the search in {folder} has found nothing: {errors}")
+    return report
+
+
+def _table(entries: list, records: dict[str, TrialRecord], plan: TrialPlan) -> pd.DataFrame:
+    rows = []
+    for entry in entries:
+        record = records[entry.name]
+        rows.append(
+            {
+                "trial": entry.name,
+                "status": entry.status,
+                "score": record.best_score,
+                "best_epoch": record.best_epoch,
+                "epochs": record.n_epochs,
+                "seconds": round(record.seconds, 1),
+                "starts": entry.starts,
+                "machines": " ".join(dict.fromkeys(entry.machines)),
+                "has_model": record.has_model,
+                "error": entry.error,
+                **{each.key: entry.parameters.get(each.key) for each in plan.space.parameters},
+            }
+        )
+    table = pd.DataFrame(rows, columns=[*_COLUMNS, *(each.key for each in plan.space.parameters)])
+    table = table.astype({"score": float, "best_epoch": "Int64", "has_model": bool})
+    # Trials without a model come after the others: the scores of an earlier stage do not compare with theirs.
+    order = ["has_model", "score"]
+    return table.sort_values(order, ascending=[False, not plan.bigger_is_better], kind="stable", ignore_index=True)
+
+
+def _write_best(folder: Path, plan: TrialPlan, config: Config, row: pd.Series, ended: bool) -> dict[str, Any]:
+    run_folder = plan.folder / row["trial"] / RUN_FOLDER
+    entry = json.loads((run_folder.parent / "trial.json").read_text(encoding="utf-8"))
+    result = {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "trial": row["trial"],
+        "parameters": entry["parameters"],
+        "valid_metric": config["valid_metric"],
+        "best_valid_score": float(row["score"]),
+        "best_epoch": int(row["best_epoch"]),
+        "test_result": None,
+        "run_folder": str(run_folder),
+    }
+    earlier = _earlier_result(folder, result)
+    if ended:
+        result["test_result"] = earlier or metrics_on_test(run_folder, config)
+        with written_whole(folder / "result.json") as draft:
+            draft.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
+    settings = {key: value for key, value in plan.settings_at(entry["parameters"]).items() if key not in _PLACES}
+    heading = (
+        f"# {config['model']} on {config['dataset']}: the best of a search on the valid items.\n"
+        f"# {config['valid_metric']} {row['score']:.6f} after epoch {row['best_epoch']}; "
+        "python run_recbole.py --config_files=best.yaml trains it.\n"
+    )
+    with written_whole(folder / "best.yaml") as draft:
+        draft.write_text(heading + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return result
+
+
+def _earlier_result(folder: Path, result: dict[str, Any]) -> dict[str, float] | None:
+    """The test metrics of this very trial, if an earlier report has them."""
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    before = json.loads(path.read_text(encoding="utf-8"))
+    same = all(before.get(key) == result[key] for key in ("trial", "best_valid_score", "best_epoch"))
+    return before["test_result"] if same else None
+
+
+def _write_tensorboard(folder: Path, table: pd.DataFrame, parameters: tuple[str, ...], metric: str) -> None:
+    """The table of parameters (HPARAMS); the curves of the trials are in their run folders."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    target = folder / "tensorboard"
+    for _, row in table[table["score"].notna()].iterrows():
+        if (target / row["trial"]).exists():
+            continue
+        values = {key: _tensorboard_value(row[key]) for key in parameters}
+        with SummaryWriter(str(target / row["trial"])) as writer:
+            writer.add_hparams(values, {f"best {metric}": float(row["score"])}, run_name=".")
+    getLogger().info(f"curves: tensorboard --logdir={folder}")
+
+
+def _tensorboard_value(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    return value if isinstance(value, bool | int | float) else str(value)

@@ -1,0 +1,330 @@
+"""A search from its settings to its report; it may be stopped at any moment and goes on where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from logging import FileHandler, Formatter, StreamHandler, getLogger
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import settings_from
+from recbole_perpeft.core.whole import written_whole
+from recbole_perpeft.core.yaml_values import read_yaml
+from recbole_perpeft.data.atomic import prepare_dataset_folder
+from recbole_perpeft.runs.config import Config, properties_folder
+from recbole_perpeft.studies.search import cluster
+from recbole_perpeft.studies.search.checks import check_search
+from recbole_perpeft.studies.search.report import SearchReport, write_report
+from recbole_perpeft.studies.search.searchers import SCORE, check_names, make_sampling, make_scheduler
+from recbole_perpeft.studies.search.shipping import absolute_paths, ship, size_of
+from recbole_perpeft.studies.search.space import SearchSpace
+from recbole_perpeft.studies.search.space_files import read_space
+from recbole_perpeft.studies.search.trial import TrialPlan, train_trial
+
+SEARCH_FILE, TRIALS, RAY_STATE = "search.yaml", "trials", "ray"
+# PBT notes the state of a good trial every `grace_period` epochs; others must still find it some epochs later.
+_SPARE_STATES = 4
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How to search.
+
+    Attributes:
+        search: the file of the search space; None for the one that comes with the package.
+        num_samples: number of trials; a grid has as many as it has points.
+        searcher: random | grid | optuna | hyperopt.
+        scheduler: asha | median | pbt | none.
+        cpus: processors a trial, also parts of one.
+        gpus: GPUs a trial, also parts of one; None for one if there are any.
+        max_concurrent: largest number of trials at a time; 0 for as many as fit.
+        time_budget: seconds after which the search ends; 0 for no limit.
+        grace_period: epochs before which no trial is stopped; 0 for a tenth of the epochs.
+        reduction_factor: asha keeps one of so many trials at each rung.
+        max_failures: how often a trial is tried again from its last epoch.
+        address: of a Ray cluster: auto, host:port or ray://host:port; None starts Ray on this machine.
+        ship_data: whether the data set travels through Ray's object store, not by a folder that all machines share.
+        output: the folder of the search; None for a new one below `searches`.
+    """
+
+    search: Path | None = None
+    num_samples: int = 16
+    searcher: str = "random"
+    scheduler: str = "asha"
+    cpus: float = 1.0
+    gpus: float | None = None
+    max_concurrent: int = 0
+    time_budget: float = 0.0
+    grace_period: int = 0
+    reduction_factor: float = 3.0
+    max_failures: int = 2
+    address: str | None = None
+    ship_data: bool = False
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        least = {"num_samples": 1, "cpus": 0, "max_concurrent": 0, "time_budget": 0, "grace_period": 0}
+        for key, bound in (least | {"max_failures": 0, "gpus": 0}).items():
+            value = getattr(self, key)
+            if value is not None and value < bound:
+                raise PerPEFTError(f"{key} is {value}: it must be at least {bound}")
+        if self.reduction_factor <= 1:
+            raise PerPEFTError(f"reduction_factor is {self.reduction_factor}: it must be above 1")
+
+
+SEARCH_KEYS = frozenset(each.name for each in dataclasses.fields(SearchSettings))
+
+
+def run_search(
+    model: str | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    settings: SearchSettings | None = None,
+) -> SearchReport:
+    """Search, choose the best trial on the valid items, and evaluate it on the test items.
+
+    Args:
+        model, dataset, config_file_list, config_dict: as for `quick_start.run`; the same in all trials.
+        settings: how to search.
+
+    Raises:
+        PerPEFTError: anything about the settings, the space, the data or the cluster that does not work; nothing was
+            started then.
+        KeyboardInterrupt: the search was stopped; its report covers what there is, and `resume_search` goes on.
+    """
+    settings = settings or SearchSettings()
+    config = Config(model, dataset, config_file_list, config_dict)
+    space_file = settings.search or _shipped_space(config["model"])
+    space = read_space(space_file)
+    fixed = {"model": config["model"], "dataset": config["dataset"]} | dict(space.fixed) | config.external_config_dict
+    fixed |= {
+        "data_path": str(config.dataset_folder.parent.absolute()),
+        "cache_folder": str(Path(config["cache_folder"]).absolute()),
+    }
+    search = _Search(settings, absolute_paths(fixed), space)
+    folder = _new_folder(settings.output, config)
+    try:
+        shutil.copyfile(space_file, folder / f"space{space_file.suffix}")
+        _write_yaml(folder / SEARCH_FILE, {"search": _plain(settings), "settings": search.fixed})
+    except OSError as error:
+        raise PerPEFTError(f"cannot write to {folder}: {error}") from error
+    return search.carry_out(folder)
+
+
+def resume_search(folder: Path, changes: Mapping[str, Any] | None = None) -> SearchReport:
+    """Go on with a search that was stopped. Ended trials stay, others go on after their last finished epoch.
+
+    Args:
+        folder: the output of the search.
+        changes: fields of `SearchSettings` to change: only `address`.
+
+    Raises:
+        PerPEFTError: this is no search, or as `run_search`.
+    """
+    folder = Path(folder).absolute()
+    if not (folder / SEARCH_FILE).is_file():
+        raise PerPEFTError(f"cannot resume: {folder} has no {SEARCH_FILE}, it is not the folder of a search")
+    content = read_yaml(folder / SEARCH_FILE)
+    for key in (changes or {}).keys() - {"address"}:
+        raise PerPEFTError(f"a resumed search has its settings already: leave out --{key}; only --address may change")
+    settings = settings_from(content["search"] | dict(changes or {}), SearchSettings)
+    files = sorted(folder.glob("space*"))
+    if not files:
+        raise PerPEFTError(f"cannot resume: the file of the search space is missing from {folder}")
+    return _Search(settings, content["settings"], read_space(files[0])).carry_out(folder)
+
+
+class _Search:
+    """A search whose settings are known to work.
+
+    Args:
+        settings: how to search.
+        fixed: settings of all trials, with model and data set.
+        space: the search space.
+    """
+
+    def __init__(self, settings: SearchSettings, fixed: Mapping[str, Any], space: SearchSpace):
+        self.settings, self.fixed, self.space = settings, dict(fixed), space
+        check_names(settings.searcher, settings.scheduler, space)
+        config = check_search(space, fixed)
+        prepare_dataset_folder(config)
+        self.config = config
+        self.mode = "max" if config["valid_metric_bigger"] else "min"
+        self.sampling = make_sampling(
+            settings.searcher, space, config.to_dict(), settings.num_samples, self.mode, config["seed"]
+        )
+
+    def carry_out(self, folder: Path) -> SearchReport:
+        """Run or resume the trials, then write the report, which an interrupted search has too."""
+        with _logging(folder):
+            plan = TrialPlan(
+                folder=folder / TRIALS,
+                space=self.space,
+                settings=self.fixed,
+                defaults=self.config.to_dict(),
+                bigger_is_better=self.mode == "max",
+                carries_state=self.settings.scheduler == "pbt",
+            )
+            try:
+                self._run_trials(folder, plan)
+            except KeyboardInterrupt:
+                write_report(folder, plan, self.config, n_trials=self.sampling.n_trials, ended=False)
+                raise
+            return write_report(folder, plan, self.config, n_trials=self.sampling.n_trials, ended=True)
+
+    def _run_trials(self, folder: Path, plan: TrialPlan) -> None:
+        data_folder = self.config.dataset_folder
+        store_bytes = size_of(data_folder) if self.settings.ship_data else 0
+        with cluster.running_ray(self.settings.address, store_bytes):
+            gpus = self.settings.gpus
+            if gpus is None:
+                gpus = 1.0 if self.config["use_gpu"] and cluster.n_gpus() >= 1 else 0.0
+            cluster.check_resources(self.settings.cpus, gpus)
+            paths = {"output": folder}
+            if self.settings.ship_data:
+                plan = dataclasses.replace(plan, data=ship(data_folder, self.config["dataset"]))
+            else:
+                paths["data"] = data_folder
+            if self.settings.address:
+                cluster.check_machines(paths)
+            results = self._tuner(folder, plan, {"cpu": self.settings.cpus, "gpu": gpus}).fit()
+            remove_lost_trials(plan.folder, {Path(result.path).name for result in results})
+
+    def _tuner(self, folder: Path, plan: TrialPlan, resources: Mapping[str, float]):
+        from ray import tune
+
+        from recbole_perpeft.studies.search.journal import Journal
+
+        trainable = tune.with_resources(tune.with_parameters(train_trial, plan=plan), dict(resources))
+        state = folder / RAY_STATE
+        if tune.Tuner.can_restore(str(state)) and any(state.glob("experiment_state-*.json")):
+            getLogger().info(f"the search goes on: {folder}")
+            return tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
+        shutil.rmtree(state, ignore_errors=True)
+        shutil.rmtree(plan.folder, ignore_errors=True)
+        plan.folder.mkdir()
+        settings, seed = self.settings, self.config["seed"]
+        epochs = max_epochs(self.config, self.space)
+        grace = settings.grace_period or max(1, epochs // 10)
+        getLogger().info(
+            f"{self.sampling.n_trials} trials of {self.config['model']} on {self.config['dataset']}, at most {epochs} "
+            f"epochs each, {settings.searcher} points, scheduler {settings.scheduler}: {folder}"
+        )
+        return tune.Tuner(
+            trainable,
+            param_space=self.sampling.param_space,
+            tune_config=tune.TuneConfig(
+                search_alg=self.sampling.search_alg,
+                scheduler=make_scheduler(
+                    settings.scheduler, self.space, self.mode, epochs, grace, settings.reduction_factor, seed
+                ),
+                # A searcher or scheduler of Ray refuses to be told twice.
+                metric=SCORE if self.sampling.search_alg is None and settings.scheduler == "none" else None,
+                mode=self.mode if self.sampling.search_alg is None and settings.scheduler == "none" else None,
+                num_samples=self.sampling.num_samples,
+                max_concurrent_trials=settings.max_concurrent or None,
+                time_budget_s=settings.time_budget or None,
+                reuse_actors=True,
+                trial_dirname_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name=RAY_STATE,
+                storage_path=str(folder),
+                failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=grace + _SPARE_STATES),
+                callbacks=[Journal(plan, str(self.config["valid_metric"]))],
+                verbose=0,
+            ),
+        )
+
+
+def remove_lost_trials(trials_folder: Path, known: Collection[str]) -> None:
+    """Remove trials that Ray does not know: begun just before the search was killed, after Ray had noted its state.
+
+    Searchers that choose points themselves start another trial in place of these, which has another name.
+
+    Args:
+        trials_folder: the folder with a folder for each trial.
+        known: names of the trials of a search that has ended.
+    """
+    for path in sorted(trials_folder.iterdir()):
+        if path.is_dir() and path.name not in known:
+            getLogger().info(f"trial {path.name} was lost when the search was killed; it is removed")
+            shutil.rmtree(path)
+
+
+def max_epochs(config: Config, space: SearchSpace) -> int:
+    """Largest number of epochs of a trial, over all its stages."""
+    keys = ["epochs"]
+    if getattr(config.model_class, "personalised_stage", False):
+        keys.append("epochs_global")
+    examples = {each.key: each.distribution.examples() for each in space.parameters}
+    return int(sum(max(examples.get(key, (config[key],))) for key in keys))
+
+
+def _trial_name(trial) -> str:
+    return trial.trial_id
+
+
+def _shipped_space(model: str) -> Path:
+    path = properties_folder() / "search" / f"{model}.yaml"
+    if not path.is_file():
+        present = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
+        raise PerPEFTError(f"no search space comes with the package for {model}, only for {present}: --search=FILE")
+    return path
+
+
+def _new_folder(output: Path | None, config: Config) -> Path:
+    time = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path(output or Path("searches") / f"{config['model']}-{config['dataset']}-{time}").absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            is_search = (folder / SEARCH_FILE).is_file()
+            hint = f", or go on with --resume={folder}" if is_search else ""
+            raise PerPEFTError(f"the folder {folder} is not empty: choose another{hint}")
+    except OSError as error:
+        raise PerPEFTError(f"cannot make the folder of the search: {error}") from error
+    return folder
+
+
+def _plain(settings: SearchSettings) -> dict[str, Any]:
+    values = dataclasses.asdict(settings)
+    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+
+
+def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    with written_whole(path) as draft:
+        text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=119)
+        draft.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _logging(folder: Path) -> Iterator[None]:
+    """Send the log of the search to `search.log`, and to the terminal unless the program has set up logging."""
+    root = getLogger()
+    handlers: list = [FileHandler(folder / "search.log", encoding="utf-8")]
+    if not root.handlers:
+        handlers.append(StreamHandler(sys.stderr))
+    level = root.level
+    root.setLevel("INFO")
+    for handler in handlers:
+        handler.setFormatter(Formatter("%(asctime)s %(message)s", "%d %b %H:%M:%S"))
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()

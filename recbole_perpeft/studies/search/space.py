@@ -1,0 +1,165 @@
+"""Search spaces: which settings are searched over, and what values they may have."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.runs.config import Config
+from recbole_perpeft.studies.search.distributions import Distribution
+
+Point = dict[str, Any]
+
+LARGEST_GRID = 100_000
+_DRAWS_FOR_A_NEW_POINT = 100
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A setting that is searched over.
+
+    Attributes:
+        key: name of the setting; `a.b` is the entry b of the dictionary a.
+        distribution: its values.
+        when: values of other settings, by key, without which it is not set.
+    """
+
+    key: str
+    distribution: Distribution
+    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What a search varies.
+
+    A point of the space has a value for every parameter. `active` leaves those whose condition holds.
+
+    Attributes:
+        parameters: in the order of the file; conditions name only parameters that stand above.
+        fixed: settings of all trials.
+    """
+
+    parameters: tuple[Parameter, ...]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def active(self, point: Point, settings: Mapping[str, Any]) -> Point:
+        """The values that a trial uses.
+
+        Args:
+            point: a value for every parameter; what it lacks stays as it is.
+            settings: what the settings are where the search does not set them, for conditions on them.
+        """
+        chosen: Point = {}
+        for parameter in self.parameters:
+            values = {key: chosen.get(key, settings.get(key)) for key in parameter.when}
+            met = all(values[key] in allowed for key, allowed in parameter.when.items())
+            if met and parameter.key in point:
+                chosen[parameter.key] = self._plain(parameter, point[parameter.key])
+        return chosen
+
+    def point_of(self, settings: Mapping[str, Any]) -> Point:
+        """The point at which the search would change nothing; without what the settings do not have."""
+        point: Point = {}
+        for parameter in self.parameters:
+            name, dot, entry = parameter.key.partition(".")
+            holder, key = (settings.get(name) or {}, entry) if dot else (settings, name)
+            if key in holder:
+                point[parameter.key] = holder[key]
+        return self.active(point, settings)
+
+    def draw(self, n_samples: int, settings: Mapping[str, Any], seed: int) -> list[Point]:
+        """Random points, none twice; `n_samples` for each combination of the parameters that are a grid.
+
+        Returns:
+            Fewer where the space has fewer.
+        """
+        generator = np.random.default_rng(seed)
+        exhaustive = [parameter for parameter in self.parameters if _is_grid(parameter)]
+        points: dict[str, Point] = {}
+        for _ in range(n_samples):
+            for combination in _combinations(exhaustive):
+                for _ in range(_DRAWS_FOR_A_NEW_POINT):
+                    drawn = {each.key: each.distribution.draw(generator) for each in self.parameters}
+                    point = self._complete(drawn | combination, settings)
+                    if points.setdefault(_identity(point), point) is point:
+                        break
+        return list(points.values())
+
+    def grid(self, settings: Mapping[str, Any]) -> list[Point]:
+        """All points.
+
+        Raises:
+            PerPEFTError: they are infinitely many, or more than anyone can try.
+        """
+        infinite = [each.key for each in self.parameters if each.distribution.all_values() is None]
+        if infinite:
+            raise PerPEFTError(
+                f"a grid over {', '.join(infinite)} is infinite: give choice, grid, quniform or randint, "
+                "or search with --searcher=random"
+            )
+        size = math.prod(len(each.distribution.all_values()) for each in self.parameters)
+        if size > LARGEST_GRID:
+            raise PerPEFTError(f"the grid has {size:,} points, more than {LARGEST_GRID:,}: give fewer values")
+        points: dict[str, Point] = {}
+        for combination in _combinations(self.parameters):
+            point = self._complete(combination, settings)
+            points.setdefault(_identity(point), point)
+        return list(points.values())
+
+    def _complete(self, point: Point, settings: Mapping[str, Any]) -> Point:
+        """The point with one value for all that differ only in what is not used."""
+        active = self.active(point, settings)
+        return {each.key: active.get(each.key, each.distribution.examples()[0]) for each in self.parameters}
+
+    @staticmethod
+    def _plain(parameter: Parameter, value: Any) -> Any:
+        """Searchers return NumPy's numbers, floats for whole numbers, and 0.30000000000000004 for 3 steps of 0.1."""
+        value = value.item() if isinstance(value, np.generic) else value
+        if not isinstance(value, float):
+            return value
+        nearest = parameter.distribution.clip(value)
+        return nearest if math.isclose(nearest, value) else value
+
+
+def with_point(settings: Mapping[str, Any], active: Point) -> dict[str, Any]:
+    """Settings of a trial.
+
+    Args:
+        settings: fixed settings.
+        active: what the trial varies. `a.b` goes into the dictionary a, beside what a has with all other settings.
+    """
+    result = dict(settings) | {key: value for key, value in active.items() if "." not in key}
+    entries = {key: value for key, value in active.items() if "." in key}
+    if not entries:
+        return result
+    # What a dictionary has by default may depend on other settings: peft_config on peft_type.
+    resolved = Config(config_dict=result).final_config_dict
+    for key, value in entries.items():
+        name, _, entry = key.partition(".")
+        if not isinstance(resolved.get(name), dict):
+            raise PerPEFTError(f"{name} is {resolved.get(name)!r} and has no entry {entry}")
+        resolved[name] = resolved[name] | {entry: value}
+        result[name] = resolved[name]
+    return result
+
+
+def _combinations(parameters) -> Iterator[Point]:
+    keys = [parameter.key for parameter in parameters]
+    for values in product(*(parameter.distribution.all_values() for parameter in parameters)):
+        yield dict(zip(keys, values, strict=True))
+
+
+def _is_grid(parameter: Parameter) -> bool:
+    return getattr(parameter.distribution, "exhaustive", False)
+
+
+def _identity(point: Point) -> str:
+    return json.dumps(point, sort_keys=True, default=str)

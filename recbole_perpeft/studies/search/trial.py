@@ -1,0 +1,230 @@
+"""One trial: a run in a folder of its own that reports to Ray Tune after every evaluated epoch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.studies.search.shipping import ShippedData
+from recbole_perpeft.studies.search.space import SearchSpace, with_point
+
+RUN_FOLDER, ERROR_FILE = "run", "error.txt"
+_SECONDS_FOR_ANOTHER_WORKER = 60
+_CARRIED_FILES = ("last.pth", "best.pth", "config.yaml", "metrics.csv")
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What the trials of a search have in common.
+
+    Attributes:
+        folder: the folder that has a folder for each trial; workers on all machines see it.
+        space: the search space.
+        settings: fixed settings, with model and data set.
+        defaults: all settings where nothing is varied.
+        bigger_is_better: whether a higher score is better.
+        carries_state: whether a trial gives its state to Ray, so that another may go on from it (PBT).
+        data: the data set, if it travels through Ray's object store.
+    """
+
+    folder: Path
+    space: SearchSpace
+    settings: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    bigger_is_better: bool
+    carries_state: bool = False
+    data: ShippedData | None = None
+
+    def settings_at(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of the trial at a point of the space."""
+        return with_point(self.settings, self.space.active(dict(point), self.defaults))
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What a run folder says about its run.
+
+    Attributes:
+        scores: valid scores of the evaluated epochs by epoch, from 1.
+        best_score: best score of the stage that chooses the model; None before the first evaluation.
+        best_epoch: its epoch.
+        n_epochs: trained epochs.
+        seconds: seconds of training and evaluation.
+        has_model: whether there is a best model.
+        finished: whether the run has ended by itself.
+    """
+
+    scores: Mapping[int, float] = field(default_factory=dict)
+    best_score: float | None = None
+    best_epoch: int | None = None
+    n_epochs: int = 0
+    seconds: float = 0.0
+    has_model: bool = False
+    finished: bool = False
+
+
+def read_record(run_folder: Path, valid_metric: str, bigger_is_better: bool) -> TrialRecord:
+    """The record of a run, finished or not.
+
+    Args:
+        run_folder: the folder of the run, which need not exist.
+        valid_metric: name of the score.
+        bigger_is_better: whether a higher score is better.
+    """
+    path = run_folder / "metrics.csv"
+    if not path.is_file():
+        return TrialRecord()
+    epochs = pd.read_csv(path)
+    column = {name.lower(): name for name in epochs}.get(valid_metric.lower())
+    evaluated = epochs.dropna(subset=[column]) if column else epochs.iloc[:0]
+    last_stage = evaluated[evaluated["stage"] == epochs["stage"].iloc[-1]]
+    best = None
+    if len(last_stage):
+        scores = last_stage[column]
+        best = last_stage.loc[scores.idxmax() if bigger_is_better else scores.idxmin()]
+    return TrialRecord(
+        scores=dict(zip((evaluated["epoch"] + 1).tolist(), evaluated[column].tolist(), strict=True)) if column else {},
+        best_score=None if best is None else float(best[column]),
+        best_epoch=None if best is None else int(best["epoch"]) + 1,
+        n_epochs=len(epochs),
+        seconds=float(epochs.filter(items=["train_seconds", "valid_seconds"]).sum().sum()),
+        has_model=(run_folder / "best.pth").is_file(),
+        finished=(run_folder / "result.json").is_file(),
+    )
+
+
+def train_trial(config: Mapping[str, Any], plan: TrialPlan) -> None:
+    """The function that Ray Tune runs in a worker; leaves the message of an exception in the folder of the trial.
+
+    Args:
+        config: `{"point": values of the parameters}`.
+        plan: what all trials have in common.
+    """
+    from ray import tune
+
+    folder = plan.folder / tune.get_context().get_trial_id()
+    folder.mkdir(parents=True, exist_ok=True)
+    error_file = folder / ERROR_FILE
+    error_file.unlink(missing_ok=True)
+    try:
+        _train(config, plan, folder / RUN_FOLDER)
+    except Exception as error:
+        error_file.write_text(str(error) or type(error).__name__, encoding="utf-8")
+        raise
+
+
+def _train(config: Mapping[str, Any], plan: TrialPlan, folder: Path) -> None:
+    """Start or continue the run of a trial.
+
+    A trial that was stopped - its process, its machine or the whole search - goes on in its run folder after the last
+    finished epoch. A trial that Ray gives the state of another one goes on from that state with its own settings.
+
+    Raises:
+        PerPEFTError: the settings or the data do not work.
+    """
+    from ray import tune
+
+    from recbole_perpeft.runs.run import resume, run
+
+    settings = plan.settings_at(config["point"]) | {"run_folder": str(folder), "show_progress": False}
+    if plan.data is not None:
+        settings |= plan.data.settings_here()
+    reporter = _Reporter(folder, plan)
+    # A worker that Ray believes dead may still be at work for a moment.
+    with FileLock(folder.with_name(".lock"), timeout=_SECONDS_FOR_ANOTHER_WORKER):
+        if plan.carries_state and tune.get_checkpoint() is not None:
+            folder.mkdir(exist_ok=True)
+            with tune.get_checkpoint().as_directory() as state:
+                _take_state(Path(state), folder)
+        if not (folder / "config.yaml").is_file():
+            run(config_dict=settings, callback_fn=reporter, with_test=False)
+        elif not reporter.report_latest().finished:
+            changes = {key: value for key, value in settings.items() if key not in ("model", "dataset", "run_folder")}
+            resume(folder, changes, callback_fn=reporter, with_test=False)
+        reporter.report_end()
+
+
+class _Reporter:
+    """Tells Ray Tune how a run is getting on."""
+
+    def __init__(self, folder: Path, plan: TrialPlan):
+        self._folder = folder
+        self._plan = plan
+        self._valid_metric = str(plan.defaults["valid_metric"])
+        self._machine = _machine()
+        self._latest: dict[str, Any] | None = None
+
+    def record(self) -> TrialRecord:
+        """The record of the run so far."""
+        return read_record(self._folder, self._valid_metric, self._plan.bigger_is_better)
+
+    def __call__(self, epoch: int, score: float) -> None:
+        """Called by the trainer when an evaluated epoch is on disk."""
+        self._report(epoch + 1, score, self.record())
+
+    def report_latest(self) -> TrialRecord:
+        """Report where a run goes on: Ray may not have heard of its latest epochs."""
+        record = self.record()
+        if record.scores:
+            epoch = max(record.scores)
+            self._report(epoch, record.scores[epoch], record)
+        return record
+
+    def report_end(self) -> None:
+        """Make the best score the last that Ray hears."""
+        record = self.record()
+        if self._latest is None or record.best_score is None:
+            raise PerPEFTError(f"the run in {self._folder} has ended without a valid score")
+        self._report(self._latest["epoch"], record.best_score, record)
+
+    def _report(self, epoch: int, score: float, record: TrialRecord) -> None:
+        from ray import tune
+
+        metrics = {"epoch": epoch, "score": score, "best_score": record.best_score, "machine": self._machine}
+        self._latest = metrics
+        if not self._plan.carries_state:
+            tune.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as state:
+            for name in _CARRIED_FILES:
+                if (self._folder / name).is_file():
+                    _link(self._folder / name, Path(state) / name)
+            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(state))
+
+
+def _machine() -> str:
+    """Name of this machine; with the beginning of Ray's id where Ray has several nodes on it."""
+    import ray
+
+    host = socket.gethostname()
+    n_nodes = sum(node["Alive"] and node["NodeManagerHostname"] == host for node in ray.nodes())
+    return host if n_nodes == 1 else f"{host}:{ray.get_runtime_context().get_node_id()[:8]}"
+
+
+def _take_state(state: Path, folder: Path) -> None:
+    """Make a run folder go on from the state of another run, or from an earlier one of its own."""
+    (folder / "result.json").unlink(missing_ok=True)
+    (folder / "best.pth").unlink(missing_ok=True)
+    for name in _CARRIED_FILES:
+        if (state / name).is_file():
+            draft = folder / f".{name}.draft"
+            shutil.copyfile(state / name, draft)
+            draft.replace(folder / name)
+
+
+def _link(source: Path, target: Path) -> None:
+    # Files of a run are replaced and never changed: a link is a copy that costs nothing.
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)

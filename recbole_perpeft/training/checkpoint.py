@@ -1,0 +1,173 @@
+"""Checkpoints: tensors and plain types only, read with `weights_only=True`, written whole or not at all."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import nn
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.whole import written_whole
+
+__all__ = [
+    "load_checkpoint",
+    "loader_state",
+    "model_state",
+    "random_state",
+    "save_checkpoint",
+    "set_loader_state",
+    "set_random_state",
+]
+
+FORMAT = "recbole_perpeft checkpoint"
+FORMAT_VERSION = 1
+VERSIONED_PACKAGES = ("recbole", "torch", "transformers", "peft", "numpy", "pandas", "scipy")
+_ARRAY, _SPARSE = "__array__", "__sparse__"
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint under a temporary name and rename it.
+
+    Args:
+        path: where to.
+        content: tensors, arrays, sparse matrices and plain types, nested in dictionaries, lists and tuples. Modules
+            are left out: their tensors belong to the state dict.
+
+    Raises:
+        PerPEFTError: the content holds something else, or the disk does not take it.
+    """
+    versions = {name: version(name) for name in VERSIONED_PACKAGES}
+    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "versions": versions}
+    plain = _encode(header | dict(content), "checkpoint")
+    with written_whole(path) as draft:
+        try:
+            torch.save(plain, draft)
+        except RuntimeError as error:  # what PyTorch makes of a full disk
+            raise PerPEFTError(f"cannot write the checkpoint {path}: {error}; is the disk full?") from error
+
+
+def load_checkpoint(path: Path | str, model: str | None = None) -> dict[str, Any]:
+    """Read a checkpoint; its tensors are on the CPU.
+
+    Args:
+        path: the file.
+        model: name of the model it must belong to; None for any.
+
+    Raises:
+        PerPEFTError: no such file, not one of this package's checkpoints, or a checkpoint of another model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PerPEFTError(f"there is no checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise PerPEFTError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+    except Exception as error:  # the unpickler meets a damaged file with whatever it stumbles over
+        raise PerPEFTError(f"{path} is damaged, or not a checkpoint of recbole_perpeft") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or "format_version" not in content:
+        raise PerPEFTError(f"{path} is not a checkpoint of recbole_perpeft")
+    if content["format_version"] > FORMAT_VERSION:
+        raise PerPEFTError(f"{path} was written by a newer recbole_perpeft; upgrade to read it")
+    if model is not None and content.get("model") != model:
+        raise PerPEFTError(f"{path} is a checkpoint of {content.get('model')}, not of {model}")
+    return _decode(content)
+
+
+def model_state(config, model: nn.Module) -> dict[str, Any]:
+    """What `quick_start.load` needs of a checkpoint: settings and the model's tensors."""
+    return {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "config": config.to_dict(),
+        "state_dict": dict(model.state_dict()),
+        "other_parameter": model.other_parameter(),
+    }
+
+
+def random_state() -> dict[str, Any]:
+    """State of every generator that training may draw from."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Undo `random_state`."""
+    python_version, words, gauss = state["python"]
+    random.setstate((python_version, tuple(words), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def loader_state(loader) -> dict[str, Any]:
+    """State of a train loader between two epochs: its own `get_state`, or the generators of RecBole's loaders."""
+    if hasattr(loader, "get_state"):
+        return {"own": loader.get_state()}
+    return {name: generator.get_state() for name, generator in _generators(loader).items()}
+
+
+def set_loader_state(loader, state: Mapping[str, Any]) -> None:
+    """Undo `loader_state`."""
+    if "own" in state:
+        loader.set_state(state["own"])
+    for name, generator in _generators(loader).items():
+        if name in state:
+            generator.set_state(state[name])
+
+
+def _generators(loader) -> dict[str, torch.Generator]:
+    """Generators of a loader of RecBole, and of the loaders that a knowledge-graph loader is made of."""
+    parts = {"": loader} | {name: part for name, part in vars(loader).items() if hasattr(part, "generator")}
+    found = {name: getattr(part, "generator", None) for name, part in parts.items()}
+    return {name: generator for name, generator in found.items() if isinstance(generator, torch.Generator)}
+
+
+def _encode(value: Any, where: str) -> Any:
+    """Tensors and plain types for what is not: arrays, sparse matrices, NumPy's numbers."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        # PyTorch has few operations on unsigned integers; int64 holds all that generators use.
+        return {_ARRAY: torch.from_numpy(value.astype(np.int64) if value.dtype.kind == "u" else value)}
+    if sparse.issparse(value):
+        matrix = value.tocsr()
+        parts = [torch.from_numpy(part) for part in (matrix.data, matrix.indices, matrix.indptr)]
+        return {_SPARSE: parts, "shape": list(matrix.shape)}
+    if isinstance(value, Mapping):
+        return {
+            _encode(key, where): _encode(entry, f"{where}[{key!r}]")
+            for key, entry in value.items()
+            if not isinstance(entry, nn.Module)
+        }
+    if isinstance(value, list | tuple):
+        return type(value)(_encode(entry, f"{where}[{place}]") for place, entry in enumerate(value))
+    raise PerPEFTError(f"{where} is a {type(value).__name__}, which a checkpoint cannot hold")
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict) and _ARRAY in value:
+        return value[_ARRAY].numpy()
+    if isinstance(value, dict) and _SPARSE in value:
+        return sparse.csr_matrix(tuple(part.numpy() for part in value[_SPARSE]), shape=tuple(value["shape"]))
+    if isinstance(value, dict):
+        return {key: _decode(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_decode(entry) for entry in value)
+    return value

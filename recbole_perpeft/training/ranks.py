@@ -1,0 +1,133 @@
+"""Collecting what RecBole's metrics need by counting: the rank of a target is the number of items that beat it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from recbole.evaluator import Collector
+from recbole.evaluator.collector import DataStruct
+from torch import Tensor
+
+from recbole_perpeft.core.errors import PerPEFTError
+
+_PER_EVALUATION = ("rec.topk", "rec.items", "rec.meanrank", "rec.score", "data.label")
+
+
+def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
+    """Rank of one target a row, 1 for the best; ties share the middle of their places.
+
+    Args:
+        scores: float [n, n_items]; -inf marks items that are no candidates. NaN counts as worse than everything.
+        targets: int64 [n] column of each row's target.
+
+    Returns:
+        int64 [n]. A target that is no candidate itself has the last rank.
+
+    Raises:
+        PerPEFTError: the score of a target is NaN.
+    """
+    target_scores = scores.gather(1, targets.unsqueeze(1))
+    n_better = (scores > target_scores).sum(dim=1, dtype=torch.int32)
+    n_equal = (scores == target_scores).sum(dim=1, dtype=torch.int32)
+    n_nan = int(target_scores.isnan().sum())
+    if n_nan:
+        raise PerPEFTError(f"the model scores {n_nan} of {len(targets)} targets as NaN; lower learning_rate")
+    ranks = (1 + n_better + (n_equal - 1) // 2).long()
+    return torch.where(target_scores.squeeze(1).isneginf(), scores.shape[1], ranks)
+
+
+@dataclass(frozen=True)
+class TargetRanks:
+    """Rank of every target of an evaluation, in the order of the evaluation; internal ids."""
+
+    users: Tensor  # [n]
+    items: Tensor  # [n]
+    ranks: Tensor  # [n]
+
+
+class RankCollector(Collector):
+    """RecBole's collector without its label matrix of users by items and without its growing tensors.
+
+    The metrics see the same data as with RecBole's collector where the scores of a row differ. Among equal scores
+    RecBole takes whatever `torch.topk` returns first, which flatters a model that scores everything alike.
+
+    Args:
+        config: RecBole configuration.
+
+    Attributes:
+        target_ranks: ranks of the latest finished evaluation; None where users had several targets.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self._needs_hits = self.register.need("rec.topk")
+        self._needs_items = self.register.need("rec.items")
+        # What these two need is collected here, all else by RecBole's own method.
+        setattr(self.register, "rec.topk", False)
+        setattr(self.register, "rec.items", False)
+        self._user_field = config["USER_ID_FIELD"]
+        self.target_ranks: TargetRanks | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._hits: list[Tensor] = []
+        self._items: list[Tensor] = []
+        self._ranks: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i) -> None:
+        """Collect a batch; arguments as in RecBole: scores [n, n_items], row and item of every positive."""
+        super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+        if self._needs_items:
+            self._items.append(self._top_items(scores_tensor).cpu())
+        if not self._needs_hits:
+            return
+        positive_u, positive_i = positive_u.to(scores_tensor.device), positive_i.to(scores_tensor.device)
+        rows = torch.arange(len(scores_tensor), device=positive_u.device)
+        if torch.equal(positive_u, rows):
+            ranks = target_ranks(scores_tensor, positive_i)
+            # With sampled candidates the interaction has a row a candidate: whose rank it is would have to be guessed.
+            if len(interaction) == len(ranks):
+                self._ranks.append((interaction[self._user_field].cpu(), positive_i.cpu(), ranks.cpu()))
+            self._hits.append(_hits_of_ranks(ranks, max(self.topk)).cpu())
+        else:
+            self._hits.append(self._hits_of_many(scores_tensor, positive_u, positive_i).cpu())
+
+    def get_data_struct(self) -> DataStruct:
+        """Everything collected since the last call."""
+        if self._hits:
+            self.data_struct.set("rec.topk", torch.cat(self._hits))
+        if self._items:
+            self.data_struct.set("rec.items", torch.cat(self._items))
+        collected = DataStruct()
+        collected._data_dict = dict(self.data_struct._data_dict)
+        for name in _PER_EVALUATION:
+            if name in self.data_struct:
+                del self.data_struct[name]
+        self.target_ranks = self._target_ranks()
+        self._reset()
+        return collected
+
+    def _target_ranks(self) -> TargetRanks | None:
+        if not self._ranks or len(self._ranks) != len(self._hits):
+            return None
+        return TargetRanks(*(torch.cat(column) for column in zip(*self._ranks, strict=True)))
+
+    def _top_items(self, scores: Tensor) -> Tensor:
+        return torch.topk(scores, max(self.topk), dim=-1).indices
+
+    def _hits_of_many(self, scores: Tensor, positive_u: Tensor, positive_i: Tensor) -> Tensor:
+        """[n, K + 1] as RecBole's metrics take it: whether places 1..K are positives, and the number of positives."""
+        n_rows, n_items = scores.shape
+        top_items = self._top_items(scores)
+        rows = torch.arange(n_rows, device=scores.device).unsqueeze(1)
+        hits = torch.isin(rows * n_items + top_items, positive_u * n_items + positive_i)
+        n_positives = torch.bincount(positive_u, minlength=n_rows).unsqueeze(1)
+        return torch.cat([hits.int(), n_positives.int()], dim=1)
+
+
+def _hits_of_ranks(ranks: Tensor, n_places: int) -> Tensor:
+    """[n, K + 1] as in `_hits_of_many` for rows with one positive."""
+    places = torch.arange(1, n_places + 1, device=ranks.device)
+    hits = (ranks.unsqueeze(1) == places).int()
+    return torch.cat([hits, torch.ones_like(hits[:, :1])], dim=1)
