@@ -20,11 +20,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.nn.item_encoder import ItemEncoder
 from recbole_perpeft.nn.side_content import SideContent
 from recbole_perpeft.nn.side_network import SideNetworkSettings
 from recbole_perpeft.nn.users.sasrec import left_pad
-from recbole_perpeft.runs.config import Config, settings_from
+from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.run import create_dataset, data_preparation, get_trainer
 
 LIMIT = 1.3

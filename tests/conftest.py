@@ -8,6 +8,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+pytest_plugins = ("support.foundations", "support.logs", "support.prepared")
+
+
 def pytest_addoption(parser):
     parser.addoption("--record-golden", action="store_true", help="write tests/golden anew")
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from recbole_perpeft.convert.conversion import ConversionSettings, convert, summary
 from recbole_perpeft.convert.filters import REPEATS, FilterSettings
+from recbole_perpeft.convert.source import Source
 from recbole_perpeft.convert.sources.amazon2023 import Amazon2023Source
 from recbole_perpeft.convert.sources.iisan import IISANSource
 from recbole_perpeft.convert.sources.microlens import MicroLensSource
 from recbole_perpeft.convert.sources.perpeft import PerPEFTSource
-from recbole_perpeft.convert.sources.source import Source
 from recbole_perpeft.convert.sources.table import TableSource
 from recbole_perpeft.convert.sources.vip5 import VIP5Source
 from recbole_perpeft.core.errors import PerPEFTError

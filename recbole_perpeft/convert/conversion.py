@@ -16,7 +16,7 @@ from recbole_perpeft.convert.atomic import Items, plain_text, write_interactions
 from recbole_perpeft.convert.events import EventSpool, Log
 from recbole_perpeft.convert.filters import FilterSettings
 from recbole_perpeft.convert.images import JOURNAL, FinishedImage, convert_images
-from recbole_perpeft.convert.sources.source import ExpectedCounts, Source
+from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.output import IMAGE_DRAFTS, file_hash, output_folder, write_report
 from recbole_perpeft.data.content import IMAGE_FOLDER

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.dataset import SequenceDataset
 from recbole_perpeft.nn.in_batch_loss import InBatchLossSettings, in_batch_debiased_loss, log_popularity
 from recbole_perpeft.nn.item_encoder import ItemEncoder
 from recbole_perpeft.nn.losses import LossSettings, next_item_bce_loss
 from recbole_perpeft.nn.users.sasrec import build_user_encoder, left_pad
-from recbole_perpeft.runs.config import settings_from
 from recbole_perpeft.training.rates import ContentTrainer
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.models.base import ContentRecommender
 from recbole_perpeft.models.towers import TowerSettings
@@ -11,7 +12,6 @@ from recbole_perpeft.nn.item_encoder import ItemEncoder
 from recbole_perpeft.nn.layer_drop import LayerDropSettings
 from recbole_perpeft.nn.side_content import SideContent
 from recbole_perpeft.nn.side_network import SideNetworkSettings
-from recbole_perpeft.runs.config import settings_from
 
 
 class IISAN(ContentRecommender):

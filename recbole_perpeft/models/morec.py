@@ -6,6 +6,7 @@ from typing import get_args
 from torch import nn
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.models.base import ContentRecommender
 from recbole_perpeft.models.towers import TowerSettings
@@ -13,7 +14,6 @@ from recbole_perpeft.nn.adapt.tuning import Adaptation, TuningSettings
 from recbole_perpeft.nn.content import ContentEncoder
 from recbole_perpeft.nn.item_encoder import ItemEncoder
 from recbole_perpeft.nn.tuned_content import FrozenStatesContent, TunedContentSettings, build_tuned_content
-from recbole_perpeft.runs.config import settings_from
 
 
 class MoRec(ContentRecommender):

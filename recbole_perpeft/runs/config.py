@@ -25,7 +25,7 @@ from recbole_perpeft.core.yaml_values import PLAIN_TYPES, SettingsLoader, parse_
 from recbole_perpeft.models import get_model, list_models
 from recbole_perpeft.runs.keys import check_keys
 
-__all__ = ["Config", "properties_folder", "settings_from"]
+__all__ = ["Config", "properties_folder"]
 
 DEFAULT_MODEL = "PerPEFT"
 DEFAULT_DATASET = "aspects"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.runs.config import settings_from
+from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.training.trainer import RunTrainer
 
 __all__ = ["ContentTrainer", "LearningRateSettings"]

@@ -21,7 +21,7 @@ from recbole_perpeft.convert.reading.image_files import ImageFile, ImageReferenc
 from recbole_perpeft.convert.reading.json_tables import json_tables
 from recbole_perpeft.convert.reading.lines import column_place, csv_columns
 from recbole_perpeft.convert.reading.tables import number
-from recbole_perpeft.convert.sources.source import Source
+from recbole_perpeft.convert.source import Source
 from recbole_perpeft.core.errors import PerPEFTError
 
 ITEM, USER, TIME, RATING = "parent_asin", "user_id", "timestamp", "rating"

@@ -13,7 +13,7 @@ from recbole_perpeft.convert.filters import FilterSettings
 from recbole_perpeft.convert.reading.image_files import ImageReference
 from recbole_perpeft.convert.reading.image_lmdb import images_of
 from recbole_perpeft.convert.reading.lines import find_file, line_error, text_lines
-from recbole_perpeft.convert.sources.source import ExpectedCounts, Source
+from recbole_perpeft.convert.source import ExpectedCounts, Source
 
 SEQUENCES = "am_*_users*.tsv"
 TITLES = "*_items.tsv"

@@ -14,7 +14,7 @@ from recbole_perpeft.convert.reading.archive import images_of_zip, opened_zip, u
 from recbole_perpeft.convert.reading.image_files import ImageReference, images_of_folder
 from recbole_perpeft.convert.reading.lines import line_error, text_lines
 from recbole_perpeft.convert.reading.pickles import load_plain
-from recbole_perpeft.convert.sources.source import ExpectedCounts, Source
+from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.core.errors import PerPEFTError
 
 # Table of the paper (arXiv 2602.09445); it does not count interactions.

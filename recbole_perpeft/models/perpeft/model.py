@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
 from recbole_perpeft.models.base import ContentRecommender
 from recbole_perpeft.models.build import build_item_encoder
 from recbole_perpeft.models.perpeft.trainer import PerPEFTTrainer
 from recbole_perpeft.nn.item_encoder import ItemEncoder, ItemEncoderSettings
 from recbole_perpeft.nn.users.sasrec import initialise_like_perpeft
-from recbole_perpeft.runs.config import settings_from
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.dataset import HistoryIndex
 from recbole_perpeft.data.explanations import SUFFIX, are_interactions, read_explanations
 from recbole_perpeft.models.vip5.adapters import AdapterSettings
@@ -38,7 +39,6 @@ from recbole_perpeft.models.vip5.trainer import VIP5Trainer
 from recbole_perpeft.models.vip5.trie import ItemTrie
 from recbole_perpeft.models.vip5.visual import VisualSettings, VisualTokens
 from recbole_perpeft.nn.users.sasrec import left_pad
-from recbole_perpeft.runs.config import settings_from
 
 
 class VIP5(SequentialRecommender):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.runs.config import settings_from
+from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.training.trainer import RunTrainer
 
 

@@ -15,7 +15,7 @@ from recbole_perpeft.studies.compare.plan import Job
 from recbole_perpeft.studies.compare.runs import carry_out_all
 from recbole_perpeft.studies.compare.specs import ModelSpec
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WORKER = """
     import json, os, signal, sys, time
     from pathlib import Path

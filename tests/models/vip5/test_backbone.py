@@ -1,9 +1,5 @@
 """The wrapped T5: its library's outputs, published sizes, what is trained, and trees in one pass."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import BertConfig, T5Config, T5ForConditionalGeneration
@@ -17,9 +13,8 @@ from recbole_perpeft.models.vip5.t5 import BackboneSettings, T5Backbone
 from recbole_perpeft.models.vip5.tiny_backbone import tiny_backbone, word_tokenizer
 from recbole_perpeft.models.vip5.trie import ItemTrie
 from recbole_perpeft.models.vip5.visual import VisualSettings, VisualTokens
+from support import small_t5
 
-sys.path.append(str(Path(__file__).parent))
-small_t5 = importlib.import_module("small_t5")
 TEXTS, TINY, make_backbone = small_t5.TEXTS, small_t5.TINY, small_t5.make_backbone
 
 T5_SMALL = {"vocab_size": 32_100, "d_model": 512, "d_ff": 2048, "num_layers": 6, "num_heads": 8}

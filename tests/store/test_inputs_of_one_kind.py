@@ -1,9 +1,6 @@
 """Caches of texts alone and of images alone."""
 
-import importlib
 import pickle
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +10,7 @@ from PIL import Image
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.store import inputs_build as cache_build
 from recbole_perpeft.store.inputs import ContentCache
-
-sys.path.append(str(Path(__file__).parent))
-SmallProcessor = importlib.import_module("small_processor").SmallProcessor
+from support.small_processor import SmallProcessor
 
 TEXTS = SmallProcessor(image_size=None)
 IMAGES = SmallProcessor(text_length=None)

@@ -18,7 +18,7 @@ from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.folder import RunFolder
 from recbole_perpeft.runs.run import create_dataset, load, resume, run
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RUN_FILES = {
     "best.pth",
     "config.yaml",

@@ -1,5 +1,4 @@
 import errno
-import importlib
 import json
 import logging
 import os
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,10 +20,9 @@ from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.store import inputs_build as cache_build
 from recbole_perpeft.store.inputs import ContentCache
 from recbole_perpeft.store.inputs_manifest import cache_key
+from support import small_processor as processors
 
 # Worker processes and scripts import the processors by name.
-sys.path.append(str(Path(__file__).parent))
-processors = importlib.import_module("small_processor")
 SmallProcessor = processors.SmallProcessor
 
 ARRAYS = ("pixel_values", "input_ids", "attention_mask", "image_digest")
@@ -388,7 +385,7 @@ import time
 from pathlib import Path
 from recbole_perpeft.store.inputs import ContentCache
 from recbole_perpeft.data.content import ItemContent
-from small_processor import SmallProcessor
+from support.small_processor import SmallProcessor
 
 class SlowProcessor(SmallProcessor):
     def image(self, image):

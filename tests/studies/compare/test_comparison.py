@@ -19,7 +19,7 @@ from recbole_perpeft.studies.compare.specs import parse_models
 from recbole_perpeft.studies.compare.worker import carry_out
 from recbole_perpeft.training.trainer import RunTrainer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

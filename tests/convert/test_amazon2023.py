@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_perpeft.convert import download, json_tables
+from recbole_perpeft.convert import download
 from recbole_perpeft.convert.download import check_address, download_images, fetch
+from recbole_perpeft.convert.reading import json_tables
 from recbole_perpeft.convert.sources.amazon2023 import REVIEW, Amazon2023Source, image_address
 from recbole_perpeft.core.errors import PerPEFTError
 

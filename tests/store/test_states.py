@@ -18,15 +18,13 @@ from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data import hidden_states_build, hidden_states_encode
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.pretrained.tower import Backbone
+from recbole_perpeft.store import encode, states_build
 from recbole_perpeft.store.encode import StateEncoder
 from recbole_perpeft.store.inputs import main
 from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings
-
-sys.path.append(str(Path(__file__).parent))
-tiny = importlib.import_module("tiny_encoders")
+from support import tiny_encoders as tiny
 
 N_ITEMS = 41
 
@@ -290,7 +288,7 @@ def test_changed_touched_and_damaged_images(tmp_path, encoders, computed, caplog
 def test_an_interrupted_build_goes_on(shop, bert, computed, monkeypatch):
     whole = files_of(open_or_build(shop, bert))
     other = tiny.write_shop(shop.parent / "other" / "shop", N_ITEMS)
-    original = hidden_states_build.StatesBuild._store
+    original = states_build.StatesBuild._store
 
     def stop(build, encoded):
         if encoded.index == 2:
@@ -298,7 +296,7 @@ def test_an_interrupted_build_goes_on(shop, bert, computed, monkeypatch):
         return original(build, encoded)
 
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(hidden_states_build.StatesBuild, "_store", stop)
+        interrupted.setattr(states_build.StatesBuild, "_store", stop)
         with pytest.raises(KeyboardInterrupt):
             open_or_build(other, bert)
     computed.clear()
@@ -315,7 +313,7 @@ def test_an_interrupted_build_goes_on(shop, bert, computed, monkeypatch):
 def test_a_killed_build_goes_on(shop, bert):
     script = (
         "import time; from pathlib import Path\n"
-        "from recbole_perpeft.data import hidden_states_build as build\n"
+        "from recbole_perpeft.store import states_build as build\n"
         "from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings\n"
         "from recbole_perpeft.data.content import ItemContent\n"
         "store = build.StatesBuild._store\n"
@@ -384,8 +382,8 @@ def test_copied_files_are_verified_once(shop, bert, monkeypatch):
     cache = open_or_build(shop, bert)
     os.utime(cache.folder / "states.npy", ns=(1, 1))
     read = []
-    original = hidden_states_build.RowFiles.read
-    monkeypatch.setattr(hidden_states_build.RowFiles, "read", lambda *args: read.append(args) or original(*args))
+    original = states_build.RowFiles.read
+    monkeypatch.setattr(states_build.RowFiles, "read", lambda *args: read.append(args) or original(*args))
     open_or_build(shop, bert)
     n_read = len(read)
     open_or_build(shop, bert)
@@ -463,7 +461,7 @@ def test_a_full_disk_leaves_nothing(shop, bert, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hidden_states_build.RowFiles, "write", full)
+    monkeypatch.setattr(states_build.RowFiles, "write", full)
     with pytest.raises(PerPEFTError, match="the disk is full; the hidden states of shop need"):
         open_or_build(shop, bert)
     assert not list((shop.parent / "cache").glob("*states*/"))
@@ -519,10 +517,10 @@ def test_chunks_do_not_depend_on_each_other(shop, bert):
     settings = replace(bert, pooling="cls")
     content = load(shop)
     chunks = [
-        hidden_states_encode.StateChunk(i, 16 * i, content.tokens[rows], content.titles[rows], None)
+        encode.StateChunk(i, 16 * i, content.tokens[rows], content.titles[rows], None)
         for i, rows in enumerate((slice(0, 16), slice(16, 32)))
     ]
     encoder = StateEncoder("text", settings)
     together = list(encoder.encode(chunks))
     alone = list(encoder.encode(chunks[1:]))
-    assert hidden_states_build.checksums(together[1].rows) == hidden_states_build.checksums(alone[0].rows)
+    assert states_build.checksums(together[1].rows) == states_build.checksums(alone[0].rows)

@@ -23,7 +23,7 @@ from recbole_perpeft.data.aspects.catalogue import (
 )
 from recbole_perpeft.data.aspects.drawing import ASPECTS, draw_image, draw_title, title_words
 
-COMMITTED = Path(__file__).parents[2] / "dataset_atomic" / "aspects"
+COMMITTED = Path(__file__).parents[3] / "dataset_atomic" / "aspects"
 SMALL = AspectsSettings(n_items=80, n_users=120, seed=3, image_side=16)
 
 

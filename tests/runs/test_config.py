@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from recbole.utils import dataset_arguments
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.core.yaml_values import SettingsLoader, parse_value, read_yaml
 from recbole_perpeft.models import get_model, list_models, list_recbole_models
-from recbole_perpeft.runs.config import Config, properties_folder, settings_from
+from recbole_perpeft.runs.config import Config, properties_folder
 
 
 @pytest.mark.parametrize(

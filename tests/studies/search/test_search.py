@@ -21,7 +21,7 @@ from recbole_perpeft.studies.search.session import SearchSettings, resume_search
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SPACE = "learning_rate: {loguniform: [1e-4, 1e-1]}\nembedding_size: {choice: [8, 16]}\nweight_decay: {choice: [0.0]}\n"
 STORE_BYTES = 160 * 2**20
 

@@ -9,11 +9,11 @@ import zipfile
 import numpy as np
 import pytest
 
-from recbole_perpeft.convert import iisan, microlens, perpeft, vip5
+from recbole_perpeft.convert.source import ExpectedCounts
+from recbole_perpeft.convert.sources import iisan, microlens, perpeft, vip5
 from recbole_perpeft.convert.sources.iisan import IISANSource, titles_by_tab, unquoted
 from recbole_perpeft.convert.sources.microlens import MicroLensSource
 from recbole_perpeft.convert.sources.perpeft import PerPEFTSource
-from recbole_perpeft.convert.sources.source import ExpectedCounts
 from recbole_perpeft.convert.sources.vip5 import VIP5Source
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import ItemContent

@@ -1,9 +1,5 @@
 """What each method changes in a backbone, and what it trains."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -14,9 +10,8 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.nn.adapt.tuning import TuningSettings, _find, tune
 from recbole_perpeft.nn.tuned_content import TunedEncoders
 from recbole_perpeft.pretrained.tower import Backbone
+from support import tiny_backbones as tiny
 
-sys.path.append(str(Path(__file__).parent))
-tiny = importlib.import_module("tiny_backbones")
 ADAPTATIONS, LENGTH, SIZE, TINY = tiny.ADAPTATIONS, tiny.LENGTH, tiny.SIZE, tiny.TINY
 Source, backbone, output = tiny.Source, tiny.backbone, tiny.output
 

@@ -15,7 +15,7 @@ import torch
 
 from recbole_perpeft.cli.train import main
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 N_KILLS = 10
 SEED = 20260209
 

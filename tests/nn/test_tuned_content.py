@@ -1,9 +1,5 @@
 """Encoders that train with the recommender, and heads on the stored vectors of frozen ones."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -22,9 +18,8 @@ from recbole_perpeft.nn.tuned_content import (
     build_tuned_content,
 )
 from recbole_perpeft.pretrained.tower import Backbone
+from support import tiny_backbones as tiny
 
-sys.path.append(str(Path(__file__).parent))
-tiny = importlib.import_module("tiny_backbones")
 ADAPTATIONS, Source, backbone = tiny.ADAPTATIONS, tiny.Source, tiny.backbone
 
 

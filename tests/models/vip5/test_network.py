@@ -1,9 +1,5 @@
 """What vectors of words and names start from."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,9 +7,7 @@ import torch
 from recbole_perpeft.models.vip5.network import COMMON_VARIANCE, RANDOM, NameVectors, NetworkSettings, VIP5Network
 from recbole_perpeft.models.vip5.tiny_backbone import WORD_SPREAD
 from recbole_perpeft.models.vip5.trie import ItemTrie
-
-sys.path.append(str(Path(__file__).parent))
-make_backbone = importlib.import_module("small_t5").make_backbone
+from support.small_t5 import make_backbone
 
 N_ITEMS, N_USERS = 40, 400
 

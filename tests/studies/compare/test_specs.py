@@ -8,7 +8,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs.config import properties_folder
 from recbole_perpeft.studies.compare.specs import ModelSpec, choose, parse_models
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(
