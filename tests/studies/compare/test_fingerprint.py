@@ -51,12 +51,12 @@ def test_a_data_set_that_cannot_be_read(toy_path):
 
 def test_changes_of_the_code(tmp_path):
     module = tmp_path / "model.py"
-    (tmp_path / "compare").mkdir()
+    (tmp_path / "studies").mkdir()
     (tmp_path / "weights.bin").write_bytes(b"12")
     module.write_text("rate = 0.1\n")
     before = code_fingerprint(tmp_path)
     module.write_text("# how fast\nrate = (0.1)\n")
-    (tmp_path / "compare" / "report.py").write_text("title = ''\n")
+    (tmp_path / "studies" / "report.py").write_text("title = ''\n")
     assert code_fingerprint(tmp_path) == before
     module.write_text("rate = 0.2\n")
     assert code_fingerprint(tmp_path) != before
