@@ -19,7 +19,7 @@ from recbole_perpeft.convert.images import JOURNAL, FinishedImage, convert_image
 from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.output import IMAGE_DRAFTS, file_hash, output_folder, write_report
-from recbole_perpeft.data.content import IMAGE_FOLDER
+from recbole_perpeft.data.images import IMAGE_FOLDER
 
 REJECTED_IMAGES = "rejected_images.tsv"
 _SPOOL = ".spool"

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from recbole_perpeft.convert.reading.image_files import ImageReference
 from recbole_perpeft.core.output import UnfinishedImagesError
 from recbole_perpeft.core.workers import finished_tasks
-from recbole_perpeft.store.inputs_build import DamagedImageError
+from recbole_perpeft.data.images import DamagedImageError
 
 JOURNAL = "journal.jsonl"
 CHUNK_IMAGES = 32

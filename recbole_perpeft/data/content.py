@@ -16,13 +16,11 @@ import numpy as np
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content_report import ContentReport, Problem
+from recbole_perpeft.data.images import IMAGE_FOLDER, choose_images, file_stamp
 
 TITLE, IMAGE = "title", "image"
-IMAGE_FOLDER = "images"
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 PAD_TOKEN = "[PAD]"
 MISSING_CONTENT = ("error", "blank")
-NO_FILE_STAMP = (-1, -1, -1)
 
 
 class ItemContent:
@@ -155,17 +153,6 @@ class ItemContent:
         return np.array([file_stamp(path) for path in self.image_paths[rows]], dtype=np.int64).reshape(-1, 3)
 
 
-def file_stamp(path: Path | None) -> tuple[int, int, int]:
-    """Size in bytes, and times in ns at which a file and its status (as permissions) changed; -1 without a file."""
-    if path is None:
-        return NO_FILE_STAMP
-    try:
-        status = os.stat(path)
-    except OSError:
-        return NO_FILE_STAMP
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
 class _ItemRow(NamedTuple):
     """An item as its line has it: `image` is a path relative to the folder, empty if none is given."""
 
@@ -235,7 +222,7 @@ def _read_header(file: Path, header: bytes, text_fields: Sequence[str]) -> list[
 def _find_images(folder: Path, rows: Iterable[_ItemRow], report: ContentReport) -> list[Path | None]:
     """The image file of every item. Folders are listed once: no file is asked for by name."""
     files_of: dict[str, set[str] | None] = {IMAGE_FOLDER: _list_files(folder / IMAGE_FOLDER)}
-    image_of = _choose_images(files_of[IMAGE_FOLDER] or set())
+    image_of = choose_images(files_of[IMAGE_FOLDER] or set())
     paths: list[Path | None] = []
     n_without_folder = 0
     for token, _, given in rows:
@@ -275,27 +262,6 @@ def _list_files(folder: Path) -> set[str] | None:
         return None
     except OSError as error:
         raise PerPEFTError(f"{folder}: cannot be listed ({error.strerror}).") from error
-
-
-def _choose_images(names: set[str]) -> dict[str, str]:
-    """File name by item id; where an item has several images, the first in the order of `IMAGE_SUFFIXES`."""
-    chosen: dict[str, tuple[int, str]] = {}
-    several: set[str] = set()
-    for name in names:
-        stem, _, suffix = name.rpartition(".")
-        if suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        candidate = (IMAGE_SUFFIXES.index(suffix.lower()), name)
-        if stem in chosen:
-            several.add(stem)
-        chosen[stem] = min(candidate, chosen.get(stem, candidate))
-    if several:
-        example = min(several)
-        getLogger().warning(
-            f"{IMAGE_FOLDER}: {len(several)} items have several images, for instance {example!r}; "
-            f"{chosen[example][1]} is used (the order is {', '.join(IMAGE_SUFFIXES)})."
-        )
-    return {stem: name for stem, (_, name) in chosen.items()}
 
 
 def _compare_with_interactions(

@@ -13,17 +13,18 @@ from joblib import cpu_count
 from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.content import IMAGE, file_stamp
-from recbole_perpeft.pretrained.processor import Processor
-from recbole_perpeft.pretrained.tower import Backbone
-from recbole_perpeft.store.inputs_build import (
+from recbole_perpeft.data.content import IMAGE
+from recbole_perpeft.data.images import (
     DIGEST_BYTES,
-    STAMP,
     DamagedImageError,
     decode_image,
+    file_stamp,
     image_digest,
     read_image_file,
 )
+from recbole_perpeft.pretrained.processor import Processor
+from recbole_perpeft.pretrained.tower import Backbone
+from recbole_perpeft.store.inputs_build import STAMP
 
 FIRST_STATE, STATES, FINAL, DIGEST = "state_0", "states", "final", "content_digest"
 

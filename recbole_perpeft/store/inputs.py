@@ -15,6 +15,7 @@ from recbole_perpeft.core.build_folder import built_alone, put_in_place
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.data.content import ItemContent
+from recbole_perpeft.data.images import digest_of_file
 from recbole_perpeft.store.inputs_build import (
     JOURNAL,
     STAMP,
@@ -22,7 +23,6 @@ from recbole_perpeft.store.inputs_build import (
     FinishedChunk,
     Processor,
     damaged_images,
-    digest_of_file,
     layout_of,
 )
 from recbole_perpeft.store.inputs_manifest import FORMAT, Manifest, UnusableCacheError, cache_key, plain

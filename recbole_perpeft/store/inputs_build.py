@@ -4,11 +4,7 @@ The modules that workers import for this are light: torch comes in only if the p
 """
 
 import errno
-import hashlib
-import io
-import os
 import shutil
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,23 +14,25 @@ from typing import Any, Protocol
 import numpy as np
 from joblib import cpu_count
 from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from recbole_perpeft.core.build_folder import Journal
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.workers import finished_tasks
-from recbole_perpeft.data.content import ItemContent, file_stamp
+from recbole_perpeft.data.content import ItemContent
+from recbole_perpeft.data.images import (
+    DIGEST_BYTES,
+    DamagedImageError,
+    decode_image,
+    file_stamp,
+    image_digest,
+    read_image_file,
+)
 from recbole_perpeft.store.rows import RowFiles
 
 CHUNK_ROWS = 64
 ROWS_WORTH_A_WORKER = 1000
-DIGEST_BYTES = 16
-MAX_FILE_BYTES = 100 * 2**20
-MAX_PIXELS = 50_000_000
-MAX_ASPECT_RATIO = 100
-# What files named .jpg, .png or .webp turn out to hold. Other decoders of Pillow start programs or are rarely tested.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 STAMP = "image_stamp"
 JOURNAL = "journal.jsonl"
 N_TASKS_A_WORKER = 2
@@ -55,10 +53,6 @@ class Processor(Protocol):
     def text(self, titles: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Titles to token ids [n, T] and attention mask [n, T]."""
         ...
-
-
-class DamagedImageError(Exception):
-    """The image cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -98,72 +92,6 @@ def layout_of(processor: Processor) -> dict[str, tuple[str, tuple[int, ...]]]:
         **({"attention_mask": ("|u1", (processor.text_length,))} if has_texts else {}),
         **({"image_digest": ("|u1", (DIGEST_BYTES,)), STAMP: ("<i8", (3,))} if has_images else {}),
     }
-
-
-def read_image_file(path: Path) -> bytes:
-    """The bytes of a file.
-
-    Raises:
-        DamagedImageError: the file cannot be read or is too large.
-    """
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_FILE_BYTES:
-                raise DamagedImageError(f"{size:,} bytes are too many, at most {MAX_FILE_BYTES:,}")
-            return file.read()
-    except OSError as error:
-        raise DamagedImageError(f"cannot be read: {error.strerror}") from error
-
-
-def image_digest(data: bytes) -> np.ndarray:
-    """Digest of the bytes of an image file: uint8 [DIGEST_BYTES]."""
-    return np.frombuffer(hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest(), dtype=np.uint8)
-
-
-def digest_of_file(path: Path | None) -> np.ndarray:
-    """Digest of an image as a cache holds it: zeros where nothing can be read."""
-    if path is not None:
-        try:
-            return image_digest(read_image_file(path))
-        except DamagedImageError:
-            pass
-    return np.zeros_like(image_digest(b""))
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """Decode a file completely, turned upright by its EXIF orientation, as RGB.
-
-    Raises:
-        DamagedImageError: empty, not an image, cut off, damaged, or absurdly large.
-    """
-    if not data:
-        raise DamagedImageError("the file is empty")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, about oddities of a file that it decodes all the same
-        try:
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-        except Image.DecompressionBombError as error:
-            raise DamagedImageError(f"more than {MAX_PIXELS:,} pixels") from error
-        except Image.UnidentifiedImageError as error:
-            raise DamagedImageError("not an image, or damaged at its start") from error
-        except MemoryError:
-            raise
-        except Exception as error:  # a decoder meets a damaged file with whatever its parser stumbles over
-            raise DamagedImageError(f"damaged: {error}") from error
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise DamagedImageError(f"{width} x {height} pixels are too many, at most {MAX_PIXELS:,}")
-        if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-            raise DamagedImageError(f"{width} x {height} pixels are too elongated, at most {MAX_ASPECT_RATIO} to 1")
-        try:
-            ImageOps.exif_transpose(image, in_place=True)
-            image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
-        except MemoryError:
-            raise
-        except Exception as error:  # as above
-            raise DamagedImageError(f"truncated or damaged: {error}") from error
 
 
 def process_chunk(files: RowFiles, processor: Processor, chunk: Chunk) -> FinishedChunk:

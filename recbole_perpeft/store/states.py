@@ -20,6 +20,7 @@ from recbole_perpeft.core.build_folder import built_alone
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.data.content import IMAGE, ItemContent
+from recbole_perpeft.data.images import digest_of_file
 from recbole_perpeft.pretrained.fingerprint import weights_fingerprint
 from recbole_perpeft.pretrained.processor import locate_encoder
 from recbole_perpeft.pretrained.tower import Backbone
@@ -33,7 +34,7 @@ from recbole_perpeft.store.encode import (
     load_processor,
     text_digests,
 )
-from recbole_perpeft.store.inputs_build import STAMP, digest_of_file
+from recbole_perpeft.store.inputs_build import STAMP
 from recbole_perpeft.store.rows import RowFiles, rows_of_tokens
 from recbole_perpeft.store.states_build import (
     StatesBuild,

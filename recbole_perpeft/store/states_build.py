@@ -13,6 +13,7 @@ from tqdm import tqdm
 from recbole_perpeft.core.build_folder import Journal, put_in_place
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import IMAGE, ItemContent
+from recbole_perpeft.data.images import DIGEST_BYTES
 from recbole_perpeft.store.encode import (
     DIGEST,
     FINAL,
@@ -25,7 +26,7 @@ from recbole_perpeft.store.encode import (
     kind_of,
     text_digests,
 )
-from recbole_perpeft.store.inputs_build import DIGEST_BYTES, JOURNAL, STAMP
+from recbole_perpeft.store.inputs_build import JOURNAL, STAMP
 from recbole_perpeft.store.rows import RowFiles
 from recbole_perpeft.store.states_manifest import FORMAT, MANIFEST, FinishedStates, Origin, StatesManifest
 

@@ -16,6 +16,7 @@ from filelock import FileLock
 from PIL import Image
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data import images as images_module
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.store import inputs_build as cache_build
 from recbole_perpeft.store.inputs import ContentCache
@@ -129,7 +130,7 @@ def test_an_image_that_becomes_readable_is_noticed(shop, monkeypatch):
                 raise PermissionError(errno.EACCES, "Permission denied")
             return original(file, *options, **named)
 
-        refused.setattr(cache_build, "open", refuse, raising=False)
+        refused.setattr(images_module, "open", refuse, raising=False)
         for _ in range(2):
             with pytest.raises(PerPEFTError, match=r"'é1' \(images/é1.png: cannot be read: Permission denied"):
                 open_or_build(shop)
@@ -215,37 +216,6 @@ def test_blank_stands_in_without_a_second_decoding(shop, decoded, caplog):
     assert cache.has_image.tolist() == [False] * 4 + [True]
     assert cache.has_title.tolist() == [True] * 4 + [False]
     assert cache.batch(torch.arange(5))["pixel_values"].flatten(1).any(1).tolist() == [False] * 4 + [True]
-
-
-def test_too_many_pixels_and_bytes(shop, monkeypatch):
-    monkeypatch.setattr(cache_build, "MAX_PIXELS", 299)
-    with pytest.raises(PerPEFTError, match="20 x 15 pixels are too many, at most 299"):
-        open_or_build(shop)
-    monkeypatch.undo()
-    monkeypatch.setattr(cache_build, "MAX_FILE_BYTES", 10)
-    with pytest.raises(PerPEFTError, match="bytes are too many, at most 10"):
-        open_or_build(make_items(shop.parent / "other" / "shop"))
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
-def test_modes_of_images(tmp_path, mode):
-    (tmp_path / "shop" / "images").mkdir(parents=True)
-    suffix = "jpg" if mode == "CMYK" else "png"
-    source = Image.new("L", (20, 15), 255)
-    image = Image.new(mode, (20, 15), 65535) if mode == "I;16" else source.convert(mode)
-    image.save(tmp_path / "shop" / "images" / f"a.{suffix}")
-    write_table(tmp_path / "shop", [("a", "T")])
-    assert (open_or_build(tmp_path / "shop").batch(torch.tensor([0]))["pixel_values"] >= 254).all()
-
-
-def test_images_are_turned_upright(shop):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    values = np.zeros((15, 20, 3), dtype=np.uint8)
-    values[:, :10] = 255  # bright on the left, which orientation 6 turns to the top
-    Image.fromarray(values).save(shop / "images" / "é0.png", exif=exif)
-    pixels = open_or_build(shop).batch(torch.tensor([0]))["pixel_values"][0, 0]
-    assert (pixels[0] > 200).all() and (pixels[-1] < 50).all()
 
 
 def test_changed_image_of_the_same_size_and_time_is_noticed(shop, caplog):

@@ -17,8 +17,7 @@ from PIL import Image
 
 from recbole_perpeft.convert.reading.image_files import ImageReference
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.content import IMAGE_SUFFIXES
-from recbole_perpeft.store.inputs_build import MAX_FILE_BYTES, DamagedImageError, decode_image
+from recbole_perpeft.data.images import IMAGE_SUFFIXES, MAX_FILE_BYTES, DamagedImageError, decode_image
 
 MAX_MEMBER_BYTES = 64 * 2**30
 MAX_RATIO = 250  # text and photos stay below 30

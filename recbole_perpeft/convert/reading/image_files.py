@@ -11,8 +11,7 @@ from typing import Protocol
 from PIL import Image
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.content import IMAGE_SUFFIXES
-from recbole_perpeft.store.inputs_build import decode_image, read_image_file
+from recbole_perpeft.data.images import choose_images, decode_image, read_image_file
 
 
 class ImageReference(Protocol):
@@ -67,14 +66,9 @@ def images_of_folder(folder: Path, tokens: Sequence[str]) -> dict[str, ImageRefe
             names = sorted(entry.name for entry in entries)
     except OSError as error:
         raise PerPEFTError(f"{folder}: cannot be listed ({error.strerror}); it should hold images") from error
-    chosen: dict[str, tuple[int, str]] = {}
-    for name in names:
-        stem, _, suffix = name.rpartition(".")
-        if suffix.lower() in IMAGE_SUFFIXES:
-            candidate = (IMAGE_SUFFIXES.index(suffix.lower()), name)
-            chosen[stem] = min(candidate, chosen.get(stem, candidate))
+    chosen = choose_images(names)
     found: dict[str, ImageReference] = {
-        token: ImageFile(folder / chosen[token][1]) for token in tokens if token in chosen
+        token: ImageFile(folder / chosen[token]) for token in tokens if token in chosen
     }
     if tokens and not found:
         example = names[0] if names else "nothing"

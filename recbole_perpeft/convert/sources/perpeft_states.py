@@ -21,7 +21,8 @@ from torch import Tensor
 
 from recbole_perpeft.core.build_folder import built_alone
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent, file_stamp
+from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
+from recbole_perpeft.data.images import digest_of_file, file_stamp
 from recbole_perpeft.nn.layer_drop import kept_blocks
 from recbole_perpeft.pretrained.layers import find, find_layout
 from recbole_perpeft.pretrained.processor import Processor
@@ -36,7 +37,7 @@ from recbole_perpeft.store.encode import (
     kind_of,
     text_digests,
 )
-from recbole_perpeft.store.inputs_build import STAMP, digest_of_file
+from recbole_perpeft.store.inputs_build import STAMP
 from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings, folder_name, origin_of
 from recbole_perpeft.store.states_build import StatesBuild
 
