@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_perpeft.nn.in_batch_loss import in_batch_debiased_loss, log_popularity
+from recbole_perpeft.nn.losses.in_batch import in_batch_debiased_loss, log_popularity
 
 LIMIT = 0.05
 BATCH_SIZE = 512

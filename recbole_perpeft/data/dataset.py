@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -149,6 +150,7 @@ class SequenceDataset(CheckedLog, SequentialDataset):
             not cut to L. None before.
     """
 
+    inter_feat: Any  # a table, and after `_change_feat_format` an Interaction
     phase_history: HistoryIndex | None = None
 
     def build(self) -> list["SequenceDataset"]:
@@ -196,6 +198,13 @@ class SequenceDataset(CheckedLog, SequentialDataset):
         fields = (self.uid_field, self.iid_field, self.time_field)
         self.inter_feat = Interaction({field: self.inter_feat[field][order] for field in fields})
         self._set_row_fields()
+
+    @property
+    def interactions(self) -> HistoryIndex:
+        """`phase_history` of a part that `build()` made."""
+        if self.phase_history is None:
+            raise RuntimeError("the data set has no parts yet: call build()")
+        return self.phase_history
 
     def counter(self, field: str) -> Counter:
         """Occurrences of each id of a field, for the train part the same as with RecBole's rows (train targets)."""

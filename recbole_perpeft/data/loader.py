@@ -13,9 +13,11 @@ from recbole.utils import ModelType
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.dataset import HistoryIndex, SequenceDataset, positive_item_list_field
-from recbole_perpeft.data.sampler import GroupAwareSampler
+from recbole_perpeft.data.sampler import Draws, GroupAwareSampler
 
 __all__ = ["MaskedFullSortEvalDataLoader", "SequenceTrainDataLoader", "evaluation_loader", "train_loader"]
+
+ONE_NEGATIVE = Draws(negatives=1)
 
 
 @dataclass(frozen=True)
@@ -26,29 +28,27 @@ class NegativeSettings:
     negative_alpha: float = 1.0
 
 
-def train_loader(config, dataset: SequenceDataset) -> "SequenceTrainDataLoader":
+def train_loader(config, dataset: SequenceDataset, draws: Draws = ONE_NEGATIVE) -> "SequenceTrainDataLoader":
     """Loader of the train part with the sampler that the configuration asks for.
 
-    Keys: `train_batch_size`, `seed`, `negative_distribution`, `negative_alpha`, `shuffle`; with `loss_type: in_batch`
-    no negatives are drawn, nor for a model class with `loader_draws_negatives = False`.
+    Keys: `train_batch_size`, `seed`, `negative_distribution`, `negative_alpha`, `shuffle`.
 
     Args:
         config: RecBole configuration.
         dataset: first data set of `SequenceDataset.build()`.
+        draws: what is drawn for the loss.
 
     Raises:
         PerPEFTError: if a value is wrong or a user owns the whole catalogue.
     """
-    draws = config["loss_type"] != "in_batch" and getattr(config.model_class, "loader_draws_negatives", True)
-    return SequenceTrainDataLoader(
-        config, dataset, _sampler(config, dataset) if draws else None, shuffle=config["shuffle"]
-    )
+    sampler = _sampler(config, dataset) if draws.negatives else None
+    return SequenceTrainDataLoader(config, dataset, sampler, shuffle=config["shuffle"])
 
 
 def _sampler(config, dataset: SequenceDataset) -> GroupAwareSampler:
     settings = settings_from(config, NegativeSettings)
     return GroupAwareSampler(
-        dataset.phase_history,
+        dataset.interactions,
         dataset.item_num,
         distribution=settings.negative_distribution,
         alpha=settings.negative_alpha,

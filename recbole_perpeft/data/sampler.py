@@ -9,7 +9,7 @@ import torch
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import HistoryIndex
 
-__all__ = ["DISTRIBUTIONS", "GroupAwareSampler"]
+__all__ = ["DISTRIBUTIONS", "Draws", "GroupAwareSampler"]
 
 DISTRIBUTIONS = ("uniform", "popularity")
 
@@ -17,6 +17,17 @@ DISTRIBUTIONS = ("uniform", "popularity")
 KEY_BITS = 62
 # Popularity weights with an exponent other than 1 become integers whose sum has this many bits at most.
 WEIGHT_BITS = 40
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Items that are drawn for a batch of training rows.
+
+    Args:
+        negatives: For each target, items that its user does not have.
+    """
+
+    negatives: int = 0
 
 
 class GroupAwareSampler:

@@ -1,7 +1,10 @@
 """What every recommender that reads item content shares: item encoder, user encoder, loss and scores."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
@@ -13,11 +16,30 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.dataset import SequenceDataset
-from recbole_perpeft.nn.in_batch_loss import InBatchLossSettings, in_batch_debiased_loss, log_popularity
+from recbole_perpeft.data.sampler import Draws
 from recbole_perpeft.nn.item_encoder import ItemEncoder
-from recbole_perpeft.nn.losses import LossSettings, next_item_bce_loss
+from recbole_perpeft.nn.losses import NextItems, loss_from, vectors_of
+from recbole_perpeft.nn.losses.in_batch import log_popularity
 from recbole_perpeft.nn.users.sasrec import build_user_encoder, left_pad
 from recbole_perpeft.training.rates import ContentTrainer
+
+
+@dataclass(frozen=True)
+class IdSettings:
+    """What is asked of id vectors.
+
+    Args:
+        id_embedding_reg: Weight of the Frobenius norm of the id embedding, which is added to the loss.
+
+    Raises:
+        PerPEFTError: If the weight is negative or not finite.
+    """
+
+    id_embedding_reg: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.id_embedding_reg < math.inf:
+            raise PerPEFTError(f"id_embedding_reg must be a finite number, at least 0, got {self.id_embedding_reg}")
 
 
 class ContentRecommender(SequentialRecommender):
@@ -27,7 +49,7 @@ class ContentRecommender(SequentialRecommender):
     (`group_of`); here everybody shares one module, written `None`.
 
     Args:
-        config: RecBole configuration with the keys of `LossSettings` and of the user encoder.
+        config: RecBole configuration with the keys of the loss, `IdSettings` and the user encoder.
         dataset: The train part of the data set; gives the item tokens in the order of RecBole's ids.
     """
 
@@ -35,15 +57,20 @@ class ContentRecommender(SequentialRecommender):
     dataset_class = SequenceDataset
     trainer_class = ContentTrainer
 
+    @staticmethod
+    def train_draws(config) -> Draws:
+        """What the train loader draws for the loss."""
+        return loss_from(config).draws
+
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
         self.n_users = dataset.num(self.USER_ID)
         self.POS_ITEM_SEQ = "pos_" + self.ITEM_SEQ
         self.NEG_ITEM_SEQ = config["NEG_PREFIX"] + self.ITEM_SEQ
-        self.loss_settings = settings_from(config, LossSettings)
-        self._losses = {"bce": self._bce_loss, "in_batch": self._in_batch_loss}
-        if self.loss_settings.loss_type == "in_batch":
-            self._count_items(dataset, settings_from(config, InBatchLossSettings).popularity_power)
+        self.loss = loss_from(config)
+        self.id_settings = settings_from(config, IdSettings)
+        # Not a buffer: it stays on the CPU with the ids, or each step would wait for the accelerator.
+        self._log_popularity = cache(partial(log_popularity, _item_counts(dataset)))
         item_tokens = dataset.field2id_token[self.ITEM_ID]
         content = ItemContent.load(
             config.dataset_folder,
@@ -54,6 +81,8 @@ class ContentRecommender(SequentialRecommender):
         )
         self.item_tokens_with_content = content.tokens
         self.item_encoder = self.build_item_encoder(config, content, item_tokens)
+        if self.id_settings.id_embedding_reg and self.item_encoder.id_embedding is None:
+            raise PerPEFTError(f"id_embedding_reg: items of {type(self).__name__} have no id vectors; set it to 0")
         self.user_encoder = build_user_encoder(config, self.max_seq_length)
         self.reset_parameters()
         self._catalogues: dict[int | None, Tensor] = {}
@@ -77,13 +106,6 @@ class ContentRecommender(SequentialRecommender):
     def reset_parameters(self) -> None:
         """Gives fresh weights to what is not initialised as it is built."""
         self.user_encoder.reset_parameters()
-
-    def _count_items(self, dataset: SequenceDataset, popularity_power: float) -> None:
-        rows = dataset.inter_feat
-        items = torch.cat([rows[self.ITEM_SEQ][:, 0], rows[self.POS_ITEM_SEQ].flatten()])
-        counts = torch.bincount(items, minlength=self.n_items)
-        # Not a buffer: it stays on the CPU with the ids, or each step would wait for the accelerator.
-        self.log_popularity = log_popularity(counts, popularity_power)
 
     def get_extra_state(self) -> dict[str, str]:
         """What the frozen weights are: a state dict does not hold them."""
@@ -112,39 +134,26 @@ class ContentRecommender(SequentialRecommender):
         leaves them, so that the accelerator is not waited for.
 
         Args:
-            interaction: Fields `user_id` [B]; `item_id_list`, `pos_item_id_list` and, for `loss_type: bce`,
-                `neg_item_id_list` [B, L], right-padded; `item_length` [B].
+            interaction: Fields `user_id` and `item_length` [B]; `item_id_list` and `pos_item_id_list` [B, L],
+                right-padded; `neg_item_id_list` [B, L, ...] if the loss draws negatives.
 
         Returns:
             Scalar loss.
         """
-        return self._losses[self.loss_settings.loss_type](interaction)
+        loss, ids = self.loss(self._next_items(interaction)), self.item_encoder.id_embedding
+        weight = self.id_settings.id_embedding_reg
+        return loss if ids is None or not weight else loss + weight * ids.weight.norm()
 
-    def _bce_loss(self, interaction) -> Tensor:
-        rows = torch.stack(self._left_padded(interaction, self.ITEM_SEQ, self.POS_ITEM_SEQ, self.NEG_ITEM_SEQ))
-        items, place = torch.unique(rows, return_inverse=True)  # place: (3, B, L)
-        vectors = self.item_encoder(items, self._group_of_batch(interaction[self.USER_ID].cpu()))
-        item_seq, place = rows[0].to(vectors.device), place.to(vectors.device)
-        inputs, positive, negative = functional.embedding(place, vectors)
-        hidden = self.user_encoder(inputs, item_seq)
-        loss = next_item_bce_loss(hidden, positive, negative, rows[1].to(vectors.device) != 0)
-        if self.loss_settings.id_embedding_reg:
-            loss = loss + self.loss_settings.id_embedding_reg * self.item_encoder.id_embedding.weight.norm()
-        return loss
-
-    def _in_batch_loss(self, interaction) -> Tensor:
-        item_seq, positive = self._left_padded(interaction, self.ITEM_SEQ, self.POS_ITEM_SEQ)
-        rows = torch.cat([item_seq, positive[:, -1:]], dim=1)  # (B, L + 1)
-        items, place = torch.unique(rows, return_inverse=True)
-        vectors = self.item_encoder(items, self._group_of_batch(interaction[self.USER_ID].cpu()))
-        inputs = functional.embedding(place[:, :-1].to(vectors.device), vectors)
-        hidden = self.user_encoder(inputs, item_seq.to(vectors.device))
-        return in_batch_debiased_loss(hidden, rows, items, vectors, self.log_popularity)
-
-    def _left_padded(self, interaction, *fields: str) -> list[Tensor]:
-        """Rows of ids on the CPU, each [B, L]."""
+    def _next_items(self, interaction) -> NextItems:
         length = interaction[self.ITEM_SEQ_LEN].cpu()
-        return [left_pad(interaction[field].cpu(), length) for field in fields]
+        inputs, targets = (left_pad(interaction[field].cpu(), length) for field in (self.ITEM_SEQ, self.POS_ITEM_SEQ))
+        negatives = inputs.new_empty(*inputs.shape, 0)
+        if self.loss.draws.negatives:
+            negatives = left_pad(interaction[self.NEG_ITEM_SEQ].cpu(), length).view(*inputs.shape, -1)
+        items = torch.cat([inputs.flatten(), targets.flatten(), negatives.flatten()]).unique()
+        vectors = self.item_encoder(items, self._group_of_batch(interaction[self.USER_ID].cpu()))
+        hidden = self.user_encoder(vectors_of(inputs, items, vectors), inputs.to(vectors.device))
+        return NextItems(hidden, inputs, targets, items, vectors, self._log_popularity, negatives)
 
     def _group_of_batch(self, users: Tensor) -> int | None:
         groups = self.group_of(users)
@@ -236,3 +245,8 @@ class ContentRecommender(SequentialRecommender):
         for rows, users, catalogue in self._parts(interaction):
             scores[rows] = (users * catalogue[items[rows]]).sum(-1)
         return scores
+
+
+def _item_counts(dataset: SequenceDataset) -> Tensor:
+    """How often each item was bought in the train part, [n_items]."""
+    return torch.bincount(torch.from_numpy(dataset.interactions.items), minlength=dataset.item_num)

@@ -23,6 +23,7 @@ from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.core.yaml_values import PLAIN_TYPES, SettingsLoader, parse_value, read_yaml
 from recbole_perpeft.models import get_model, list_models
+from recbole_perpeft.nn.losses import loss_keys
 from recbole_perpeft.runs.keys import check_keys
 
 __all__ = ["Config", "properties_folder"]
@@ -156,7 +157,7 @@ class Config(RecBoleConfig):
         for key, reason in REFUSED_KEYS.items():
             if self.external_config_dict.get(key):
                 raise PerPEFTError(f"{key} is not supported: {reason}")
-        known = COMMAND_LINE_KEYS | set(self.internal_config_dict)
+        known = COMMAND_LINE_KEYS | set(self.internal_config_dict) | loss_keys()
         known = known.union(*self.parameters.values())
         own_models = {
             name: set(_read_if_present(properties_folder() / "model" / f"{name}.yaml")) for name in list_models()

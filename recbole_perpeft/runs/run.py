@@ -157,7 +157,7 @@ def data_preparation(config: Config, dataset) -> tuple:
     built = dataset.build()
     train_sampler, *evaluation_samplers = create_samplers(config, dataset, built)
     if isinstance(dataset, SequenceDataset):
-        train_data = train_loader(config, built[0])
+        train_data = train_loader(config, built[0], config.model_class.train_draws(config))
     else:
         train_data = _recbole_train_loader(config, dataset, built[0], train_sampler)
     evaluation_data = [

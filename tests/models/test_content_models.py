@@ -127,7 +127,12 @@ def test_only_the_active_group_moves(prepare):
         ("IISAN", {"towers": [{"field": "title"}]}, "does not describe a tower"),
         ("IISAN", {"towers": [{"field": "caption", "encoder": "aspects-clip"}], "modality": "intra"}, "caption"),
         ("IISAN", {"user_encoder": "gru"}, "user_encoder must be one of"),
-        ("IISAN", {"loss_type": "hinge"}, "loss_type"),
+        ("IISAN", {"loss_type": "hinge"}, "loss_type must be one of bce, "),
+        (
+            "IISAN",
+            {"loss_type": "bce", "id_embedding_reg": 1e-6},
+            "id_embedding_reg: items of IISAN",
+        ),
         ("IISAN", {"lr_side_text": 0}, "lr_side_text must be"),
         (
             "MoRec",

@@ -15,6 +15,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.dataset import HistoryIndex
 from recbole_perpeft.data.explanations import SUFFIX, are_interactions, read_explanations
+from recbole_perpeft.data.sampler import Draws
 from recbole_perpeft.models.vip5.adapters import AdapterSettings
 from recbole_perpeft.models.vip5.appearance_dataset import AppearanceDataset
 from recbole_perpeft.models.vip5.item_inputs import ItemInputs, load_item_inputs
@@ -62,7 +63,11 @@ class VIP5(SequentialRecommender):
     input_type = InputType.POINTWISE
     dataset_class = AppearanceDataset
     trainer_class = VIP5Trainer
-    loader_draws_negatives = False  # questions and lists of candidates draw their own
+
+    @staticmethod
+    def train_draws(config) -> Draws:
+        """Nothing: questions and lists of candidates draw their own."""
+        return Draws()
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)

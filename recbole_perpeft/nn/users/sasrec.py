@@ -1,6 +1,7 @@
 """User encoders: a sequence of item vectors becomes a vector at every slot."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -43,18 +44,19 @@ def left_pad(rows: Tensor, length: Tensor) -> Tensor:
     """Moves the pads of right-padded rows (RecBole's form) to the left, newest item last.
 
     Args:
-        rows: Ids, [B, L], the first `length[b]` of row b are in use.
+        rows: Ids, [B, L, ...], the first `length[b]` of row b are in use.
         length: [B], each between 0 and L.
 
     Returns:
-        [B, L], zeros in front.
+        As `rows`, zeros in front.
     """
     width = rows.shape[1]
     source = torch.arange(width, device=rows.device) - (width - length).unsqueeze(1)  # (B, L)
-    return rows.gather(1, source.clamp_min(0)) * (source >= 0)
+    source = source.view(*source.shape, *(1 for _ in rows.shape[2:]))
+    return torch.take_along_dim(rows, source.clamp_min(0), 1) * (source >= 0)
 
 
-def build_user_encoder(config, max_seq_length: int) -> nn.Module:
+def build_user_encoder(config, max_seq_length: int) -> "SASRecUserEncoder | IISANUserEncoder":
     """The user encoder that the key `user_encoder` names, `sasrec` or `iisan`.
 
     Args:
@@ -81,7 +83,7 @@ def initialise_like_perpeft(module: nn.Module) -> None:
     for part in module.modules():
         padding_idx = getattr(part, "padding_idx", None)
         if padding_idx is not None:
-            nn.init.zeros_(part.weight[padding_idx])
+            nn.init.zeros_(cast(Tensor, part.weight)[padding_idx])
 
 
 class FeedForward(nn.Module):
@@ -172,7 +174,8 @@ class SASRecUserEncoder(nn.Module):
         hidden = self._embed(item_vectors, item_seq)
         for block in self.blocks[:-1]:
             hidden = block(hidden, self.causal_mask)
-        return self.last_norm(self.blocks[-1].newest(hidden)).squeeze(1)
+        last = cast(UserEncoderBlock, self.blocks[-1])
+        return self.last_norm(last.newest(hidden)).squeeze(1)
 
     def _embed(self, item_vectors: Tensor, item_seq: Tensor) -> Tensor:
         slots = torch.arange(1, self.max_seq_length + 1, device=item_seq.device)

@@ -8,27 +8,37 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.sampler import Draws
+from recbole_perpeft.nn.losses.loss import NextItems, register_loss
 
 # Scores held at once: 4 MB in float32, which stays in the caches of a processor.
 _SCORES_AT_ONCE = 2**20
 
 
+@register_loss("in_batch")
 @dataclass(frozen=True)
-class InBatchLossSettings:
-    """How the in-batch loss corrects for popularity.
+class InBatchLoss:
+    """`in_batch_debiased_loss`; nothing is drawn.
 
     Args:
-        popularity_power: Exponent of the item counts; 0 for no correction.
+        popularity_power: Exponent of the item counts that correct for popularity; 0 for no correction.
 
     Raises:
         PerPEFTError: If the exponent is negative or not finite.
     """
 
     popularity_power: float = 1.0
+    draws = Draws()
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.popularity_power < math.inf:
             raise PerPEFTError(f"popularity_power must be a finite number, at least 0, got {self.popularity_power}")
+
+    def __call__(self, batch: NextItems) -> Tensor:
+        """As in `Loss`."""
+        rows = torch.cat([batch.inputs, batch.targets[:, -1:]], dim=1)  # (B, L + 1)
+        log_p = batch.log_popularity(self.popularity_power)
+        return in_batch_debiased_loss(batch.hidden, rows, batch.items, batch.vectors, log_p)
 
 
 def log_popularity(item_counts: Tensor, power: float = 1.0) -> Tensor:

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from recbole_perpeft.nn.losses import next_item_bce_loss
+from recbole_perpeft.nn.losses.bce import next_item_bce_loss
 
 
 def test_loss_equals_a_loop():

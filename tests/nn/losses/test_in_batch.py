@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.nn import in_batch_loss
-from recbole_perpeft.nn.in_batch_loss import InBatchLossSettings, in_batch_debiased_loss, log_popularity
+from recbole_perpeft.nn.losses import in_batch
+from recbole_perpeft.nn.losses.in_batch import InBatchLoss, in_batch_debiased_loss, log_popularity
 
 N_ITEMS = 9  # the pad included
 COUNTS = torch.tensor([0, 5, 1, 0, 12, 3, 0, 2, 7])
@@ -91,7 +91,7 @@ def test_loss_equals_a_plain_loop_on_any_rows(rows, seed, scale):
 
 
 def test_positions_are_computed_in_parts(monkeypatch):
-    monkeypatch.setattr(in_batch_loss, "_SCORES_AT_ONCE", 20)
+    monkeypatch.setattr(in_batch, "_SCORES_AT_ONCE", 20)
     for rows in ROWS.values():
         assert_equals_plain_loop(rows)
 
@@ -182,4 +182,4 @@ def test_rows_without_a_target_are_refused(rows, message):
 @pytest.mark.parametrize("power", [-0.5, math.inf, math.nan])
 def test_wrong_power_names_the_key(power):
     with pytest.raises(PerPEFTError, match="popularity_power"):
-        InBatchLossSettings(power)
+        InBatchLoss(power)

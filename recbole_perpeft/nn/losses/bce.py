@@ -1,38 +1,25 @@
-"""Training losses."""
+"""Binary cross-entropy of the next item against one sampled negative."""
 
-import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.sampler import Draws
+from recbole_perpeft.nn.losses.loss import NextItems, register_loss
 
-LossType = Literal["bce", "in_batch"]
 
-
+@register_loss("bce")
 @dataclass(frozen=True)
-class LossSettings:
-    """The training objective.
+class BCELoss:
+    """`next_item_bce_loss`, with one negative a target."""
 
-    Args:
-        loss_type: `bce` against one sampled negative (`next_item_bce_loss`), or `in_batch` against the items of the
-            batch (`in_batch_debiased_loss`).
-        id_embedding_reg: With `bce`: weight of the Frobenius norm of the id embedding, which is added.
+    draws = Draws(negatives=1)
 
-    Raises:
-        PerPEFTError: If the objective is unknown, or the weight is negative or not finite.
-    """
-
-    loss_type: LossType = "bce"
-    id_embedding_reg: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.loss_type not in get_args(LossType):
-            raise PerPEFTError(f"loss_type must be one of {', '.join(get_args(LossType))}, got {self.loss_type!r}")
-        if not 0.0 <= self.id_embedding_reg < math.inf:
-            raise PerPEFTError(f"id_embedding_reg must be a finite number, at least 0, got {self.id_embedding_reg}")
+    def __call__(self, batch: NextItems) -> Tensor:
+        """As in `Loss`."""
+        positive, negative = batch.vectors_of(batch.targets), batch.vectors_of(batch.negatives.squeeze(-1))
+        return next_item_bce_loss(batch.hidden, positive, negative, (batch.targets != 0).to(batch.hidden.device))
 
 
 def next_item_bce_loss(hidden: Tensor, positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
