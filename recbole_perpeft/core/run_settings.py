@@ -2,74 +2,109 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import Settings, setting
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
-
-
-def _number(default: Any, least: float, most: float = math.inf) -> Any:
-    return field(default=default, metadata={"least": least, "most": most})
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 @dataclass(frozen=True)
-class RunSettings:
-    """What RecBole's trainers, loaders and data sets take from the settings, whatever the model.
+class RunSettings(Settings):
+    """What every run reads, whatever the model.
 
-    Raises:
-        PerPEFTError: a value is out of range.
+    Defaults are RecBole's where it has the key; `properties/overall.yaml` has those of this package over them.
     """
 
-    dataset: str = "aspects"
-    data_path: str = "dataset_atomic"
-    cache_folder: str = "cache"
-    runs_folder: str = "runs"
-    load_col: dict | None = None
-    val_interval: dict | None = None
-    clip_grad_norm: dict | None = None
-    learner: str = "adam"
-    metrics: list = field(default_factory=list)
-    topk: list = field(default_factory=list)
-    valid_metric: str | None = None
-    show_progress: bool = True
-    use_gpu: bool = True
-    reproducibility: bool = True
-    enable_amp: bool = False
-    enable_scaler: bool = False
-    epochs: int = _number(1, least=1)
-    train_batch_size: int = _number(1, least=1)
-    eval_batch_size: int = _number(1, least=1)
-    eval_step: int = _number(1, least=0)
-    stopping_step: int = _number(10, least=0)
-    worker: int = _number(0, least=0)
-    seed: int = _number(0, least=0, most=2**32 - 1)
-    learning_rate: float = _number(1e-3, least=0)
-    weight_decay: float = _number(0.0, least=0)
-    MAX_ITEM_LIST_LENGTH: int = _number(10, least=1)
-    metric_decimal_place: int = _number(4, least=0)
-    loss_decimal_place: int = _number(4, least=0)
+    model: str = setting("PerPEFT", "The model, ours or RecBole's; --list_models prints all.")
+    dataset: str = setting("aspects", "The data set: the name of its folder and of its atomic files.")
+    data_path: str = setting("dataset/", "The folder that holds the data sets' folders.", kind="place")
+    cache_folder: str = setting("cache", "Where processed images and titles are kept between runs.", kind="place")
+    runs_folder: str = setting("runs", "Every run makes one folder below this one.", kind="place")
+    run_folder: str | None = setting(
+        None, "The folder of this run, instead of a name with model, data set, time and seed.", kind="place"
+    )
 
-    def __post_init__(self) -> None:
-        for setting in fields(self):
-            if setting.metadata:
-                self._check_range(setting.name, **setting.metadata)
-        for key in ("data_path", "cache_folder", "runs_folder"):
-            if not getattr(self, key):
-                raise PerPEFTError(f"{key} is empty: name a folder ('.' for the current one)")
-        if not self.dataset or self.dataset in (".", "..") or "/" in self.dataset or "\\" in self.dataset:
+    gpu_id: str = setting("0", "The GPU, counted among those that are visible to the process.", kind="place")
+    use_gpu: bool = setting(True, "Whether to use a GPU if there is one.", kind="place")
+    worker: int = setting(0, "Processes that load batches; 0 loads in the main process.", least=0)
+    seed: int = setting(2020, "Seed of everything that is drawn.", least=0, most=2**32 - 1)
+    reproducibility: bool = setting(True, "Whether to choose reproducible CUDA algorithms.")
+    state: str = setting("INFO", f"Level of the log: {', '.join(LEVELS)}.", kind="display")
+    show_progress: bool = setting(True, "Whether to show progress bars.", kind="display")
+    log_wandb: bool = setting(False, "Whether to log to Weights & Biases.", kind="display")
+    wandb_project: str = setting("recbole", "With log_wandb: the project.", kind="display")
+
+    load_col: dict | None = setting(
+        {"inter": ["user_id", "item_id"]},
+        "Columns read from each atomic file; titles and images have their own reader.",
+    )
+    missing_content: Literal["error", "blank"] = setting(
+        "error", "Items without a readable image or title: error, or blank to go on without it."
+    )
+    MAX_ITEM_LIST_LENGTH: int = setting(50, "Number of latest items a sequential model sees.", least=1)
+
+    epochs: int = setting(300, "Largest number of epochs.", least=1)
+    train_batch_size: int = setting(2048, "Rows of a training batch.", least=1)
+    learner: str = setting("adam", f"Optimiser: {', '.join(LEARNERS)}.")
+    learning_rate: float = setting(1e-3, "Learning rate.", least=0, kind="rate")
+    weight_decay: float = setting(0.0, "Weight decay.", least=0, kind="rate")
+    clip_grad_norm: dict | None = setting(None, "Limit of the norm of the gradient, such as {max_norm: 5}.")
+    shuffle: bool = setting(True, "Whether each epoch has its own order.")
+    enable_amp: bool = setting(False, "Whether to compute in bfloat16 (float16 with enable_scaler).")
+    enable_scaler: bool = setting(False, "Whether to scale the loss on a GPU; needed for float16 only.")
+    loss_decimal_place: int = setting(4, "Decimals of reported losses.", least=0)
+
+    benchmark_filename: list[str] | None = setting(
+        None, "Suffixes of the parts of a log that is split already.", kind="protocol"
+    )
+    user_inter_num_interval: str | None = setting(
+        "[0,inf)", "Users with fewer or more interactions leave.", kind="protocol"
+    )
+    item_inter_num_interval: str | None = setting(
+        "[0,inf)", "Items with fewer or more interactions leave.", kind="protocol"
+    )
+    val_interval: dict | None = setting(None, "Interactions that stay, as {column: interval}.", kind="protocol")
+    filter_inter_by_user_or_item: bool = setting(
+        True, "Whether interactions of users and items that leave do too.", kind="protocol"
+    )
+    rm_dup_inter: Literal["first", "last"] | None = setting(
+        None, "Which of the interactions of a user with an item stays; ~ for all.", kind="protocol"
+    )
+    threshold: dict | None = setting(None, "Makes labels, as {column: least value}.", kind="protocol")
+    eval_args: dict = setting(
+        {"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "order": "RO", "mode": "full"},
+        "Split {LS: valid_and_test} leaves the last items out, order TO is by time, group_by user splits each user on "
+        "his own, mode full ranks all items and uniN or popN N drawn ones.",
+        kind="protocol",
+    )
+    mask_history: Literal["all", "keep_target", "none"] = setting(
+        "keep_target",
+        "Which seen items leave the candidates: all, keep_target (all but the target) or none.",
+        kind="protocol",
+    )
+    metrics: list[str] = setting([], "Metrics of RecBole.", kind="protocol")
+    topk: list[int] = setting([], "Cut-offs of the metrics.", kind="protocol")
+    metric_decimal_place: int = setting(4, "Decimals of reported metrics.", least=0, kind="protocol")
+    valid_metric: str | None = setting(None, "Chooses the best epoch and stops early.", kind="protocol")
+    eval_step: int = setting(1, "Epochs between two evaluations on the valid items.", least=0, kind="protocol")
+    stopping_step: int = setting(
+        10, "Stop after so many evaluations without a better valid_metric.", least=0, kind="protocol"
+    )
+    eval_batch_size: int = setting(4096, "Users of an evaluation batch.", least=1)
+
+    def check(self) -> None:
+        """Names of the data set, the optimiser, the level of the log and the metric."""
+        if self.dataset in (".", "..") or "/" in self.dataset or "\\" in self.dataset:
             raise PerPEFTError(f"dataset is {self.dataset!r}: give a name, and the folder above it as data_path")
-        if self.learner.lower() not in LEARNERS:
-            raise PerPEFTError(f"learner is {self.learner!r}: choose one of {', '.join(LEARNERS)}")
+        # As RecBole takes them: in small or large letters.
+        for key, known in (("learner", LEARNERS), ("state", LEVELS)):
+            if getattr(self, key).lower() not in map(str.lower, known):
+                raise PerPEFTError(f"{key} is {getattr(self, key)!r}: it must be one of {', '.join(known)}")
         self._check_valid_metric()
-
-    def _check_range(self, name: str, least: float, most: float) -> None:
-        value = getattr(self, name)
-        if not (least <= value <= most and math.isfinite(value)):
-            limits = f"at least {least}" if most == math.inf else f"between {least} and {most}"
-            raise PerPEFTError(f"{name} is {value}: it must be a finite number, {limits}")
 
     def _check_valid_metric(self) -> None:
         if self.valid_metric is None:

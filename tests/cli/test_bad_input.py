@@ -232,7 +232,7 @@ def test_an_unknown_or_missing_column_in_load_col(shop, columns, parts):
 
 
 def test_load_col_that_is_no_mapping(shop):
-    shop.fails("load_col must be dict", load_col=5)
+    shop.fails("load_col is 5: it must be a mapping", load_col=5)
 
 
 def test_a_title_column_that_is_missing(shop):

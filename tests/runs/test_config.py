@@ -1,9 +1,7 @@
 import os
 import shutil
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 import pytest
 import yaml
@@ -12,7 +10,6 @@ from hypothesis import strategies as st
 from recbole.utils import dataset_arguments
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.core.yaml_values import SettingsLoader, parse_value, read_yaml
 from recbole_perpeft.models import get_model, list_models, list_recbole_models
 from recbole_perpeft.runs.config import Config, properties_folder
@@ -242,45 +239,6 @@ def test_an_unknown_model_is_refused_with_similar_names(name, suggestion):
 @pytest.mark.parametrize("name", list_models())
 def test_every_registered_model_can_be_imported(name):
     assert get_model(name).__name__ == name
-
-
-@dataclass(frozen=True)
-class _Settings:
-    rate: float
-    name: Literal["a", "b"] = "a"
-    sizes: tuple[int, ...] = (1,)
-    folder: Path | None = None
-    options: dict[str, Any] | None = None
-    seed: int = 0
-    flag: bool = False
-    names: list[str] = field(default_factory=list)
-
-    def __post_init__(self):
-        if self.rate <= 0:
-            raise ValueError("rate must be positive")
-
-
-def test_settings_are_converted_to_their_types():
-    settings = settings_from({"rate": 1, "sizes": [2, 3], "folder": "x", "seed": 4, "other": 5}, _Settings)
-    assert settings == _Settings(rate=1, sizes=(2, 3), folder=Path("x"), seed=4)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({}, "rate is missing"),
-        ({"rate": "fast"}, "rate must be a number, not 'fast'"),
-        ({"rate": True}, "rate must be a number"),
-        ({"rate": -1.0}, "rate must be positive"),
-        ({"rate": 1.0, "name": "c"}, "name must be 'a' or 'b'"),
-        ({"rate": 1.0, "seed": 1.5}, "seed must be a whole number"),
-        ({"rate": 1.0, "flag": 1}, "flag must be True or False"),
-        ({"rate": 1.0, "options": [1]}, "options must be dict or empty"),
-    ],
-)
-def test_wrong_settings_name_the_key(values, message):
-    with pytest.raises(PerPEFTError, match=message):
-        settings_from(values, _Settings)
 
 
 @pytest.mark.parametrize(

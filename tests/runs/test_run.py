@@ -270,7 +270,7 @@ def test_the_command_line_ends_with_a_table_and_the_folder(flags, capsys, tmp_pa
         (["--modle=BPR"], "did you mean 'model'"),
         (["--model=BRP"], "did you mean BPR"),
         (["--dataset=nothing"], "no data set nothing"),
-        (["--state=LOUD"], "state must be"),
+        (["--state=LOUD"], "state is 'LOUD': it must be"),
         (["--resume=nowhere"], "there is no nowhere"),
     ],
 )

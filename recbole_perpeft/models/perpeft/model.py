@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.settings import settings_from
+from recbole_perpeft.core.settings import Settings, setting, settings_from
 from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
 from recbole_perpeft.models.base import ContentRecommender
 from recbole_perpeft.models.build import build_item_encoder
@@ -17,49 +18,35 @@ from recbole_perpeft.nn.users.sasrec import initialise_like_perpeft
 
 
 @dataclass(frozen=True)
-class GroupSettings:
-    """How users are grouped and how groups are trained.
+class GroupSettings(Settings):
+    """How users are grouped and how groups are trained."""
 
-    Args:
-        n_groups: C, the number of interest groups.
-        min_group_size: No group has fewer users; smaller ones are dissolved after k-means.
-        grouping: `kmeans` on the global model's user vectors (the paper), `random`, or `user_field` (given).
-        group_field: With `grouping: user_field`, the column of `<dataset>.user` that names each user's group.
-        grouping_history: `train`, or `train_valid` as the authors' code does (validation items leak into the groups).
-        epochs_global: Epochs of stage 1.
-        regroup_every: Every n personalised epochs users move to the group under which their training sequence is
-            most likely; 0 keeps the groups (the paper).
-        group_negative_ratio: Share of negatives drawn from the group's own items; 1.0 is the paper, 0.0 the
-            whole catalogue.
+    n_groups: int = setting(8, "Number of user groups.", least=1)
+    min_group_size: int = setting(16, "Smaller groups are dissolved.", least=1)
+    grouping: Literal["kmeans", "random", "user_field"] = setting(
+        "kmeans", "kmeans on global user vectors (the paper) | random | user_field."
+    )
+    group_field: str | None = setting(
+        None, "With user_field: the column of the .user file that names each user's group."
+    )
+    grouping_history: Literal["train", "train_valid"] = setting(
+        "train", "train, or train_valid as in the authors' code (validation leaks into groups)."
+    )
+    group_negative_ratio: float = setting(
+        1.0, "Share of negatives from the group's items; the rest from the catalogue.", least=0, most=1, kind="rate"
+    )
+    epochs_global: int = setting(10, "Epochs of the global stage.", least=0)
+    regroup_every: int = setting(
+        0, "Epochs after which users move to their most likely group; 0 never (the paper).", least=0
+    )
 
-    Raises:
-        PerPEFTError: If a value is out of range.
-    """
-
-    n_groups: int = 8
-    min_group_size: int = 16
-    grouping: str = "kmeans"
-    group_field: str | None = None
-    grouping_history: str = "train"
-    epochs_global: int = 10
-    regroup_every: int = 0
-    group_negative_ratio: float = 1.0
-
-    def __post_init__(self) -> None:
-        for key, least in {"n_groups": 1, "min_group_size": 1, "epochs_global": 0, "regroup_every": 0}.items():
-            if getattr(self, key) < least:
-                raise PerPEFTError(f"{key} must be at least {least}, got {getattr(self, key)}")
-        choices = {"grouping": ("kmeans", "random", "user_field"), "grouping_history": ("train", "train_valid")}
-        for key, allowed in choices.items():
-            if getattr(self, key) not in allowed:
-                raise PerPEFTError(f"{key} must be one of {', '.join(allowed)}, got '{getattr(self, key)}'")
+    def check(self) -> None:
+        """A grouping that is given needs its column."""
         if self.grouping == "user_field" and not self.group_field:
             raise PerPEFTError(
                 "grouping: user_field needs group_field, the column of the .user file that names each user's group; "
                 "load it with load_col: {user: [user_id, <column>]}"
             )
-        if not 0.0 <= self.group_negative_ratio <= 1.0:
-            raise PerPEFTError(f"group_negative_ratio must lie in [0, 1], got {self.group_negative_ratio}")
 
 
 class PerPEFT(ContentRecommender):

@@ -171,7 +171,7 @@ def test_nearest_group_is_that_of_the_nearest_centroid(prepare):
     [
         ({"n_groups": 0}, "n_groups"),
         ({"group_negative_ratio": 1.5}, "group_negative_ratio"),
-        ({"grouping": "k-means"}, "grouping must be one of kmeans, random, user_field"),
+        ({"grouping": "k-means"}, "grouping is .k-means.: it must be one of kmeans, random, user_field"),
         ({"grouping": "user_field"}, "group_field"),
         ({"regroup_every": -1}, "regroup_every"),
         ({"peft_type": "lorra"}, "lora"),
