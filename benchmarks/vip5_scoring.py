@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from recbole_perpeft.models.vip5.adapters import AdapterSettings
 from recbole_perpeft.models.vip5.item_order import random_ranks
 from recbole_perpeft.models.vip5.names import token_names
 from recbole_perpeft.models.vip5.network import NetworkSettings, VIP5Network
@@ -28,6 +27,7 @@ from recbole_perpeft.models.vip5.templates import read_templates
 from recbole_perpeft.models.vip5.tiny_backbone import TinyBackboneSettings, tiny_backbone, word_tokenizer
 from recbole_perpeft.models.vip5.trie import ItemTrie
 from recbole_perpeft.models.vip5.visual import VisualSettings, VisualTokens
+from recbole_perpeft.nn.adapt.bottleneck import T5AdapterSettings
 
 LIMITS = {1_200: 2.0, 12_000: 4.0}
 N_USERS, N_FEATURES, N_VISUAL = 100, 512, 2
@@ -41,7 +41,7 @@ def prepared(n_items: int, quick: bool) -> tuple[VIP5Network, PromptWriter]:
         model, tokenizer = tiny_backbone(words, TinyBackboneSettings())
     else:
         model, tokenizer = T5ForConditionalGeneration(T5Config()), word_tokenizer(words)
-    backbone = T5Backbone(model, tokenizer, AdapterSettings())
+    backbone = T5Backbone(model, tokenizer, T5AdapterSettings())
     items, users = (
         token_names("code", random_ranks([str(number) for number in range(n)], 0), tokenizer)
         for n in (n_items, N_USERS)

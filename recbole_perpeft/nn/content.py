@@ -45,10 +45,6 @@ class ContentModel(Protocol):
         """What is trained for a group."""
         ...
 
-    def personalise(self, n_groups: int) -> None:
-        """Gives every group its own copy of what is trained."""
-        ...
-
 
 class ContentEncoder(Protocol):
     """Turns items into content vectors; `ItemEncoder` does not know how."""
@@ -62,10 +58,6 @@ class ContentEncoder(Protocol):
 
     def encode_tokens(self, item_tokens: Sequence[str], group: int | None) -> Tensor:
         """Content vectors of items that have content but no id, [n, content_size]."""
-        ...
-
-    def personalise(self, n_groups: int) -> None:
-        """Gives every group its own copy of what is trained."""
         ...
 
 
@@ -99,10 +91,6 @@ class AdaptedContent(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self.content_size = bank.content_size
         self.foundation_fingerprint = bank.foundation_fingerprint
-
-    def personalise(self, n_groups: int) -> None:
-        """As in `ContentEncoder`."""
-        self.bank.personalise(n_groups)
 
     def forward(self, items: Tensor, group: int | None) -> Tensor:
         """As in `ContentEncoder`; items may be on any device."""
@@ -179,9 +167,6 @@ class FrozenContent(nn.Module):
         array = StreamedArray(path, (source.n_rows, self.content_size))
         compute = functools.partial(_computed_vectors, foundation, source, chunk_size, show_progress)
         self._vectors = mapped_or_written({VECTORS: array}, compute)[VECTORS]
-
-    def personalise(self, n_groups: int) -> None:
-        """As in `ContentEncoder`; nothing is trained here."""
 
     def forward(self, items: Tensor, group: int | None) -> Tensor:
         """As in `ContentEncoder`; the same for all groups."""

@@ -1,6 +1,5 @@
 """Item vectors: what an item looks like to a group of users, plus what its id has learnt."""
 
-import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -8,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.nn.adapt.groups import GroupModules, personalise
 from recbole_perpeft.nn.content import ContentEncoder
-from recbole_perpeft.nn.projector import Projector
 
 FROZEN = "none"
 
@@ -59,6 +58,24 @@ class ItemEncoderSettings:
             raise PerPEFTError("peft_config: means nothing with peft_type none; leave it empty or choose a peft_type")
 
 
+class Projector(nn.Sequential):
+    """Linear(content, 2 d) - LayerNorm - ReLU - Linear(2 d, d) - LayerNorm, as PerPEFT's authors have it.
+
+    Args:
+        content_size: Width of a content vector.
+        hidden_size: Width d of an item vector.
+    """
+
+    def __init__(self, content_size: int, hidden_size: int) -> None:
+        super().__init__(
+            nn.Linear(content_size, 2 * hidden_size),
+            nn.LayerNorm(2 * hidden_size, eps=1e-8),
+            nn.ReLU(),
+            nn.Linear(2 * hidden_size, hidden_size),
+            nn.LayerNorm(hidden_size, eps=1e-8),
+        )
+
+
 class ItemEncoder(nn.Module):
     r"""Vectors of items: what a group sees in an item's content, plus what the item's id has learnt.
 
@@ -97,7 +114,7 @@ class ItemEncoder(nn.Module):
         self.n_items = n_items
         self.hidden_size = hidden_size
         self.content_encoder = content_encoder
-        self.projectors = nn.ModuleDict({"global": projector(content_encoder.content_size, hidden_size)})
+        self.projectors = GroupModules(projector(content_encoder.content_size, hidden_size))
         self.id_embedding = nn.Embedding(n_items, hidden_size, padding_idx=0) if has_ids else None
         self.content_weight = content_weight
         self.chunk_size = chunk_size
@@ -117,8 +134,7 @@ class ItemEncoder(nn.Module):
         return vectors if self.id_embedding is None else vectors + self.id_embedding(items.to(vectors.device))
 
     def _project(self, content: Tensor, group: int | None) -> Tensor:
-        projector = self.projectors["global" if group is None else str(group)]
-        return self.content_weight * projector(content.to(self.device))
+        return self.content_weight * self.projectors.of(group)(content.to(self.device))
 
     @property
     def device(self) -> torch.device:
@@ -127,11 +143,7 @@ class ItemEncoder(nn.Module):
 
     def personalise(self, n_groups: int) -> None:
         """Gives each group copies of the global PEFT module and projector; the global ones stay for new users."""
-        self.content_encoder.personalise(n_groups)
-        for group in range(n_groups):
-            self.projectors[str(group)] = copy.deepcopy(self.projectors["global"])
-        for name in list(self.projectors)[n_groups + 1 :]:
-            del self.projectors[name]
+        personalise(self, n_groups)
 
     @torch.no_grad()
     def encode_catalogue(self, group: int | None) -> Tensor:

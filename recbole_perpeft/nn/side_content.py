@@ -1,16 +1,15 @@
 """Content vectors of items from side networks on cached hidden states: no backbone in memory."""
 
-import copy
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.nn.adapt.groups import GroupModules
 from recbole_perpeft.nn.side_network import SideNetwork, SideNetworkSettings
 
-_GLOBAL = "global"
 _TOKENS_AT_ONCE = 1024
 
 
@@ -57,31 +56,21 @@ class SideContent(nn.Module):
         self.sources = tuple(sources)
         self._row_of_item = torch.stack(tuple(rows_of_item))  # (towers, n_items), always on the CPU
         widths, n_states = [source.width for source in sources], [source.n_states for source in sources]
-        self.networks = nn.ModuleDict({_GLOBAL: SideNetwork(settings, widths, n_states)})
-        self.content_size = self.networks[_GLOBAL].output_size
+        self.networks = GroupModules(SideNetwork(settings, widths, n_states))
+        self.content_size = self.networks.of(None).output_size
         self.foundation_fingerprint = "-".join(source.fingerprint for source in sources)
-
-    def personalise(self, n_groups: int) -> None:
-        """Gives each group a copy of the global network, which stays for users who have no group yet."""
-        for group in range(n_groups):
-            self.networks[str(group)] = copy.deepcopy(self.networks[_GLOBAL])
-        for name in list(self.networks)[n_groups + 1 :]:
-            del self.networks[name]
 
     def parameters_of(self, group: int | None) -> list[nn.Parameter]:
         """Weights of a group's network; None is the global one."""
-        return list(self._network(group).parameters())
+        return list(self.networks.of(group).parameters())
 
     def parameter_groups(self) -> dict[str, str]:
         """Learning-rate group of each parameter by name, as in `SideNetwork.parameter_groups`."""
         return {
             f"networks.{key}.{name}": group
             for key, network in self.networks.items()
-            for name, group in network.parameter_groups().items()
+            for name, group in cast(SideNetwork, network).parameter_groups().items()
         }
-
-    def _network(self, group: int | None) -> SideNetwork:
-        return self.networks[_GLOBAL if group is None else str(group)]
 
     def forward(self, items: Tensor, group: int | None) -> Tensor:
         """As in `ContentEncoder`; items may be on any device."""
@@ -94,7 +83,7 @@ class SideContent(nn.Module):
 
     def _encode_rows(self, rows: Tensor, group: int | None) -> Tensor:
         """Content vectors of rows, [towers, n] on the CPU."""
-        network = self._network(group)
+        network = self.networks.of(group)
         weight = next(network.parameters())
         real = (rows[0] >= 0).nonzero().flatten()
         content = weight.new_zeros(rows.shape[1], self.content_size)

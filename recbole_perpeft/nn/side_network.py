@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.nn.adapt.bottleneck import Bottleneck
 
 ROLES = ("text", "image")
 # The authors match names of modules, so blocks of the inter-modal tower learn as those of images do, gates of texts as
@@ -21,7 +22,6 @@ _GROUPS = (
     ("heads.text.first.", "backbone_text"),
     ("heads.image.first.", "backbone_image"),
 )
-_ACTIVATIONS = MappingProxyType({"relu": nn.ReLU, "gelu": nn.GELU})
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,12 @@ class SideNetworkSettings:
         """Inner width of the blocks of a tower."""
         return {"text": self.side_rank_text, "image": self.side_rank_image}[role]
 
+    def block(self, width: int, rank: int) -> Bottleneck:
+        """A new block (SAN)."""
+        return Bottleneck(width, rank, self.side_activation).start_near_identity(
+            self.side_init_std, self.side_init_bias_std
+        )
+
 
 PRESETS = MappingProxyType(
     {
@@ -118,28 +124,6 @@ PRESETS = MappingProxyType(
         ),
     }
 )
-
-
-class SideBlock(nn.Module):
-    r"""SAN block: :math:`x + W_{up} \, a(W_{down} x + b_{down}) + b_{up}`, without normalisation or dropout.
-
-    Args:
-        width: d of the states.
-        rank: r.
-        settings: Activation and initialisation.
-    """
-
-    def __init__(self, width: int, rank: int, settings: SideNetworkSettings) -> None:
-        super().__init__()
-        self.down = nn.Linear(width, rank)
-        self.activation = _ACTIVATIONS[settings.side_activation]()
-        self.up = nn.Linear(rank, width)
-        for layer in (self.down, self.up):
-            nn.init.normal_(layer.weight, std=settings.side_init_std)
-            nn.init.normal_(layer.bias, std=settings.side_init_bias_std)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return hidden + self.up(self.activation(self.down(hidden)))
 
 
 class Gates(nn.Module):
@@ -190,7 +174,7 @@ class IntraModalTower(nn.Module):
         self._first_gate = settings.first_gate and settings.use_embedding_state
         self._weighs_previous = settings.gate_on == "previous"
         n_blocks = n_states if settings.use_embedding_state else n_states - 1
-        self.blocks = nn.ModuleList(SideBlock(width, rank, settings) for _ in range(n_blocks))
+        self.blocks = nn.ModuleList(settings.block(width, rank) for _ in range(n_blocks))
         self.fuse = _fusion(n_states if self._first_gate else n_states - 1, settings)
 
     def forward(self, states: Tensor) -> Tensor:
@@ -240,7 +224,7 @@ class InterModalTower(nn.Module):
         layers = [nn.Linear(widths[1 - base], self.width) for _ in range(n_pairs if aligns else 0)]
         self.alignments = nn.ModuleList(layers)
         rank = settings.rank(ROLES[base])
-        self.blocks = nn.ModuleList(SideBlock(self.width, rank, settings) for _ in range(n_pairs))
+        self.blocks = nn.ModuleList(settings.block(self.width, rank) for _ in range(n_pairs))
         self.fuse = _fusion(n_pairs, settings)
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
@@ -259,10 +243,9 @@ class InterModalTower(nn.Module):
             # Mixed precision computes the layers in half precision, which the gates do not mix with the states'.
             towers[self._projected] = [layer(state).to(state.dtype) for layer, state in layers]
         gated, other = towers[self._gated], towers[1 - self._gated]
-        hidden = None
-        for number, block in enumerate(self.blocks):
-            pair = self.fuse(number, gated[number], other[number])
-            hidden = block(pair if hidden is None else hidden + pair)
+        hidden = self.blocks[0](self.fuse(0, gated[0], other[0]))
+        for number, block in enumerate(list(self.blocks)[1:], start=1):
+            hidden = block(hidden + self.fuse(number, gated[number], other[number]))
         return hidden
 
 
@@ -321,11 +304,13 @@ class SideNetwork(nn.Module):
     def _build_heads(self, sizes: dict[str, int]) -> None:
         final = self.settings.hidden_size
         narrow = self.settings.head == "narrow"
-        for part, width in sizes.items():
-            self.heads[part] = Head(width, final if narrow and part != "inter" else width, final)
-        if "image" in sizes and not narrow:
-            nn.init.xavier_normal_(self.heads["image"].last.weight)
-            nn.init.zeros_(self.heads["image"].last.bias)
+        heads = {
+            part: Head(width, final if narrow and part != "inter" else width, final) for part, width in sizes.items()
+        }
+        if "image" in heads and not narrow:
+            nn.init.xavier_normal_(heads["image"].last.weight)
+            nn.init.zeros_(heads["image"].last.bias)
+        self.heads.update(heads)
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
         """Turns hidden states of items into vectors.

@@ -159,17 +159,6 @@ class TunedEncoders(nn.Module):
         }
         return groups | {f"heads.{name}": "recsys" for name, _ in self.heads.named_parameters()}
 
-    def personalise(self, n_groups: int) -> None:
-        """Always refused.
-
-        Raises:
-            PerPEFTError: There is one model for all users.
-        """
-        raise PerPEFTError(
-            f"adaptation: {self.settings.adaptation} trains one model for all users; for a module a group of users, "
-            "choose the model PerPEFT"
-        )
-
     def forward(self, group: int | None, **batch: Tensor) -> Tensor:
         """Encodes items.
 
@@ -229,14 +218,6 @@ class FrozenStatesContent(nn.Module):
     def parameter_groups(self) -> dict[str, str]:
         """Learning-rate group of each parameter: all are `recsys`."""
         return {name: "recsys" for name, _ in self.named_parameters()}
-
-    def personalise(self, n_groups: int) -> None:
-        """Always refused.
-
-        Raises:
-            PerPEFTError: There is one model for all users.
-        """
-        raise PerPEFTError("adaptation: frozen has one model for all users; for groups of users, choose PerPEFT")
 
     def forward(self, items: Tensor, group: int | None) -> Tensor:
         """As in `ContentEncoder`; the same for all groups."""

@@ -8,7 +8,7 @@ from recbole_perpeft.models import build as build_module
 from recbole_perpeft.models.build import build_item_encoder
 from recbole_perpeft.nn.adapt.bank import AdapterBank
 from recbole_perpeft.nn.content import AdaptedContent, FrozenContent
-from recbole_perpeft.nn.item_encoder import ItemEncoder, ItemEncoderSettings
+from recbole_perpeft.nn.item_encoder import ItemEncoder, ItemEncoderSettings, Projector
 from recbole_perpeft.pretrained.dual import FoundationModel
 
 N_ITEMS = 12  # the pad included
@@ -308,3 +308,22 @@ def test_wrong_peft_type_shows_before_images_are_read(clip_folder, tmp_path):
     settings = ItemEncoderSettings(foundation_model=str(clip_folder), peft_type="nothing")
     with pytest.raises(PerPEFTError, match="peft_type: 'nothing' is unknown"):
         build_item_encoder(settings, None, ["[PAD]", "a"], tmp_path)
+
+
+def test_layers_of_the_projector_are_those_of_the_paper():
+    torch.manual_seed(0)
+    projector = Projector(6, 4)
+    content = torch.randn(5, 6)
+    first, _, _, last, _ = projector
+    hidden = functional.relu(functional.layer_norm(first(content), (8,), eps=1e-8))
+    torch.testing.assert_close(projector(content), functional.layer_norm(last(hidden), (4,), eps=1e-8))
+
+
+def test_size_of_the_projector_is_that_of_the_paper():
+    assert sum(parameter.numel() for parameter in Projector(1024, 32).parameters()) == 67_872
+
+
+def test_pad_becomes_a_constant_that_is_not_zero():
+    vectors = Projector(6, 4)(torch.zeros(2, 6))
+    assert torch.equal(vectors[0], vectors[1])
+    assert vectors.abs().sum() > 0

@@ -81,7 +81,7 @@ def test_states_take_the_type_of_the_weights(dtype):
 
 def test_gradients_reach_the_network_of_the_group_alone():
     content = make_content()
-    content.personalise(2)
+    content.networks.personalise(2)
     content(torch.tensor([0, 3, 1]), 1).sum().backward()
     assert all(parameter.grad is not None for parameter in content.parameters_of(1))
     assert all(parameter.grad is None for group in (None, 0) for parameter in content.parameters_of(group))
@@ -90,7 +90,7 @@ def test_gradients_reach_the_network_of_the_group_alone():
 def test_groups_start_as_the_global_network_and_part():
     content, items = make_content(), torch.arange(N_ITEMS)
     expected = content(items, None)
-    content.personalise(3)
+    content.networks.personalise(3)
     with torch.no_grad():
         for parameter in content.parameters_of(1):
             parameter.add_(0.5)
@@ -102,11 +102,11 @@ def test_groups_start_as_the_global_network_and_part():
 @pytest.mark.parametrize("n_groups", [1, 4, 12])
 def test_personalised_again(n_groups):
     content = make_content()
-    content.personalise(3)
+    content.networks.personalise(3)
     with torch.no_grad():
         for parameter in (*content.parameters_of(None), *content.parameters_of(0)):
             parameter.add_(torch.rand_like(parameter))
-    content.personalise(n_groups)
+    content.networks.personalise(n_groups)
     assert set(content.networks) == {"global", *map(str, range(n_groups))}
     for group in range(n_groups):
         for ours, parent in zip(content.parameters_of(group), content.parameters_of(None), strict=True):
@@ -116,7 +116,7 @@ def test_personalised_again(n_groups):
 def test_new_items_by_token(monkeypatch):
     monkeypatch.setattr("recbole_perpeft.nn.side_content._TOKENS_AT_ONCE", 3)
     content = make_content()
-    content.personalise(1)
+    content.networks.personalise(1)
     tokens = ["4", "1", "[PAD]", "8", "2"]
     torch.testing.assert_close(content.encode_tokens(tokens, 0), plain(content, [4, 1, 0, 8, 2], 0))
     assert content.sources[0].asked[:2] == [2, 2]
@@ -124,7 +124,7 @@ def test_new_items_by_token(monkeypatch):
 
 def test_parameter_groups_have_the_names_of_the_module():
     content = make_content()
-    content.personalise(2)
+    content.networks.personalise(2)
     groups = content.parameter_groups()
     assert list(groups) == [name for name, _ in content.named_parameters()]
     for group in ("global", "0", "1"):
@@ -133,10 +133,10 @@ def test_parameter_groups_have_the_names_of_the_module():
 
 def test_state_dict_holds_what_is_trained_alone():
     content = make_content()
-    content.personalise(1)
+    content.networks.personalise(1)
     assert set(content.state_dict()) == {name for name, _ in content.named_parameters()}
     other = make_content()
-    other.personalise(1)
+    other.networks.personalise(1)
     with torch.no_grad():
         for parameter in content.parameters():
             parameter.add_(1.0)

@@ -9,6 +9,7 @@ from transformers import BertConfig, ViTConfig
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import ItemContent
+from recbole_perpeft.nn.adapt.groups import personalise
 from recbole_perpeft.nn.adapt.tuning import TuningSettings
 from recbole_perpeft.nn.tuned_content import (
     FrozenStatesContent,
@@ -197,9 +198,12 @@ def test_wrong_content_settings():
 
 
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)
-def test_groups_of_users_are_refused(adaptation):
-    with pytest.raises(PerPEFTError, match=f"{adaptation} trains one model for all users"):
-        content_of(encoders(adaptation)).personalise(2)
+def test_all_groups_share_what_is_trained(adaptation):
+    content = content_of(encoders(adaptation))
+    before = set(content.state_dict())
+    personalise(content, 2)
+    assert set(content.state_dict()) == before
+    assert torch.equal(content(torch.arange(7), 1), content(torch.arange(7), None))
 
 
 class Stored:
@@ -234,8 +238,8 @@ def test_heads_on_stored_vectors():
     vectors.sum().backward()
     assert set(content.parameter_groups()) == set(content.state_dict()) == trained(content)
     assert all(parameter.grad is not None for parameter in content.parameters())
-    with pytest.raises(PerPEFTError, match="one model for all users"):
-        content.personalise(2)
+    personalise(content, 2)
+    assert torch.equal(content(torch.tensor([1, 0, 3, 3]), 1), vectors)
 
 
 def test_stored_vectors_of_one_kind_and_their_fingerprint():

@@ -16,7 +16,6 @@ from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.dataset import HistoryIndex
 from recbole_perpeft.data.explanations import SUFFIX, are_interactions, read_explanations
 from recbole_perpeft.data.sampler import Draws
-from recbole_perpeft.models.vip5.adapters import AdapterSettings
 from recbole_perpeft.models.vip5.appearance_dataset import AppearanceDataset
 from recbole_perpeft.models.vip5.item_inputs import ItemInputs, load_item_inputs
 from recbole_perpeft.models.vip5.item_order import random_ranks
@@ -39,6 +38,7 @@ from recbole_perpeft.models.vip5.tiny_backbone import TinyBackboneSettings
 from recbole_perpeft.models.vip5.trainer import VIP5Trainer
 from recbole_perpeft.models.vip5.trie import ItemTrie
 from recbole_perpeft.models.vip5.visual import VisualSettings, VisualTokens
+from recbole_perpeft.nn.adapt.bottleneck import T5AdapterSettings
 from recbole_perpeft.nn.users.sasrec import left_pad
 
 
@@ -90,7 +90,7 @@ class VIP5(SequentialRecommender):
             config, item_tokens, settings_from(config, VisualSettings), any("title" in one.slots for one in used)
         )
         backbone = T5Backbone.load(
-            *(settings_from(config, cls) for cls in (BackboneSettings, AdapterSettings, TinyBackboneSettings)),
+            *(settings_from(config, cls) for cls in (BackboneSettings, T5AdapterSettings, TinyBackboneSettings)),
             self._texts(inputs, explained[2]),
         )
         self._build(config, dataset, backbone, inputs, user_tokens, item_tokens)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.models.vip5.adapters import AdapterSettings, insert_adapters
 from recbole_perpeft.models.vip5.tiny_backbone import TinyBackboneSettings, tiny_backbone
+from recbole_perpeft.nn.adapt.bottleneck import T5AdapterSettings, insert_t5_adapters
 from recbole_perpeft.pretrained.dual import drop_frozen_weights, supply_frozen_weights
 from recbole_perpeft.pretrained.processor import LOADING_ERRORS
 
@@ -68,7 +68,7 @@ class T5Backbone(nn.Module):
         self,
         model: T5ForConditionalGeneration,
         tokenizer: PreTrainedTokenizerBase,
-        adapters: AdapterSettings,
+        adapters: T5AdapterSettings,
         freeze: bool = True,
         train_norms: bool = True,
     ) -> None:
@@ -81,7 +81,7 @@ class T5Backbone(nn.Module):
         for name, parameter in model.named_parameters():
             if freeze and train_norms and name.endswith(_NORMS):
                 parameter.requires_grad_(True)
-        insert_adapters(model, adapters)
+        insert_t5_adapters(model, adapters)
         tensors = model.state_dict(keep_vars=True)
         self.checkpointed = frozenset(f"model.{name}" for name, tensor in tensors.items() if tensor.requires_grad)
         frozen = {name: tensor for name, tensor in tensors.items() if not tensor.requires_grad}
@@ -93,7 +93,7 @@ class T5Backbone(nn.Module):
     def load(
         cls,
         settings: BackboneSettings,
-        adapters: AdapterSettings,
+        adapters: T5AdapterSettings,
         tiny: TinyBackboneSettings,
         texts: Iterable[str],
     ) -> "T5Backbone":

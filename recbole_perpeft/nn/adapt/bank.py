@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import written_whole
+from recbole_perpeft.nn.adapt.groups import GroupModules
 from recbole_perpeft.nn.adapt.methods import check_same_settings, make_peft_config, module_names, read_peft_config
 from recbole_perpeft.pretrained.dual import FoundationModel
 
@@ -59,7 +60,7 @@ class AdapterBank(nn.Module):
         # A tuple is not registered as modules: these are part of the template.
         self.adapter_layers = tuple(module for module in foundation.modules() if id(module) not in base_modules)
         self._names = _trainable_names(foundation)
-        self.modules_of_groups = nn.ModuleDict({"global": self._new_module(dict(foundation.named_parameters()))})
+        self.modules_of_groups = GroupModules(self._new_module(dict(foundation.named_parameters())))
         known |= {id(parameter) for parameter in foundation.parameters() if parameter.requires_grad}
         foundation.requires_grad_(False)
         foundation.checkpointed = _new_names(foundation, known)
@@ -102,18 +103,7 @@ class AdapterBank(nn.Module):
 
     def parameters_of(self, group: int | None) -> list[nn.Parameter]:
         """Weights of a group's module; None is the global module."""
-        return list(self._module(group).values())
-
-    def _module(self, group: int | None) -> nn.ParameterDict:
-        return self.modules_of_groups["global" if group is None else str(group)]
-
-    def personalise(self, n_groups: int) -> None:
-        """Gives each group a copy of the global module, which stays for users who have no group yet."""
-        for group in range(n_groups):
-            copied = {key: nn.Parameter(value.detach().clone()) for key, value in self._module(None).items()}
-            self.modules_of_groups[str(group)] = nn.ParameterDict(copied)
-        for name in list(self.modules_of_groups)[n_groups + 1 :]:
-            del self.modules_of_groups[name]
+        return list(self.modules_of_groups.of(group).values())
 
     def train(self, mode: bool = True) -> "AdapterBank":
         """As in `nn.Module`, but the foundation model's own dropout and statistics stay as in evaluation."""
@@ -136,7 +126,7 @@ class AdapterBank(nn.Module):
         return functional_call(self.template, self._weights(group), args=(), kwargs=batch, tie_weights=False)
 
     def _weights(self, group: int | None) -> dict[str, Tensor]:
-        module = self._module(group)
+        module = self.modules_of_groups.of(group)
         return {name: module[key] for key, names in self._names.items() for name in names}
 
     def export(self, folder: str | Path, name: str, group: int | None) -> Path:

@@ -9,7 +9,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.nn.adapt.houlsby import insert_adapters
+from recbole_perpeft.nn.adapt.bottleneck import insert_houlsby_adapters
 from recbole_perpeft.nn.adapt.methods import module_names
 from recbole_perpeft.pretrained.tower import Backbone
 
@@ -105,7 +105,7 @@ def _insert_adapters(backbone: Backbone, settings: TuningSettings) -> None:
         projections = [
             _find(block, role, backbone) for role in ("attention output projection", "feed-forward output projection")
         ]
-        insert_adapters(block, projections, backbone.width, settings.adapter_rank)
+        insert_houlsby_adapters(block, projections, backbone.width, settings.adapter_rank)
 
 
 def _insert_lora(backbone: Backbone, settings: TuningSettings) -> None:

@@ -5,7 +5,6 @@ import torch
 from transformers import BertConfig, T5Config, T5ForConditionalGeneration
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.models.vip5.adapters import AdapterSettings
 from recbole_perpeft.models.vip5.names import token_names
 from recbole_perpeft.models.vip5.network import NetworkSettings, VIP5Network
 from recbole_perpeft.models.vip5.segments import Prompt
@@ -13,6 +12,7 @@ from recbole_perpeft.models.vip5.t5 import BackboneSettings, T5Backbone
 from recbole_perpeft.models.vip5.tiny_backbone import tiny_backbone, word_tokenizer
 from recbole_perpeft.models.vip5.trie import ItemTrie
 from recbole_perpeft.models.vip5.visual import VisualSettings, VisualTokens
+from recbole_perpeft.nn.adapt.bottleneck import T5AdapterSettings
 from support import small_t5
 
 TEXTS, TINY, make_backbone = small_t5.TEXTS, small_t5.TINY, small_t5.make_backbone
@@ -28,7 +28,7 @@ def paper_network(t5, n_features, n_visual, reduction=8, cross_attention=True):
     with torch.device("meta"):
         model = T5ForConditionalGeneration(T5Config(**t5))
         model.tie_weights()
-        adapters = AdapterSettings(adapter_reduction=reduction, adapter_sublayers=sublayers)
+        adapters = T5AdapterSettings(adapter_reduction=reduction, adapter_sublayers=sublayers)
         backbone = T5Backbone(model, tokenizer, adapters)
     names = token_names("digits", torch.arange(9).numpy(), tokenizer)
     settings = NetworkSettings(word_tables="random")
@@ -66,7 +66,7 @@ def test_adapters_without_effect_leave_the_plain_library_model():
     targets = torch.tensor([[4, 5, 1], [7, 1, 0]])
     with torch.no_grad():
         expected = plain(input_ids=ids, attention_mask=(ids != 0).long(), decoder_input_ids=targets).logits
-        backbone = T5Backbone(plain, tokenizer, AdapterSettings()).eval()
+        backbone = T5Backbone(plain, tokenizer, T5AdapterSettings()).eval()
         states = backbone.encode(backbone.word_vectors(ids), ids != 0)
         hidden = backbone.decode(backbone.word_vectors(targets), states, ids != 0)
         logits = hidden * backbone.output_scale @ backbone.output_weight.T
@@ -80,7 +80,7 @@ def test_adapters_change_what_they_follow():
     layer = plain.encoder.block[0].layer[1]
     inputs = torch.randn(2, 3, 32)
     before = layer(inputs) - inputs  # what the feed-forward part adds
-    T5Backbone(plain, tokenizer, AdapterSettings(adapter_init="uniform"))
+    T5Backbone(plain, tokenizer, T5AdapterSettings(adapter_init="uniform"))
     adapter = layer.DenseReluDense.wo.adapter
     assert torch.allclose(layer(inputs), inputs + adapter(before), atol=1e-6)
     assert not torch.allclose(adapter(before), before, atol=1e-3)
@@ -142,31 +142,31 @@ def test_folders_are_loaded_and_incomplete_ones_refused(tmp_path):
     folder = tmp_path / "t5"
     settings = BackboneSettings(backbone=str(folder))
     with pytest.raises(PerPEFTError, match="does not exist"):
-        T5Backbone.load(settings, AdapterSettings(), TINY, [])
+        T5Backbone.load(settings, T5AdapterSettings(), TINY, [])
     model.save_pretrained(folder)
     with pytest.raises(PerPEFTError, match="has no tokenizer"):
-        T5Backbone.load(settings, AdapterSettings(), TINY, [])
+        T5Backbone.load(settings, T5AdapterSettings(), TINY, [])
     tokenizer.save_pretrained(folder)
-    loaded = T5Backbone.load(settings, AdapterSettings(), TINY, [])
+    loaded = T5Backbone.load(settings, T5AdapterSettings(), TINY, [])
     assert torch.equal(loaded.word_vectors(torch.arange(9)), model.shared.weight[:9])
     assert not loaded.model.shared.weight.requires_grad
     word_tokenizer([" ".join(map(chr, range(97, 123)))]).save_pretrained(folder)
     with pytest.raises(PerPEFTError, match="is not that of the model"):
-        T5Backbone.load(settings, AdapterSettings(), TINY, [])
+        T5Backbone.load(settings, T5AdapterSettings(), TINY, [])
     tokenizer.save_pretrained(folder)
     T5Config(**{**model.config.to_dict(), "d_ff": 24}).save_pretrained(folder)
     with pytest.raises(PerPEFTError, match="tensors in .* have other sizes"):
-        T5Backbone.load(settings, AdapterSettings(), TINY, [])
+        T5Backbone.load(settings, T5AdapterSettings(), TINY, [])
     BertConfig().save_pretrained(folder)
     with pytest.raises(PerPEFTError, match="is of the type 'bert', not t5"):
-        T5Backbone.load(settings, AdapterSettings(), TINY, [])
+        T5Backbone.load(settings, T5AdapterSettings(), TINY, [])
     model.config.save_pretrained(folder)
     (folder / "model.safetensors").rename(folder / "elsewhere")
     with pytest.raises(PerPEFTError, match="has no weights"):
-        T5Backbone.load(settings, AdapterSettings(), TINY, [])
+        T5Backbone.load(settings, T5AdapterSettings(), TINY, [])
     (folder / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(PerPEFTError, match="cannot be read"):
-        T5Backbone.load(settings, AdapterSettings(), TINY, [])
+        T5Backbone.load(settings, T5AdapterSettings(), TINY, [])
 
 
 def test_random_weights_are_never_frozen():
@@ -188,7 +188,7 @@ def test_tiny_tokenizer_knows_its_words_and_digits():
 def test_a_full_size_t5_small_learns_by_its_trainable_set_alone():
     torch.manual_seed(0)
     model, tokenizer = T5ForConditionalGeneration(T5Config(**T5_SMALL)), word_tokenizer(TEXTS)
-    backbone = T5Backbone(model, tokenizer, AdapterSettings(adapter_init="uniform"))
+    backbone = T5Backbone(model, tokenizer, T5AdapterSettings(adapter_init="uniform"))
     names = token_names("code", torch.arange(50).numpy(), tokenizer)
     features = torch.randn(51, 512)
     visual_settings = VisualSettings(image_features="any.npy")

@@ -63,7 +63,7 @@ def test_a_new_module_leaves_the_model_as_it_is(tiny_clip, batch, method):
 def test_groups_are_independent(tiny_clip, batch, method):
     bank = _bank(tiny_clip(), *METHODS[method][:2]).eval()
     start = bank(None, **batch)
-    bank.personalise(2)
+    bank.modules_of_groups.personalise(2)
     _move(bank, 0, seed=1)
     _move(bank, 1, seed=2)
     first, second = bank(0, **batch), bank(1, **batch)
@@ -75,7 +75,7 @@ def test_groups_are_independent(tiny_clip, batch, method):
 @all_methods
 def test_only_the_active_module_learns(tiny_clip, batch, method):
     bank = _bank(tiny_clip(), *METHODS[method][:2]).train()
-    bank.personalise(2)
+    bank.modules_of_groups.personalise(2)
     before = {name: parameter.detach().clone() for name, parameter in bank.named_parameters()}
     optimizer = torch.optim.AdamW(bank.parameters(), lr=0.1, weight_decay=0.5)
     for _ in range(2):
@@ -95,14 +95,14 @@ def test_only_the_active_module_learns(tiny_clip, batch, method):
 def test_a_checkpoint_holds_all_that_is_needed_and_no_foundation_weights(tiny_clip, batch, method):
     torch.manual_seed(1)
     bank = _bank(tiny_clip(), *METHODS[method][:2]).eval()
-    bank.personalise(2)
+    bank.modules_of_groups.personalise(2)
     _move(bank, 1)
     state = bank.state_dict()
     frozen = {parameter.data_ptr() for parameter in bank.template.parameters() if parameter.numel() > 32}
     assert not frozen & {tensor.data_ptr() for tensor in state.values()}
     torch.manual_seed(2)
     other = _bank(tiny_clip(), *METHODS[method][:2]).eval()
-    other.personalise(2)
+    other.modules_of_groups.personalise(2)
     other.load_state_dict(copy.deepcopy(state), strict=True)
     for group in (None, 1):
         torch.testing.assert_close(other(group, **batch), bank(group, **batch), atol=0, rtol=0)
@@ -117,7 +117,7 @@ def test_projections_that_layers_share_are_saved_once(tiny_clip):
 @all_methods
 def test_exported_module_opens_in_peft(tiny_clip, batch, method, tmp_path):
     bank = _bank(tiny_clip(), *METHODS[method][:2]).eval()
-    bank.personalise(2)
+    bank.modules_of_groups.personalise(2)
     _move(bank, 1)
     expected = bank(1, **batch)
     folder = bank.export(tmp_path, "group-1", 1)
@@ -132,12 +132,12 @@ def test_exported_module_opens_in_peft(tiny_clip, batch, method, tmp_path):
 def test_exported_module_comes_back(tiny_clip, batch, method, tmp_path):
     torch.manual_seed(1)
     bank = _bank(tiny_clip(), *METHODS[method][:2]).eval()
-    bank.personalise(2)
+    bank.modules_of_groups.personalise(2)
     _move(bank, 1)
     folder = bank.export(tmp_path, "group-1", 1)
     torch.manual_seed(1)
     other = _bank(tiny_clip(), *METHODS[method][:2]).eval()
-    other.personalise(3)
+    other.modules_of_groups.personalise(3)
     before = other(None, **batch)
     other.load(folder, 2)
     torch.testing.assert_close(other(2, **batch), bank(1, **batch), atol=0, rtol=0)
@@ -212,7 +212,7 @@ def test_settings_of_a_module_are_those_that_differ_from_the_defaults():
 
 def test_same_as_a_plain_peft_model_in_training_too(tiny_clip, batch):
     bank = _bank(tiny_clip(), "lora", {"lora_dropout": 0.0}).train()
-    bank.personalise(2)
+    bank.modules_of_groups.personalise(2)
     _move(bank, 1)
     plain = FoundationModel(tiny_clip())
     plain.model = get_peft_model(plain.model, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
@@ -274,9 +274,9 @@ def _with_dropout(model):
 def test_personalise_again_starts_from_the_global_module(tiny_clip, batch):
     bank = _bank(tiny_clip()).eval()
     _move(bank, None)
-    bank.personalise(3)
+    bank.modules_of_groups.personalise(3)
     _move(bank, 0)
-    bank.personalise(2)
+    bank.modules_of_groups.personalise(2)
     assert list(bank.modules_of_groups) == ["global", "0", "1"]
     torch.testing.assert_close(bank(0, **batch), bank(None, **batch), atol=0, rtol=0)
     assert not {id(p) for p in bank.parameters_of(0)} & {id(p) for p in bank.parameters_of(None)}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.models.vip5.adapters import AdaptedProjection, AdapterSettings, BottleneckAdapter, insert_adapters
+from recbole_perpeft.nn.adapt.bottleneck import AdaptedLayer, T5AdapterSettings, insert_t5_adapters
 
 
 def gelu_tanh(value):
@@ -16,7 +16,7 @@ def gelu_tanh(value):
 
 def test_an_adapter_is_its_formula():
     torch.manual_seed(0)
-    adapter = BottleneckAdapter(16, AdapterSettings(adapter_reduction=4, adapter_init="uniform")).double()
+    adapter = T5AdapterSettings(adapter_reduction=4, adapter_init="uniform").adapter(16).double()
     states = torch.randn(3, 16, dtype=torch.float64)
     down, up = adapter.down, adapter.up
     for row, output in zip(states, adapter(states), strict=True):
@@ -30,7 +30,7 @@ def test_an_adapter_is_its_formula():
 
 
 def test_an_adapter_starts_without_effect_and_learns():
-    adapter = BottleneckAdapter(16, AdapterSettings())
+    adapter = T5AdapterSettings().adapter(16)
     states = torch.randn(5, 16)
     assert torch.equal(adapter(states), states)
     adapter(states).square().sum().backward()
@@ -38,22 +38,22 @@ def test_an_adapter_starts_without_effect_and_learns():
 
 
 def test_an_adapter_has_the_published_number_of_parameters():
-    adapter = BottleneckAdapter(512, AdapterSettings(adapter_reduction=8))
+    adapter = T5AdapterSettings(adapter_reduction=8).adapter(512)
     assert sum(parameter.numel() for parameter in adapter.parameters()) == 66_112
 
 
 def test_a_wrapped_projection_shows_its_weight():
     layer = nn.Linear(8, 8, bias=False)
-    wrapped = AdaptedProjection(layer, BottleneckAdapter(8, AdapterSettings()))
+    wrapped = AdaptedLayer(layer, T5AdapterSettings().adapter(8))
     assert wrapped.weight is layer.weight
 
 
 def test_settings_and_models_that_do_not_fit_are_refused():
     with pytest.raises(PerPEFTError, match="adapter_sublayers: 'pooler'"):
-        AdapterSettings(adapter_sublayers=["pooler"])
+        T5AdapterSettings(adapter_sublayers=["pooler"])
     with pytest.raises(PerPEFTError, match="adapter_reduction: 0"):
-        AdapterSettings(adapter_reduction=0)
+        T5AdapterSettings(adapter_reduction=0)
     with pytest.raises(PerPEFTError, match="leaves nothing of width 4"):
-        BottleneckAdapter(4, AdapterSettings())
+        T5AdapterSettings().adapter(4)
     with pytest.raises(PerPEFTError, match="has no self_attention"):
-        insert_adapters(nn.Sequential(nn.Linear(2, 2)), AdapterSettings())
+        insert_t5_adapters(nn.Sequential(nn.Linear(2, 2)), T5AdapterSettings())
