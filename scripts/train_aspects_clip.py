@@ -10,8 +10,6 @@ its vectors hold the aspects unevenly, as those of large pretrained models do.
 
 import argparse
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from torch.nn import functional as F
 from tqdm import trange
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
+from recbole_perpeft.core.whole import clear, draft_of, put_in_place
 from recbole_perpeft.data.aspects.drawing import ASPECTS, draw_image, draw_title, title_words
 
 SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<start>", "eos_token": "<end>"}
@@ -158,8 +157,8 @@ def report(model: CLIPModel, tokenizer: PreTrainedTokenizerFast) -> None:
 def save(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Writes model, tokenizer and processor in Hugging Face format; the folder is replaced as a whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    draft.chmod(0o755)
+    draft = draft_of(folder)
+    clear(draft)
     model.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
     processor = {
@@ -183,8 +182,7 @@ def save(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> 
     tokenizer_config.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     for file in draft.iterdir():
         file.chmod(0o644)
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
+    put_in_place(draft, folder)
 
 
 def main() -> None:

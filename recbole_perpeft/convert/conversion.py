@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from logging import getLogger
 from pathlib import Path
@@ -15,13 +18,16 @@ from tabulate import tabulate
 from recbole_perpeft.convert.atomic import Items, plain_text, write_interactions, write_items
 from recbole_perpeft.convert.events import EventSpool, Log
 from recbole_perpeft.convert.filters import FilterSettings
-from recbole_perpeft.convert.images import JOURNAL, FinishedImage, convert_images
+from recbole_perpeft.convert.images import JOURNAL, FinishedImage, UnfinishedImagesError, convert_images
 from recbole_perpeft.convert.source import ExpectedCounts, Source
+from recbole_perpeft.core.digest import file_hash
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.output import IMAGE_DRAFTS, file_hash, output_folder, write_report
+from recbole_perpeft.core.whole import alone, clear, disk_errors, draft_of, put_in_place, remove
 from recbole_perpeft.data.images import IMAGE_FOLDER
 
+REPORT = "conversion.json"
 REJECTED_IMAGES = "rejected_images.tsv"
+_IMAGES = ".images"  # in a draft: what is kept of a conversion that was interrupted
 _SPOOL = ".spool"
 _UNPACKED = ".unpacked"
 
@@ -81,7 +87,7 @@ def convert(
         write_items(draft / f"{folder.name}.item", items)
         source.side_files(draft, folder.name, items.tokens)
         shutil.rmtree(unpacked)
-        report = {
+        report: dict[str, Any] = {
             "source": source.name,
             "options": _described(options or {}) | _described_settings(settings),
             "input": [{"file": path.name, "sha256": file_hash(path)} for path in source.input_files()],
@@ -94,6 +100,52 @@ def convert(
         report["output"][IMAGE_FOLDER] = _hash_of_images(images)
         write_report(draft, report)
     return report
+
+
+@contextmanager
+def output_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """Give a draft folder, which becomes `folder` when the block ends without an error.
+
+    An error leaves nothing behind. A kill or an interruption leaves the draft; the next run goes on with its images.
+
+    Args:
+        folder: where the data set belongs, an absolute path.
+        overwrite: whether an earlier conversion there may be replaced.
+
+    Raises:
+        PerPEFTError: the folder is there and may not be replaced, another conversion is writing it, or the disk does
+            not take it.
+    """
+    _check_replaceable(folder, overwrite)
+    draft = draft_of(folder)
+    with alone(folder, patience=0), disk_errors(folder):
+        try:
+            clear(draft, kept=_IMAGES)
+            yield draft
+            remove(draft / _IMAGES)
+            put_in_place(draft, folder)
+        except (KeyboardInterrupt, UnfinishedImagesError):
+            raise
+        except BaseException:
+            remove(draft)
+            raise
+
+
+def _check_replaceable(folder: Path, overwrite: bool) -> None:
+    if not folder.name:
+        raise PerPEFTError(f"{folder} cannot be a data set; its name is that of the last folder")
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise PerPEFTError(f"{folder} exists already: pass --overwrite or choose another folder")
+    if not (folder / REPORT).is_file():
+        raise PerPEFTError(f"{folder} was not written by a conversion (it has no {REPORT}): delete it yourself")
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """Write `conversion.json`; it holds no time and no place, so that equal conversions are equal files."""
+    text = json.dumps(report, indent=2, ensure_ascii=False)
+    (folder / REPORT).write_text(text + "\n", encoding="utf-8")
 
 
 def _write_log(
@@ -137,7 +189,7 @@ def _images(source: Source, items: Items, draft: Path, settings: ConversionSetti
     references = source.images(items.tokens)
     finished: list[FinishedImage] = []
     if references:
-        kept = draft / IMAGE_DRAFTS
+        kept = draft / _IMAGES
         finished = convert_images(references, kept, settings.max_side, settings.workers, settings.show_progress)
         (kept / JOURNAL).unlink()
         kept.rename(draft / IMAGE_FOLDER)

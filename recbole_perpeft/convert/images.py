@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -19,7 +18,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from recbole_perpeft.convert.reading.image_files import ImageReference
-from recbole_perpeft.core.output import UnfinishedImagesError
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.whole import Journal, remove, written_whole
 from recbole_perpeft.core.workers import finished_tasks
 from recbole_perpeft.data.images import DamagedImageError
 
@@ -33,6 +33,10 @@ _PLAIN_STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # How the files begin that stay as they are; others are encoded anew.
 _SIGNATURES = {"jpg": re.compile(rb"\xff\xd8\xff"), "png": re.compile(rb"\x89PNG\r\n\x1a\n")}
 _SIGNATURES["webp"] = re.compile(rb"RIFF....WEBP", re.DOTALL)
+
+
+class UnfinishedImagesError(PerPEFTError):
+    """Images could not be finished; those that are done are kept for the next run."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class ImageWriter:
             return FinishedImage(token, stamp, problem=str(error))
         suffix = None if data is None else _suffix_of(data)
         is_large = self.max_side is not None and max(image.size) > self.max_side
-        if suffix is None or is_large:
+        if data is None or suffix is None or is_large:
             data, suffix, source = _encoded(image, self.max_side), "jpg", None
         else:
             source = reference.file()
@@ -84,13 +88,9 @@ class ImageWriter:
         return FinishedImage(token, stamp, name, hashlib.sha256(data).hexdigest())
 
     def _place(self, target: Path, data: bytes, source: Path | None) -> None:
-        draft = target.with_name(f"{target.name}.draft")
-        draft.unlink(missing_ok=True)
-        if source is None or not _linked(source, draft):
-            draft.write_bytes(data)
-        os.replace(draft, target)
-        # A second name of the same file is left in place by `replace`.
-        draft.unlink(missing_ok=True)
+        with written_whole(target) as draft:
+            if source is None or not _linked(source, draft):
+                draft.write_bytes(data)
 
 
 def file_stem(token: str) -> str:
@@ -108,14 +108,15 @@ def _suffix_of(data: bytes) -> str | None:
 def _encoded(image: Image.Image, max_side: int | None) -> bytes:
     if max_side is not None and max(image.size) > max_side:
         scale = max_side / max(image.size)
-        size = tuple(max(1, round(side * scale)) for side in image.size)
-        image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return file.getvalue()
 
 
 def _linked(source: Path, target: Path) -> bool:
+    target.unlink()
     try:
         os.link(os.path.realpath(source), target)
     except OSError:  # another disk, or a file system without links
@@ -147,41 +148,33 @@ def convert_images(
         OSError: the disk does not take it.
     """
     folder.mkdir(exist_ok=True)
-    journal = folder / JOURNAL
+    journal = Journal(folder / JOURNAL)
     finished = _resumed(journal, references, folder, max_side)
     todo = [item for item in references.items() if item[0] not in finished]
     bar = tqdm(total=len(references), initial=len(finished), desc="Images", unit="image", disable=not show_progress)
-    with bar, open(journal, "a", encoding="utf-8") as file:
+    with bar:
         for results in _in_chunks(ImageWriter(folder, max_side), todo, _usable_workers(n_workers, len(todo))):
-            for result in results:
-                finished[result.token] = result
-                file.write(json.dumps(asdict(result)) + "\n")
-            file.flush()
+            finished |= {result.token: result for result in results}
+            journal.add(map(asdict, results))
             bar.update(len(results))
     return [finished[token] for token in references]
 
 
 def _resumed(
-    journal: Path, references: dict[str, ImageReference], folder: Path, max_side: int | None
+    journal: Journal, references: dict[str, ImageReference], folder: Path, max_side: int | None
 ) -> dict[str, FinishedImage]:
     """Results of an earlier run whose images have not changed since; the journal is left with these alone."""
     header, finished = {"max_side": max_side}, {}
-    try:
-        lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
-    except (FileNotFoundError, ValueError):
-        lines = []
-    if lines and lines[0] == header:
-        for result in (FinishedImage(**line) for line in lines[1:]):
-            reference = references.get(result.token)
-            is_there = not result.file or (folder / result.file).is_file()
-            if reference is not None and reference.stamp() == result.stamp and is_there:
-                finished[result.token] = result
+    for result in (FinishedImage(**entry) for entry in journal.resume(header) or ()):
+        reference = references.get(result.token)
+        is_there = not result.file or (folder / result.file).is_file()
+        if reference is not None and reference.stamp() == result.stamp and is_there:
+            finished[result.token] = result
     kept = {result.file for result in finished.values()}
     for path in folder.iterdir():
         if path.name not in kept:
-            path.unlink()
-    with open(journal, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in [header, *map(asdict, finished.values())])
+            remove(path)
+    journal.start(header, map(asdict, finished.values()))
     return finished
 
 

@@ -1,19 +1,80 @@
-"""Files that appear whole or not at all."""
+"""Files, folders and journals that appear whole or not at all, and the lock of what one process makes at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from recbole_perpeft.core.errors import PerPEFTError
 
 
+def draft_of(path: Path) -> Path:
+    """Where a file or folder is made before it gets its name.
+
+    It is named after that alone: what a killed process leaves is continued or overwritten by the next.
+    """
+    return path.with_name(f".{path.name}.draft")
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Explain what the disk refuses while `path` is made.
+
+    Raises:
+        PerPEFTError: in place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = str(error.filename or path).replace(str(draft_of(path)), str(path))
+        raise PerPEFTError(
+            f"cannot write {place}: {error.strerror or error}; free space or choose another folder"
+        ) from error
+
+
+@contextmanager
+def alone(path: Path, patience: float = -1) -> Iterator[None]:
+    """Be the only process that makes this file or folder. The lock goes with its process, however that ends.
+
+    Args:
+        path: what is made. The folder it belongs to is made where it is missing.
+        patience: seconds to wait for another process; endlessly if negative.
+
+    Raises:
+        PerPEFTError: another process is making it still, or the disk does not take the lock.
+    """
+    file = path.with_name(f"{path.name}.lock")
+    lock, is_written = FileLock(file), f"{path} is being written by another process"
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if patience:
+                getLogger().info(f"{is_written}; waiting for it")
+            try:
+                lock.acquire(timeout=patience)
+            except Timeout as error:
+                raise PerPEFTError(f"{is_written}; wait for it") from error
+    try:
+        yield
+    finally:
+        if not patience:  # nobody waits for this file
+            file.unlink(missing_ok=True)
+        lock.release()
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give the path of a draft to write to, which becomes `path` when the block ends without an error.
-
-    A draft is named after its file alone: what a killed process leaves is overwritten by the run that goes on.
+    """Give the path of an empty draft to write to, which becomes `path` when the block ends without an error.
 
     Args:
         path: where the file belongs. Only one process may write it.
@@ -21,13 +82,122 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         PerPEFTError: the disk does not take it; nothing is left behind, an earlier file stays.
     """
-    draft = path.with_name(f".{path.name}.draft")
+    with disk_errors(path), _draft_file(path) as draft:
+        yield draft
+
+
+@contextmanager
+def _draft_file(path: Path) -> Iterator[Path]:
+    draft = draft_of(path)
     try:
+        draft.unlink(missing_ok=True)
+        draft.touch(exist_ok=False)  # a file of ours: what others put there, a link say, is never written to
         yield draft
         draft.replace(path)
-    except OSError as error:
-        raise PerPEFTError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
-        ) from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link but not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def clear(folder: Path, kept: str | None = None) -> None:
+    """Empty a folder, or make it where it is missing.
+
+    Args:
+        folder: a link in its place is removed, not followed.
+        kept: name of a folder in it that stays.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        if path.name != kept or path.is_symlink():
+            remove(path)
+
+
+def put_in_place(draft: Path, folder: Path) -> None:
+    """Give a complete folder its final name. Processes that have mapped files of the earlier one keep them.
+
+    Raises:
+        OSError: the disk does not take it; the earlier folder stays.
+    """
+    earlier = folder.with_name(f".{folder.name}.old")
+    remove(earlier)
+    if folder.exists():
+        folder.rename(earlier)
+    try:
+        draft.rename(folder)
+    except OSError:
+        if earlier.exists():
+            earlier.rename(folder)
+        raise
+    remove(earlier)
+    if os.name == "posix":  # other platforms do not let folders be opened
+        descriptor = os.open(folder.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class Journal:
+    """A file of one JSON object a line: a header that says what is made, then what is finished.
+
+    Args:
+        file: where it lies.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def start(self, header: dict[str, Any], entries: Iterable[dict[str, Any]] = ()) -> None:
+        """Replace what is there by a header and entries, whole or not at all.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        with _draft_file(self.file) as draft:
+            draft.write_text(_lines([header, *entries]), encoding="utf-8")
+
+    def add(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Append entries; a kill loses at most the last of them.
+
+        Raises:
+            OSError: the disk does not take them.
+        """
+        with open(self.file, "a", encoding="utf-8") as file:
+            file.write(_lines(entries))
+
+    def resume(self, header: dict[str, Any]) -> list[dict[str, Any]] | None:
+        """The entries of an earlier process with the same header; `None` if there was none."""
+        lines = self._whole_lines()
+        if not lines or lines[0] != json.loads(json.dumps(header)):
+            return None
+        self.start(header, lines[1:])  # a line that the kill cut off must not swallow the next one
+        return lines[1:]
+
+    def _whole_lines(self) -> list[dict[str, Any]]:
+        lines: list[dict[str, Any]] = []
+        try:
+            text = self.file.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return lines
+        for line in text.splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+
+def _lines(entries: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(entry) + "\n" for entry in entries)

@@ -6,11 +6,10 @@ import os
 from logging import getLogger
 from pathlib import Path
 
-from filelock import FileLock
 from transformers.utils import cached_file
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.whole import written_whole
+from recbole_perpeft.core.whole import alone, written_whole
 from recbole_perpeft.pretrained.processor import LOADING_ERRORS, cannot_load
 
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -96,10 +95,9 @@ def _remembered_hashes(files: list[Path], stamp_folder: Path | None) -> list[str
     """Hashes of files; those that have not changed since they were last hashed are not read."""
     if stamp_folder is None:
         return [_hash(file) for file in files]
-    stamp_folder.mkdir(parents=True, exist_ok=True)
     store = stamp_folder / _STAMPS
     stamps = {str(file.resolve()): _stamp(file) for file in files}
-    with FileLock(store.with_name(f"{_STAMPS}.lock")):
+    with alone(store):
         known = _read(store)
         new = [path for path, stamp in stamps.items() if known.get(path, [None])[0] != stamp]
         if sum(os.path.getsize(path) for path in new) > _LARGE_FILES_BYTES:

@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.whole import written_whole
+from recbole_perpeft.core.whole import draft_of, written_whole
 from recbole_perpeft.core.yaml_values import read_yaml
 
 PACKAGES = ("recbole-perpeft", "recbole", "torch", "transformers", "peft", "numpy", "pandas", "scipy", "scikit-learn")
@@ -219,7 +219,7 @@ def _chosen_folder(path: Path) -> Path:
     if SETTINGS_FILE in names:
         raise PerPEFTError(f"the run folder {path} holds a run already: choose another, or --resume={path}")
     # A run that was killed before it had written its settings cannot be resumed; it starts anew.
-    if not names <= {LOG_FILE, f".{SETTINGS_FILE}.draft"}:
+    if not names <= {LOG_FILE, draft_of(path / SETTINGS_FILE).name}:
         raise PerPEFTError(f"the run folder {path} is not empty, and holds no run: choose another")
     return path
 

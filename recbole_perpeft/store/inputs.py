@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_perpeft.core.build_folder import built_alone, put_in_place
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.whole import written_whole
+from recbole_perpeft.core.whole import alone, put_in_place, written_whole
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.images import digest_of_file
 from recbole_perpeft.store.inputs_build import (
@@ -26,7 +25,7 @@ from recbole_perpeft.store.inputs_build import (
     layout_of,
 )
 from recbole_perpeft.store.inputs_manifest import FORMAT, Manifest, UnusableCacheError, cache_key, plain
-from recbole_perpeft.store.rows import RowFiles, rows_of_tokens
+from recbole_perpeft.store.rows import RowFiles, draft_of_cache, rows_of_tokens
 
 # Mapped pages that were read count as memory of the process until they are released.
 MAX_MAPPED_BYTES = 128 * 2**20
@@ -144,7 +143,7 @@ class ContentCache:
         try:
             cache = cls.open(folder, content, processor)
         except (UnusableCacheError, _ChangedImagesError):
-            with built_alone(folder):
+            with alone(folder):
                 cache = cls._open_or_build_alone(folder, content, processor, n_workers, show_progress)
         content.check(cache.damaged)
         return cache
@@ -153,9 +152,7 @@ class ContentCache:
     def _open_or_build_alone(
         cls, folder: Path, content: ItemContent, processor: Processor, n_workers: int | None, show_progress: bool
     ) -> "ContentCache":
-        build = CacheBuild(
-            content, processor, folder.with_name(f"{folder.name}.partial"), cache_key(content, processor)
-        )
+        build = CacheBuild(content, processor, draft_of_cache(folder), cache_key(content, processor))
         try:
             return cls.open(folder, content, processor)
         except _ChangedImagesError as change:

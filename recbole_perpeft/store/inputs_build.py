@@ -17,8 +17,8 @@ from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
 from PIL import Image
 from tqdm import tqdm
 
-from recbole_perpeft.core.build_folder import Journal
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.whole import Journal, remove
 from recbole_perpeft.core.workers import finished_tasks
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.images import (
@@ -206,7 +206,7 @@ class CacheBuild:
             raise self.explained(error) from error
 
     def discard(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove(self._folder)
 
     def _start(self) -> None:
         self.discard()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.whole import draft_of
 from recbole_perpeft.data.content import PAD_TOKEN
 
 
@@ -31,6 +32,14 @@ def rows_of_tokens(tokens: Sequence[str], item_tokens: Sequence[str], folder: Pa
         return torch.tensor([row_of[str(token)] for token in item_tokens], dtype=torch.long)
     except KeyError as error:
         raise PerPEFTError(f"{folder}: has no item {error.args[0]!r}; add it to the item file.") from error
+
+
+def draft_of_cache(folder: Path) -> Path:
+    """Where a cache is built by whoever has its lock. A build that version 0.1.0 has left goes on there."""
+    draft, earlier = draft_of(folder), folder.with_name(f"{folder.name}.partial")
+    if earlier.is_dir() and not draft.exists():
+        earlier.rename(draft)
+    return draft
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_perpeft.core.build_folder import built_alone
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.whole import written_whole
+from recbole_perpeft.core.whole import alone, written_whole
 from recbole_perpeft.data.content import IMAGE, ItemContent
 from recbole_perpeft.data.images import digest_of_file
 from recbole_perpeft.pretrained.fingerprint import weights_fingerprint
@@ -35,7 +34,7 @@ from recbole_perpeft.store.encode import (
     text_digests,
 )
 from recbole_perpeft.store.inputs_build import STAMP
-from recbole_perpeft.store.rows import RowFiles, rows_of_tokens
+from recbole_perpeft.store.rows import RowFiles, draft_of_cache, rows_of_tokens
 from recbole_perpeft.store.states_build import (
     StatesBuild,
     checksums,
@@ -151,7 +150,7 @@ class HiddenStateCache:
         try:
             cache = cls._open(folder, content, field, settings, origin)
         except (UnusableStatesError, ChangedStatesError):
-            with built_alone(folder):
+            with alone(folder):
                 cache = cls._open_or_build_alone(folder, content, field, settings, origin, width, show_progress)
         if kind_of(field) == IMAGE:
             content.check(cache.damaged)
@@ -186,7 +185,7 @@ class HiddenStateCache:
         width: int,
         show_progress: bool,
     ) -> "HiddenStateCache":
-        draft = folder.with_name(f"{folder.name}.partial")
+        draft = draft_of_cache(folder)
         build = StatesBuild(content, field, settings, origin, width, draft)
         try:
             return cls._open(folder, content, field, settings, origin)

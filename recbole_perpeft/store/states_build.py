@@ -1,7 +1,6 @@
 """Filling a cache of hidden states chunk by chunk, resumable after a kill."""
 
 import errno
-import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -10,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from recbole_perpeft.core.build_folder import Journal, put_in_place
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.whole import Journal, put_in_place, remove
 from recbole_perpeft.data.content import IMAGE, ItemContent
 from recbole_perpeft.data.images import DIGEST_BYTES
 from recbole_perpeft.store.encode import (
@@ -182,7 +181,7 @@ class StatesBuild:
         return {"origin": asdict(self._origin), "tokens": tokens, "chunk_rows": self._chunk_rows}
 
     def _start(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove(self._folder)
         self._folder.mkdir(parents=True)
         self.files.create()
         self._journal.start(self._header())
@@ -257,7 +256,7 @@ class StatesBuild:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             name = error.filename or self._folder
             return PerPEFTError(f"{name}: {error.strerror or error}; the hidden states cannot be written.")
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove(self._folder)
         megabytes = self.files.n_bytes() / 2**20
         return PerPEFTError(
             f"{self._folder.parent}: the disk is full; the hidden states of {self._content.name} need "

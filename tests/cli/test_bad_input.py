@@ -527,8 +527,8 @@ def test_chunks_of_a_killed_build_are_checked(shop, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(RowFiles, "sync", lambda files: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main(shop.words()) == 130
-    (partial,) = shop.cache.glob("*.partial")
-    pixels = partial / "pixel_values.npy"
+    (draft,) = shop.cache.glob(".*.draft")
+    pixels = draft / "pixel_values.npy"
     pixels.write_bytes(pixels.read_bytes()[:-1000] + bytes(1000))
     shop.run()
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == whole

@@ -14,8 +14,8 @@ from recbole_perpeft.convert import conversion
 from recbole_perpeft.convert.conversion import ConversionSettings, convert, summary
 from recbole_perpeft.convert.filters import FilterSettings
 from recbole_perpeft.convert.sources.table import TableColumns, TableSource
+from recbole_perpeft.core.digest import file_hash
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.output import file_hash
 from recbole_perpeft.data.content import ItemContent
 
 
@@ -228,7 +228,7 @@ def test_an_interrupted_conversion_keeps_its_images(shop, run, tmp_path, monkeyp
 
 def test_two_conversions_to_one_folder(shop, run, tmp_path):
     (tmp_path / "out").mkdir()
-    lock, taken = FileLock(tmp_path / "out" / ".set.lock"), threading.Event()
+    lock, taken = FileLock(tmp_path / "out" / "set.lock"), threading.Event()
     done = threading.Event()
 
     def hold():
@@ -239,7 +239,7 @@ def test_two_conversions_to_one_folder(shop, run, tmp_path):
     thread = threading.Thread(target=hold)
     thread.start()
     taken.wait(20)
-    with pytest.raises(PerPEFTError, match="is being written by another conversion"):
+    with pytest.raises(PerPEFTError, match="is being written by another process"):
         run(source_of(shop))
     done.set()
     thread.join()

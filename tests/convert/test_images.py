@@ -192,7 +192,7 @@ def test_a_killed_conversion_goes_on_and_ends_the_same(tmp_path, make_image, mak
 def test_a_leftover_draft_does_not_lead_to_another_file(tmp_path, make_image):
     source = write_images(tmp_path / "in", {"a.jpg": make_image(kind="BMP"), "other.jpg": make_image(seed=1)})
     (tmp_path / "out").mkdir()
-    os.link(source / "other.jpg", tmp_path / "out" / "a.jpg.draft")
+    os.link(source / "other.jpg", tmp_path / "out" / ".a.jpg.draft")
     ImageWriter(tmp_path / "out", None).write("a", ImageFile(source / "a.jpg"))
     assert (source / "other.jpg").read_bytes() == make_image(seed=1)
     assert names_in(tmp_path / "out") == ["a.jpg"]

@@ -382,7 +382,7 @@ def start_builder(shop, n_workers, delay=0.002):
 def wait_for_chunks(cache_folder, n):
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        for journal in cache_folder.glob("*.partial/journal.jsonl"):
+        for journal in cache_folder.glob(".*.draft/journal.jsonl"):
             if len(journal.read_bytes().splitlines()) > n:
                 return
         time.sleep(0.005)
@@ -395,14 +395,16 @@ def test_a_killed_build_goes_on(tmp_path, decoded, n_workers):
     with start_builder(shop, n_workers) as builder:
         wait_for_chunks(tmp_path / "cache", 2)
         builder.send_signal(signal.SIGKILL)
-    (partial,) = (tmp_path / "cache").glob("*.partial")
-    with open(partial / "journal.jsonl", "a") as journal:
+    (draft,) = (tmp_path / "cache").glob(".*.draft")
+    if n_workers == 0:
+        draft = draft.rename(draft.with_name(f"{draft.name[1:-6]}.partial"))  # as version 0.1.0 named it
+    with open(draft / "journal.jsonl", "a") as journal:
         journal.write('{"index": 5, "check')
     resumed = open_or_build(shop)
     assert 0 < len(decoded) < 400 - 64
     fresh = ContentCache.open_or_build(load(shop), SmallProcessor(), tmp_path / "fresh", 0, False)
     assert arrays_of(resumed) == arrays_of(fresh)
-    assert not list((tmp_path / "cache").glob("*.partial"))
+    assert not list((tmp_path / "cache").glob(".*.draft"))
 
 
 @pytest.mark.parametrize("harm", ["image", "row"])
@@ -417,11 +419,11 @@ def test_a_resumed_build_trusts_no_outdated_or_lost_chunk(shop, decoded, monkeyp
         with pytest.raises(KeyboardInterrupt):
             open_or_build(shop)
     del decoded[:]
-    (partial,) = (shop.parent / "cache").glob("*.partial")
+    (draft,) = (shop.parent / "cache").glob(".*.draft")
     if harm == "image":
         draw(shop / "images" / "é2.png", 55)
     else:
-        with open(partial / "pixel_values.npy", "r+b") as file:
+        with open(draft / "pixel_values.npy", "r+b") as file:
             file.seek(128 + 2 * 144)
             file.write(bytes(144))
     resumed = open_or_build(shop)

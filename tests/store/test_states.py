@@ -300,7 +300,7 @@ def test_an_interrupted_build_goes_on(shop, bert, computed, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             open_or_build(other, bert)
     computed.clear()
-    draft = next((other.parent / "cache").glob("*.partial"))
+    draft = next((other.parent / "cache").glob(".*.draft"))
     with open(draft / "states.npy", "r+b") as file:
         file.seek(-41 * 2 * 16 * 4, os.SEEK_END)  # the first row was kept from the disk
         file.write(bytes(64))
@@ -326,7 +326,7 @@ def test_a_killed_build_goes_on(shop, bert):
     process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(root)})
     end = time.time() + 60
     while time.time() < end and process.poll() is None:
-        journals = list((shop.parent / "cache").glob("shop-title-*.partial/journal.jsonl"))
+        journals = list((shop.parent / "cache").glob(".shop-title-*.draft/journal.jsonl"))
         if journals and len(journals[0].read_text().splitlines()) == 3:
             break
         time.sleep(0.05)

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_perpeft.core.build_folder import built_alone
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.whole import alone
 from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
 from recbole_perpeft.data.images import digest_of_file, file_stamp
 from recbole_perpeft.nn.layer_drop import kept_blocks
@@ -38,6 +38,7 @@ from recbole_perpeft.store.encode import (
     text_digests,
 )
 from recbole_perpeft.store.inputs_build import STAMP
+from recbole_perpeft.store.rows import draft_of_cache
 from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings, folder_name, origin_of
 from recbole_perpeft.store.states_build import StatesBuild
 
@@ -162,8 +163,8 @@ def _import_field(
     norm = None if layout.norm is None or layout.norms_last_state else find(backbone.model, layout.norm)
     settings, origin, width = origin_of(field, settings, cache_folder)
     folder = cache_folder / folder_name(content.name, field, settings)
-    with built_alone(folder):
-        draft = folder.with_name(f"{folder.name}.partial")
+    with alone(folder):
+        draft = draft_of_cache(folder)
         build = _GivenStates(states, rows, norm, content, field, settings, origin, width, draft)
         build.run(show_progress)
         build.move_to(folder)

@@ -14,9 +14,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.whole import alone
 
 PARENT_GONE = 3  # exit status
 
@@ -44,9 +43,7 @@ def carry_out(folder: Path, settings: dict[str, Any]) -> str | None:
     from recbole_perpeft.runs.run import resume, run
 
     try:
-        locks = folder.parent / ".locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{folder.name}.lock"):
+        with alone(folder.parent / ".locks" / folder.name):
             if (folder / "result.json").is_file():
                 return None
             if (folder / "config.yaml").is_file():

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+
+from recbole_perpeft.core.whole import alone
 
 _CHUNK_BYTES = 64 * 2**20
 _UNPACKED = ".complete"
@@ -37,7 +38,7 @@ class ShippedData:
 
         root = Path(tempfile.gettempdir()) / f"recbole_perpeft-{self.key}"
         root.mkdir(exist_ok=True)
-        with FileLock(root / ".lock"):
+        with alone(root):
             if not (root / _UNPACKED).exists():
                 with tempfile.TemporaryFile() as archive:
                     for chunk in self.chunks:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.whole import alone, written_whole
 from recbole_perpeft.studies.search.shipping import ShippedData
 from recbole_perpeft.studies.search.space import SearchSpace, with_point
 
@@ -141,7 +141,7 @@ def _train(config: Mapping[str, Any], plan: TrialPlan, folder: Path) -> None:
         settings |= plan.data.settings_here()
     reporter = _Reporter(folder, plan)
     # A worker that Ray believes dead may still be at work for a moment.
-    with FileLock(folder.with_name(".lock"), timeout=_SECONDS_FOR_ANOTHER_WORKER):
+    with alone(folder, _SECONDS_FOR_ANOTHER_WORKER):
         if plan.carries_state and tune.get_checkpoint() is not None:
             folder.mkdir(exist_ok=True)
             with tune.get_checkpoint().as_directory() as state:
@@ -217,9 +217,8 @@ def _take_state(state: Path, folder: Path) -> None:
     (folder / "best.pth").unlink(missing_ok=True)
     for name in _CARRIED_FILES:
         if (state / name).is_file():
-            draft = folder / f".{name}.draft"
-            shutil.copyfile(state / name, draft)
-            draft.replace(folder / name)
+            with written_whole(folder / name) as draft:
+                shutil.copyfile(state / name, draft)
 
 
 def _link(source: Path, target: Path) -> None:

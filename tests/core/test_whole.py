@@ -1,0 +1,159 @@
+"""Files, folders and journals that appear whole or not at all."""
+
+import json
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.whole import Journal, alone, clear, draft_of, put_in_place, remove, written_whole
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+    with written_whole(file) as draft:
+        draft.write_text("new")
+        assert file.read_text() == "old" and draft == draft_of(file)
+    assert file.read_text() == "new" and names_in(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyboardInterrupt()])
+def test_a_file_that_fails_leaves_the_earlier_one(tmp_path, error):
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+    with pytest.raises(type(error)), written_whole(file) as draft:
+        draft.write_text("half")
+        raise error
+    assert file.read_text() == "old" and names_in(tmp_path) == ["a.txt"]
+
+
+def test_errors_of_the_disk_name_the_file_and_not_its_draft(tmp_path):
+    with pytest.raises(PerPEFTError, match="no/a.txt: No such file or directory; free space or choose") as caught:
+        with written_whole(tmp_path / "no" / "a.txt"):
+            pass
+    assert "draft" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "broken link"])
+def test_a_draft_is_a_file_of_its_own(tmp_path, kind):
+    other, draft = tmp_path / "other", draft_of(tmp_path / "a.txt")
+    other.write_text("untouched")
+    if kind == "file":
+        draft.hardlink_to(other)
+    else:
+        draft.symlink_to(other if kind == "link" else tmp_path / "nowhere")
+    with written_whole(tmp_path / "a.txt") as given:
+        given.write_text("new")
+    assert other.read_text() == "untouched" and names_in(tmp_path) == ["a.txt", "other"]
+    assert not (tmp_path / "a.txt").is_symlink()
+
+
+def test_clearing_follows_no_link(tmp_path):
+    other, folder = tmp_path / "other", tmp_path / "folder"
+    (other / "below").mkdir(parents=True)
+    (other / "file").touch()
+    folder.symlink_to(other)
+    clear(folder)
+    assert not folder.is_symlink() and names_in(folder) == []
+    for name in ("kept", "link"):
+        (folder / name).symlink_to(other)
+    clear(folder, kept="kept")
+    assert names_in(folder) == [] and names_in(other) == ["below", "file"]
+
+
+def test_clearing_keeps_one_folder(tmp_path):
+    for name in ("kept", "gone"):
+        (tmp_path / "folder" / name / "below").mkdir(parents=True)
+    (tmp_path / "folder" / "file").touch()
+    clear(tmp_path / "folder", kept="kept")
+    assert names_in(tmp_path / "folder") == ["kept"] and names_in(tmp_path / "folder" / "kept") == ["below"]
+
+
+def test_removing_what_is_not_there(tmp_path):
+    remove(tmp_path / "nothing")
+
+
+def test_a_folder_replaces_an_earlier_one_and_what_a_kill_left_of_it(tmp_path):
+    folder = tmp_path / "folder"
+    for path, content in ((folder, "old"), (tmp_path / ".folder.old", "older"), (draft_of(folder), "new")):
+        path.mkdir()
+        (path / content).touch()
+    put_in_place(draft_of(folder), folder)
+    assert names_in(tmp_path) == ["folder"] and names_in(folder) == ["new"]
+
+
+def test_a_folder_that_cannot_be_named_leaves_the_earlier_one(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "folder", Path.rename
+    for path, content in ((folder, "old"), (draft_of(folder), "new")):
+        path.mkdir()
+        (path / content).touch()
+
+    def refuse(path, target):
+        if path == draft_of(folder):
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        put_in_place(draft_of(folder), folder)
+    assert names_in(folder) == ["old"] and names_in(tmp_path) == [".folder.draft", "folder"]
+
+
+def test_processes_wait_for_each_other(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    order = []
+
+    def make():
+        with alone(tmp_path / "new" / "cache"):
+            order.append("second")
+
+    with alone(tmp_path / "new" / "cache"):
+        thread = threading.Thread(target=make)
+        thread.start()
+        thread.join(0.3)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"] and "waiting for it" in caplog.text
+
+
+@pytest.mark.parametrize("patience", [0, 0.1])
+def test_patience_ends(tmp_path, patience):
+    lock = FileLock(tmp_path / "cache.lock", thread_local=False)
+    thread = threading.Thread(target=lock.acquire)
+    thread.start()
+    thread.join()
+    with pytest.raises(PerPEFTError, match="cache is being written by another process; wait for it"):
+        with alone(tmp_path / "cache", patience):
+            pass
+    lock.release()
+    with alone(tmp_path / "cache", patience):
+        pass
+    assert names_in(tmp_path) == ([] if patience == 0 else ["cache.lock"])
+
+
+def test_a_folder_without_a_place_for_the_lock(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(PerPEFTError, match="cannot write .*file"), alone(tmp_path / "file" / "cache"):
+        pass
+
+
+def test_a_journal_goes_on_after_the_last_whole_line(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    assert journal.resume({"key": 1}) is None
+    journal.start({"key": (1, 2)})
+    journal.add([{"index": 0}, {"index": 1}])
+    with open(journal.file, "a") as file:
+        file.write('{"index": 2, "che')
+    assert Journal(journal.file).resume({"key": (1, 2)}) == [{"index": 0}, {"index": 1}]
+    journal.add([{"index": 3}])
+    lines = [json.loads(line) for line in journal.file.read_text().splitlines()]
+    assert lines == [{"key": [1, 2]}, {"index": 0}, {"index": 1}, {"index": 3}]
+    assert journal.resume({"key": 3}) is None and names_in(tmp_path) == ["journal.jsonl"]
