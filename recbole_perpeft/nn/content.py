@@ -45,6 +45,10 @@ class ContentModel(Protocol):
         """What is trained for a group."""
         ...
 
+    def parameter_groups(self) -> dict[str, str]:
+        """As in `ContentEncoder`."""
+        ...
+
 
 class ContentEncoder(Protocol):
     """Turns items into content vectors; `ItemEncoder` does not know how."""
@@ -58,6 +62,14 @@ class ContentEncoder(Protocol):
 
     def encode_tokens(self, item_tokens: Sequence[str], group: int | None) -> Tensor:
         """Content vectors of items that have content but no id, [n, content_size]."""
+        ...
+
+    def parameter_groups(self) -> dict[str, str]:
+        """Learning-rate group of parameters by name.
+
+        Returns:
+            `side_text`, `side_image`, `backbone_text`, `backbone_image` or `recsys`; `recsys` for those left out.
+        """
         ...
 
 
@@ -91,6 +103,10 @@ class AdaptedContent(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self.content_size = bank.content_size
         self.foundation_fingerprint = bank.foundation_fingerprint
+
+    def parameter_groups(self) -> dict[str, str]:
+        """As in `ContentEncoder`."""
+        return {f"bank.{name}": group for name, group in self.bank.parameter_groups().items()}
 
     def forward(self, items: Tensor, group: int | None) -> Tensor:
         """As in `ContentEncoder`; items may be on any device."""
@@ -167,6 +183,10 @@ class FrozenContent(nn.Module):
         array = StreamedArray(path, (source.n_rows, self.content_size))
         compute = functools.partial(_computed_vectors, foundation, source, chunk_size, show_progress)
         self._vectors = mapped_or_written({VECTORS: array}, compute)[VECTORS]
+
+    def parameter_groups(self) -> dict[str, str]:
+        """As in `ContentEncoder`; nothing is trained here."""
+        return {}
 
     def forward(self, items: Tensor, group: int | None) -> Tensor:
         """As in `ContentEncoder`; the same for all groups."""

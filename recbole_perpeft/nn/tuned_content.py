@@ -179,16 +179,6 @@ class TunedEncoders(nn.Module):
         return backbone.pooled_states((), self._poolings[kind], **inputs)[1]
 
 
-class TunedContent(AdaptedContent):
-    """Content vectors from encoders that are trained with the recommender; arguments are those of `AdaptedContent`."""
-
-    bank: TunedEncoders
-
-    def parameter_groups(self) -> dict[str, str]:
-        """As in `TunedEncoders`."""
-        return {f"bank.{name}": group for name, group in self.bank.parameter_groups().items()}
-
-
 class FrozenStatesContent(nn.Module):
     """Content vectors from stored vectors of frozen encoders: only the heads train, and no encoder is in memory.
 
@@ -243,7 +233,7 @@ def build_tuned_content(
     item_tokens: Sequence[str],
     cache_folder: str | Path,
     show_progress: bool = True,
-) -> TunedContent:
+) -> AdaptedContent:
     """Loads the encoders, fills the cache of their inputs where needed, and puts the content encoder together.
 
     Args:
@@ -270,7 +260,7 @@ def build_tuned_content(
         processor.trim_text = False  # the vector of a text must not depend on the longest one beside it
     cache = ContentCache.open_or_build(content, processor, folder, show_progress=show_progress)
     rows = cache.rows_of(item_tokens)
-    return TunedContent(encoders, cache, rows, settings.encoder_chunk_size, settings.gradient_checkpointing)
+    return AdaptedContent(encoders, cache, rows, settings.encoder_chunk_size, settings.gradient_checkpointing)
 
 
 def _joint_fingerprint(fingerprints: Mapping[str, str]) -> str:

@@ -41,11 +41,11 @@ class LearningRateSettings:
             if not 0 < getattr(self, key) < float("inf"):
                 raise PerPEFTError(f"{key} must be a finite number above 0, got {getattr(self, key)}")
 
-    def groups(self, model: nn.Module) -> Iterable[Any]:
+    def groups(self, model: Any) -> Iterable[Any]:
         """Parameters of a model as optimisers take them.
 
         Args:
-            model: A `ContentRecommender`; with `official`, its content encoder has `parameter_groups`.
+            model: A `ContentRecommender`.
         """
         if self.param_groups == "uniform":
             return model.parameters()
@@ -56,13 +56,12 @@ class LearningRateSettings:
             "backbone_text": self.lr_backbone_text,
             "backbone_image": self.lr_backbone_image,
         }
-        prefix = "item_encoder.content_encoder."
-        named = model.item_encoder.content_encoder.parameter_groups()
-        group_of = {prefix + name: group for name, group in named.items()}
+        encoder = model.item_encoder.content_encoder
+        group_of = {id(encoder.get_parameter(name)): group for name, group in encoder.parameter_groups().items()}
         members: dict[str, list[nn.Parameter]] = {group: [] for group in rates}
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
-                members[group_of.get(name, "recsys")].append(parameter)
+                members[group_of.get(id(parameter), "recsys")].append(parameter)
         return [{"params": some, "lr": rates[group]} for group, some in members.items() if some]
 
 

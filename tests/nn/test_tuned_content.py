@@ -11,9 +11,9 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.nn.adapt.groups import personalise
 from recbole_perpeft.nn.adapt.tuning import TuningSettings
+from recbole_perpeft.nn.content import AdaptedContent
 from recbole_perpeft.nn.tuned_content import (
     FrozenStatesContent,
-    TunedContent,
     TunedContentSettings,
     TunedEncoders,
     build_tuned_content,
@@ -33,7 +33,7 @@ ROW_OF_ITEM = torch.tensor([-1, 2, 0, 1, 3, 5, 4])
 
 
 def content_of(model, chunk_size=4, gradient_checkpointing=False):
-    return TunedContent(model, Source(), ROW_OF_ITEM, chunk_size, gradient_checkpointing)
+    return AdaptedContent(model, Source(), ROW_OF_ITEM, chunk_size, gradient_checkpointing)
 
 
 def trained(module):

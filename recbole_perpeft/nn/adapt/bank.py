@@ -18,6 +18,7 @@ from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.nn.adapt.groups import GroupModules
 from recbole_perpeft.nn.adapt.methods import check_same_settings, make_peft_config, module_names, read_peft_config
 from recbole_perpeft.pretrained.dual import FoundationModel
+from recbole_perpeft.pretrained.layers import KINDS, find_tower
 
 _IN_FOUNDATION = "model.base_model.model."
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -104,6 +105,21 @@ class AdapterBank(nn.Module):
     def parameters_of(self, group: int | None) -> list[nn.Parameter]:
         """Weights of a group's module; None is the global module."""
         return list(self.modules_of_groups.of(group).values())
+
+    def parameter_groups(self) -> dict[str, str]:
+        """Learning-rate group of every weight of all modules, by name.
+
+        Returns:
+            `side_text` or `side_image` for what belongs to that tower of the foundation model alone, else `recsys`.
+        """
+        places = dict(self.template.named_parameters(remove_duplicate=False))
+        towers = {kind: set(map(id, find_tower(self.base_model, kind).parameters())) for kind in KINDS}
+        group_of = {}
+        for key, names in self._names.items():
+            kinds = [kind for kind, inside in towers.items() if id(places[names[0]]) in inside]
+            group_of[key] = f"side_{kinds[0]}" if len(kinds) == 1 else "recsys"
+        modules = self.modules_of_groups
+        return {f"modules_of_groups.{name}.{key}": group for name in modules for key, group in group_of.items()}
 
     def train(self, mode: bool = True) -> "AdapterBank":
         """As in `nn.Module`, but the foundation model's own dropout and statistics stay as in evaluation."""

@@ -4,6 +4,7 @@ from torch.nn import functional
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.nn.users.sasrec import left_pad
+from recbole_perpeft.training.rates import LearningRateSettings
 
 
 def all_rows(loader):
@@ -185,3 +186,16 @@ def test_nearest_group_is_that_of_the_nearest_centroid(prepare):
 def test_wrong_settings_name_the_key(prepare, settings, message):
     with pytest.raises(PerPEFTError, match=message):
         prepare(**settings)
+
+
+@pytest.mark.parametrize("peft_type", ["lora", "ln_tuning", "none"])
+def test_modules_in_a_tower_have_the_rate_of_its_side(prepare, peft_type):
+    model = prepare(peft_type=peft_type).personalise()
+    rates = LearningRateSettings(1.0, "official", lr_side_text=2.0, lr_side_image=3.0)
+    rate_of = {id(parameter): group["lr"] for group in rates.groups(model) for parameter in group["params"]}
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert len(rate_of) == len(trained)
+    for name, parameter in trained.items():
+        side = 2.0 if "text_model" in name else 3.0 if "vision_model" in name else 1.0
+        assert rate_of[id(parameter)] == side, name
+    assert (set(rate_of.values()) == {1.0, 2.0, 3.0}) == (peft_type != "none")
