@@ -2,7 +2,7 @@
 
 import sys
 
-from recbole_perpeft.cli.search import main
+from recbole_perpeft.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["search", *sys.argv[1:]]))

@@ -1,11 +1,13 @@
 """Packaging of recbole_perpeft; `properties/` and the bundled models travel inside the wheel."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 README = ROOT / "README.md"
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "recbole_perpeft/__init__.py").read_text("utf-8"), re.M)[1]
 
 REQUIRES = [
     # RecBole 1.2.1 pins a Ray that current NumPy and Python do not run; a current Ray therefore selects 1.2.0.
@@ -41,7 +43,7 @@ DEV_REQUIRES = ["ruff>=0.6"]
 
 setup(
     name="recbole-perpeft",
-    version="0.1.0",
+    version=VERSION,
     description="Multimodal sequential recommendation with personalised parameter-efficient fine-tuning, for RecBole",
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
@@ -75,9 +77,9 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "recbole-perpeft = recbole_perpeft.cli.train:main",
-            "recbole-perpeft-compare = recbole_perpeft.cli.compare:main",
-            "recbole-perpeft-hyper = recbole_perpeft.cli.search:main",
+            "recbole-perpeft = recbole_perpeft.cli.main:main",
+            "recbole-perpeft-compare = recbole_perpeft.cli.main:compare",
+            "recbole-perpeft-hyper = recbole_perpeft.cli.main:search",
         ]
     },
     classifiers=[

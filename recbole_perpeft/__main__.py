@@ -1,6 +1,8 @@
+"""`python -m recbole_perpeft` is `recbole-perpeft`."""
+
 import sys
 
-from recbole_perpeft.cli.train import main
+from recbole_perpeft.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

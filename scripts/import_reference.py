@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_perpeft.cli.train import parse_arguments
+from recbole_perpeft.cli.flags import settings_of
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.models.perpeft.grouping import global_user_vectors, mean_vectors
 from recbole_perpeft.nn.adapt.methods import peft_settings, read_peft_config
@@ -378,7 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0, or 2 for wrong input, which is reported on one line of the standard error.
     """
     try:
-        settings = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        settings = settings_of(sys.argv[1:] if arguments is None else arguments)
         if settings.pop("help", False):
             print(HELP)
             return 0

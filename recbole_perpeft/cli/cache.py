@@ -1,14 +1,16 @@
-"""The command line that builds caches of hidden states ahead of a run, for instance on a machine with a GPU."""
+"""`recbole-perpeft cache --dataset=<name> --text_encoder=<model>`, for instance ahead, on a machine with a GPU."""
+
+from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import pandas as pd
 
+from recbole_perpeft.cli.flags import Flags
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.atomic import BUNDLED_DATASET
 from recbole_perpeft.data.content import IMAGE, MISSING_CONTENT, TITLE, ItemContent
@@ -19,29 +21,30 @@ from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings
 _DESCRIPTION = """\
 Computes the hidden states of all items of a data set once and keeps them in a file. A run of IISAN builds what is
 missing by itself; this builds it ahead. A build that was interrupted or killed goes on where it was."""
-_EXAMPLES = """\
-examples:
-  python -m recbole_perpeft.store.inputs --dataset=scientific --text_encoder=minilm
-  python -m recbole_perpeft.store.inputs --dataset=shop --data_path=my_data --text_encoder=bert-base-uncased \\
-      --image_encoder=google/vit-base-patch16-224
-  python -m recbole_perpeft.store.inputs --dataset=shop --text_encoder=meta-llama/Meta-Llama-3-8B --engine=ray
-  python -m recbole_perpeft.store.inputs --dataset=shop --text_encoder=minilm --text_field=caption --layers=0,2,4,6"""
 
 
-def parser() -> argparse.ArgumentParser:
-    """Flags are named as the keys of a run."""
-    flags = argparse.ArgumentParser(
-        prog="python -m recbole_perpeft.store.inputs",
-        usage="%(prog)s --dataset=NAME [--text_encoder=NAME] [--image_encoder=NAME] [--key=value ...]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The flags, named as the keys of a run."""
+    flags = Flags(
+        "cache",
+        _DESCRIPTION,
+        "--dataset=aspects --text_encoder=aspects-clip --image_encoder=aspects-clip",
+        "--dataset=shop --data_path=my_data --text_encoder=bert-base-uncased "
+        "--image_encoder=google/vit-base-patch16-224",
+        "--dataset=shop --text_encoder=meta-llama/Meta-Llama-3-8B --engine=ray",
+        "--dataset=shop --text_encoder=minilm --text_field=caption --layers=0,2,4,6",
+        "--dataset=toys_games --states=toys_games_preX.pt",
     )
     _add_data(flags.add_argument_group("data"))
     _add_states(flags.add_argument_group("states"))
+    _add_given(flags.add_argument_group("states of PerPEFT's authors"))
     _add_work(flags.add_argument_group("work"))
-    return flags
+    options = flags.parse(words)
+    if not (options.text_encoder or options.image_encoder or options.states):
+        raise PerPEFTError("no encoder: name --text_encoder, --image_encoder or both, or a file of --states")
+    if options.states and (options.text_encoder or options.image_encoder):
+        raise PerPEFTError("--states come from --foundation_model: leave out --text_encoder and --image_encoder")
+    return options
 
 
 def _add_data(group) -> None:
@@ -80,6 +83,12 @@ def _add_states(group) -> None:
     group.add_argument("--cache_dtype", choices=("float16", "float32"), default="float16", help="(%(default)s)")
 
 
+def _add_given(group) -> None:
+    group.add_argument("--states", type=Path, help="their <set>_preX.pt, which is taken in; nothing is computed")
+    model = "openai/clip-vit-base-patch32"
+    group.add_argument("--foundation_model", default=model, help="the model that they come from (%(default)s)")
+
+
 def _add_work(group) -> None:
     group.add_argument("--batch_size", type=int, default=64, help="items encoded at once (%(default)s)")
     group.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu or cuda (%(default)s)")
@@ -91,34 +100,36 @@ def _add_work(group) -> None:
     group.add_argument("--no_progress", action="store_true", help="show no progress bars")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Build the caches that the flags ask for.
-
-    Returns:
-        Exit status: 0, or 2 for wrong input, which is reported on one line of the standard error.
-    """
-    options = parser().parse_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """Build the caches, or take them in, and list them."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        for cache in _build(options):
-            size = cache.n_bytes() / 2**20
-            print(f"{cache.folder}: {cache.n_rows} items, states {_joined(cache.layers)}, {size:,.1f} MiB")
-    except PerPEFTError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
+    for cache in _given(options) if options.states else _build(options):
+        size = cache.n_bytes() / 2**20
+        states = ", ".join(map(str, cache.layers)) or "none"
+        print(f"{cache.folder}: {cache.n_rows:,} items, states {states}, {size:,.1f} MiB")
     return 0
+
+
+def _given(options: argparse.Namespace) -> list[HiddenStateCache]:
+    from recbole_perpeft.convert.sources.perpeft_states import import_states
+
+    content = ItemContent.load(options.data_path / options.dataset, options.dataset, (), options.missing_content)
+    content.check({})
+    return import_states(
+        options.states,
+        content,
+        options.cache_folder,
+        options.foundation_model,
+        options.cache_dtype,
+        not options.no_progress,
+    )
 
 
 def _build(options: argparse.Namespace) -> list[HiddenStateCache]:
     encoders = {"text": options.text_encoder, "image": options.image_encoder}
     fields = {"text": options.text_field, "image": IMAGE}
     kinds = [kind for kind, encoder in encoders.items() if encoder is not None]
-    if not kinds:
-        raise PerPEFTError("name --text_encoder, --image_encoder or both")
     # All settings are looked at before hours of work begin.
     settings = {kind: _settings(options, kind, encoders[kind]) for kind in kinds}
     content = _content(options, [fields[kind] for kind in kinds])
@@ -164,7 +175,7 @@ def _content(options: argparse.Namespace, fields: list[str]) -> ItemContent:
     return ItemContent.load(folder, options.dataset, _item_tokens(folder), options.missing_content, fields)
 
 
-def _item_tokens(folder: Path) -> set[str]:
+def _item_tokens(folder: Path) -> list[str]:
     """Items that occur in the logs of a data set."""
     tokens: set[str] = set()
     for log in sorted(folder.glob("*.inter")):
@@ -173,7 +184,7 @@ def _item_tokens(folder: Path) -> set[str]:
         except (ValueError, OSError) as error:
             raise PerPEFTError(f"{log}: cannot be read ({error})") from error
         tokens.update(column["item_id:token"].unique())
-    return tokens
+    return sorted(tokens)
 
 
 def _layers(text: str) -> str | tuple[int, ...]:
@@ -185,7 +196,3 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 0,2,4") from error
-
-
-def _joined(layers: Sequence[int]) -> str:
-    return ", ".join(map(str, layers)) or "none"

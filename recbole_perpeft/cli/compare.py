@@ -1,4 +1,4 @@
-"""The command line of comparisons: `python -m recbole_perpeft.studies.compare --models=SASRec,PerPEFT --seeds=3`."""
+"""`recbole-perpeft compare --models=SASRec,PerPEFT --seeds=3`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from recbole_perpeft.cli.train import model_list, parse_arguments
+from recbole_perpeft.cli.flags import settings_of
+from recbole_perpeft.cli.train import model_list
 from recbole_perpeft.core.errors import PerPEFTError
 
 _HELP = """\
 Train models under one protocol and write a report: quality with significance, cost, and who profits.
 
-usage: python run_compare.py --models=LIST [--dataset=NAMES] [--seeds=N] [--parallel=N] [--key=value ...]
+usage: recbole-perpeft compare --models=LIST [--dataset=NAMES] [--seeds=N] [--parallel=N] [--key=value ...]
 
   --models=LIST        models of this package or of RecBole, separated by commas. Model[key=value, ...] has settings of
                        its own, `as NAME` says how the tables call it. @FILE reads a YAML file of lines
@@ -39,37 +40,27 @@ Every run has a folder below runs_folder (default runs). The same command goes o
 runs again as long as settings, data and code are the same, and tries failed runs again. Exit status 1: some failed.
 
 examples:
-  python run_compare.py --models=Pop,BPR,SASRec,GRU4Rec,GlobalPEFT,PerPEFT --dataset=aspects --baseline=SASRec
-  python run_compare.py --models="PerPEFT, PerPEFT[peft_type=ia3] as PerPEFT-IA3, PerPEFT[n_groups=2]" --parallel=2
-  python run_compare.py --models=@aspects --true_group_field=hidden_group
+  recbole-perpeft compare --models=Pop,BPR,SASRec,GRU4Rec,GlobalPEFT,PerPEFT --dataset=aspects --baseline=SASRec
+  recbole-perpeft compare --models="PerPEFT, PerPEFT[peft_type=ia3] as PerPEFT-IA3, PerPEFT[n_groups=2]" --parallel=2
+  recbole-perpeft compare --models=@aspects --true_group_field=hidden_group
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
+def parse(words: Sequence[str]) -> dict[str, Any]:
+    """Flags and settings."""
+    return settings_of(words)
 
-    Args:
-        arguments: words after the program's name; by default those of the process.
 
-    Returns:
-        Exit status: 0; 1 if runs failed; 2 for wrong input, which is reported on the standard error.
-    """
+def run(options: dict[str, Any]) -> int:
+    """Compare, or print what is asked for; the exit status."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s")  # what a run warns of is in its run.log
-    try:
-        flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        if flags.pop("help", False):
-            print(_HELP.format(shipped=", ".join(_shipped())))
-            return 0
-        if flags.pop("list_models", False):
-            print(model_list())
-            return 0
-        return _compare(flags)
-    except (PerPEFTError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    if options.pop("help", False):
+        print(_HELP.format(shipped=", ".join(_shipped())))
+        return 0
+    if options.pop("list_models", False):
+        print(model_list())
+        return 0
+    return _compare(options)
 
 
 def _compare(flags: dict[str, Any]) -> int:
@@ -123,7 +114,3 @@ def _shipped() -> list[str]:
     from recbole_perpeft.runs.config import properties_folder
 
     return [f"@{path.stem}" for path in sorted((properties_folder() / "compare").glob("*.yaml"))]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

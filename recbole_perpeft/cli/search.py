@@ -1,25 +1,24 @@
-"""The command line of searches: `python run_hyper.py --model=PerPEFT --dataset=aspects --num_samples=16`."""
+"""`recbole-perpeft search --model=PerPEFT --dataset=aspects --num_samples=16`."""
 
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_perpeft.cli.train import model_list, parse_arguments
+from recbole_perpeft.cli.flags import settings_of
+from recbole_perpeft.cli.train import model_list
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.yaml_values import parse_value
 
-_SWITCHES = ("help", "list_models", "ship_data")
 _CLOSE = 0.85  # similarity of words; RecBole's setting `teacher` and the flag `searcher` are less similar
 _HELP = """\
 Search over the settings of a model with Ray Tune, on this machine or a cluster.
 
-usage: python run_hyper.py [--model=NAME] [--dataset=NAME] [--search=FILE] [--num_samples=N] [--key=value ...]
+usage: recbole-perpeft search [--model=NAME] [--dataset=NAME] [--search=FILE] [--num_samples=N] [--key=value ...]
 
-  --model=NAME --dataset=NAME          default PerPEFT and aspects, as for run_recbole.py
+  --model=NAME --dataset=NAME          default PerPEFT and aspects, as for train
   --config_files=FILES  YAML files with settings that are fixed in all trials
   --search=FILE         the search space: YAML, or RecBole's text format; default properties/search/<Model>.yaml
   --num_samples=N       number of trials (16); the first has the settings as they are
@@ -38,32 +37,25 @@ usage: python run_hyper.py [--model=NAME] [--dataset=NAME] [--search=FILE] [--nu
   --key=value           any setting of the model, fixed in all trials
 
 The best trial is chosen by valid_metric on the valid items; only that one is evaluated on the test items, at the end.
-best.yaml in the output is for run_recbole.py --config_files."""
+best.yaml in the output is for train --config_files.
+
+example:
+  recbole-perpeft search --model=IISAN --dataset=aspects --num_samples=12"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
+def parse(words: Sequence[str]) -> dict[str, Any]:
+    """Flags and settings."""
+    return settings_of(words, ("help", "list_models", "ship_data"))
 
-    Args:
-        arguments: words after the program's name; by default those of the process.
 
-    Returns:
-        Exit status: 0, 2 for wrong input, 130 if the search was stopped.
-    """
-    try:
-        words = parse_arguments(sys.argv[1:] if arguments is None else arguments, _SWITCHES)
-        if words.pop("help", False):
-            print(_HELP)
-        elif words.pop("list_models", False):
-            print(model_list())
-        else:
-            print(_summary(_start(words)))
-    except (PerPEFTError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; --resume=<folder of the search> goes on after the last finished epochs", file=sys.stderr)
-        return 130
+def run(options: dict[str, Any]) -> int:
+    """Search, or print what is asked for; the exit status."""
+    if options.pop("help", False):
+        print(_HELP)
+    elif options.pop("list_models", False):
+        print(model_list())
+    else:
+        print(_summary(_start(options)))
     return 0
 
 
@@ -121,7 +113,3 @@ def _summary(report) -> str:
             f"plots: {report.folder / 'report.html'}",
         ]
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

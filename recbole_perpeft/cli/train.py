@@ -1,20 +1,18 @@
-"""The command line: `python -m recbole_perpeft --model=PerPEFT --dataset=aspects --key=value`."""
+"""`recbole-perpeft train --model=PerPEFT --dataset=aspects --key=value`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_perpeft.cli.flags import settings_of
 from recbole_perpeft.core.errors import PerPEFTError
 
-_SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
-_SWITCHES = ("help", "list_models")
 _HELP = """\
 Train and evaluate a recommender; RecBole's flags work here.
 
-usage: python run_recbole.py [--model=NAME] [--dataset=NAME] [--config_files="a.yaml b.yaml"] [--key=value ...]
+usage: recbole-perpeft train [--model=NAME] [--dataset=NAME] [--config_files="a.yaml b.yaml"] [--key=value ...]
 
   --model=NAME         a model of this package ({models}) or of RecBole; default PerPEFT
   --dataset=NAME       a data set below data_path; default aspects, which is made when it is missing
@@ -26,71 +24,32 @@ usage: python run_recbole.py [--model=NAME] [--dataset=NAME] [--config_files="a.
   -h, --help           this text; with --model=NAME also the settings of that model
 
 examples:
-  python run_recbole.py                                        PerPEFT on aspects
-  python run_recbole.py --model=SASRec --seed=1                a model of RecBole under the same protocol
-  python run_recbole.py --dataset=shop --data_path=my_data     reads my_data/shop/shop.inter, shop.item, images/
-  python run_recbole.py --resume=runs/PerPEFT-aspects-...      goes on after the last finished epoch
+  recbole-perpeft train                                        PerPEFT on aspects
+  recbole-perpeft train --model=SASRec --seed=1                a model of RecBole under the same protocol
+  recbole-perpeft train --dataset=shop --data_path=my_data     reads my_data/shop/shop.inter, shop.item, images/
+  recbole-perpeft train --resume=runs/PerPEFT-aspects-...      goes on after the last finished epoch
+
+From a checkout `python run_recbole.py` is the same.
 
 Settings and their defaults
 ===========================
 {settings}"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
+def parse(words: Sequence[str]) -> dict[str, Any]:
+    """Flags and settings."""
+    return settings_of(words)
 
-    Args:
-        arguments: words after the program's name; by default those of the process.
 
-    Returns:
-        Exit status: 0, or 2 for wrong input, which is reported on one line of the standard error.
-    """
-    try:
-        settings = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        if settings.pop("help", False):
-            print(help_text(settings.get("model")))
-        elif settings.pop("list_models", False):
-            print(model_list())
-        else:
-            print(_report(_start(settings)))
-    except (PerPEFTError, OSError) as error:  # the system's errors name the file: a full disk, missing rights
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; --resume=<run folder> goes on after the last finished epoch", file=sys.stderr)
-        return 130
+def run(options: dict[str, Any]) -> int:
+    """Train, or print what is asked for; the exit status."""
+    if options.pop("help", False):
+        print(help_text(options.get("model")))
+    elif options.pop("list_models", False):
+        print(model_list())
+    else:
+        print(_report(_start(options)))
     return 0
-
-
-def parse_arguments(arguments: Sequence[str], switches: Sequence[str] = _SWITCHES) -> dict[str, Any]:
-    """Settings from words of the form `--key=value` or `--key value`.
-
-    Args:
-        arguments: the words.
-        switches: keys that stand alone and are then True.
-
-    Raises:
-        PerPEFTError: a word is neither, a value is missing, or a key has two values.
-    """
-    settings: dict[str, Any] = {}
-    words = list(arguments)
-    while words:
-        word = words.pop(0)
-        word = _SHORT.get(word, word)
-        if not word.startswith("--") or word == "--":
-            raise PerPEFTError(f"cannot make sense of {word!r}: settings look like --key=value (see --help)")
-        key, equals, value = word[2:].partition("=")
-        if key in switches and not equals:
-            settings[key] = True
-            continue
-        if not equals:
-            if not words or words[0].startswith("--"):
-                raise PerPEFTError(f"--{key} needs a value: --{key}=value")
-            value = words.pop(0)
-        if settings.get(key, value) != value:
-            raise PerPEFTError(f"--{key} is given twice, as {settings[key]} and as {value}")
-        settings[key] = value
-    return settings
 
 
 def help_text(model: str | None = None) -> str:
@@ -145,7 +104,3 @@ def _report(result: dict[str, Any]) -> str:
             f"run folder: {result['run_folder']}",
         ]
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -28,10 +28,12 @@ class Source(ABC):
 
     Attributes:
         name: on the command line.
+        example: of its flags, for the help.
         filters: the default filters.
     """
 
     name: ClassVar[str]
+    example: ClassVar[str]
     filters: ClassVar[FilterSettings] = FilterSettings()
 
     @staticmethod

@@ -1,10 +1,5 @@
-"""Explanations in words from a trained VIP5, and how good they are.
+"""Explanations in words from a trained VIP5, and how good they are."""
 
-python -m recbole_perpeft.runs.explain --task=text --model_file=runs/<run>/best.pth --output=explanations.tsv
-"""
-
-import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +9,6 @@ import pandas as pd
 from tqdm import tqdm
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.data.explanations import are_interactions
 from recbole_perpeft.runs.run import load
 from recbole_perpeft.runs.text_metrics import chance_share, named_share, text_scores
@@ -104,35 +98,3 @@ def _scores(generated: Sequence[str], references: Sequence[str], features: Seque
     if features is not None:
         scores |= {"named": named_share(generated, features), "chance": chance_share(features)}
     return scores
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; prints the scores, and the rows if no file is named for them."""
-    parser = argparse.ArgumentParser(prog="python -m recbole_perpeft.runs.explain", description=__doc__.split("\n")[0])
-    parser.add_argument("--task", choices=("text",), default="text", help="text: sentences of VIP5")
-    parser.add_argument("--model_file", required=True, help="best.pth of a run, or its folder")
-    parser.add_argument("--prompt", default="C-3", help="template (default C-3; C-12 is not trained on)")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="interactions that are explained")
-    parser.add_argument("--beams", type=int, default=1, help="width of the beam (default 1: greedy)")
-    parser.add_argument("--batch_size", type=int, default=256, help="prompts at once")
-    parser.add_argument("--output", type=Path, help="tab-separated file to write")
-    flags = parser.parse_args(arguments)
-    if flags.beams < 1 or flags.batch_size < 1:
-        parser.error("--beams and --batch_size must be 1 or more")
-    try:
-        report = explain(flags.model_file, flags.prompt, flags.split, flags.beams, flags.batch_size)
-        if flags.output is None:
-            report.rows.to_csv(sys.stdout, sep="\t", index=False)
-        else:
-            with written_whole(flags.output) as draft:
-                report.rows.to_csv(draft, sep="\t", index=False)
-        for name, score in report.scores.items():
-            print(f"{name}\t{score:.2f}\tmost frequent sentence\t{report.baseline[name]:.2f}", file=sys.stderr)
-    except (PerPEFTError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

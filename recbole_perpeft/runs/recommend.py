@@ -1,11 +1,5 @@
-"""Top-k lists from a trained model, for users of the training data and for histories of anybody else.
+"""Top-k lists from a trained model, for users of the training data and for histories of anybody else."""
 
-python -m recbole_perpeft.runs.recommend --model_file=runs/<run>/best.pth --users=U1,U2
-python -m recbole_perpeft.runs.recommend --model_file=runs/<run>/best.pth --history="ITEM1 ITEM2 ITEM3"
-"""
-
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -122,9 +116,8 @@ class Recommender:
 
     @torch.no_grad()
     def _user_vectors(self, histories: HistoryIndex, rows: np.ndarray, group: int | None) -> Tensor:
-        item_seq, length = histories.newest(rows, self.model.max_seq_length)
-        device = self.model.device
-        item_seq, length = torch.from_numpy(item_seq).to(device), torch.from_numpy(length).to(device)
+        newest = histories.newest(rows, self.model.max_seq_length)
+        item_seq, length = (torch.from_numpy(part).to(self.model.device) for part in newest)
         return self.model.user_vectors(item_seq, length, self._catalogue(group))
 
     def _nearest_groups(self, histories: HistoryIndex) -> Tensor | None:
@@ -167,37 +160,3 @@ class Recommender:
                 "group": -1 if group is None else group,
             }
         )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; prints tab-separated lists."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recbole_perpeft.runs.recommend", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--model_file", required=True, help="best.pth of a run")
-    parser.add_argument("--users", help="user tokens, separated by commas")
-    parser.add_argument(
-        "--history", action="append", help="item tokens, oldest first, separated by blanks; repeatable"
-    )
-    parser.add_argument("--k", type=int, default=10, help="length of a list (default 10)")
-    parser.add_argument("--include_seen", action="store_true", help="keep items of the history")
-    parser.add_argument("--include_new_items", action="store_true", help="also items without interactions")
-    flags = parser.parse_args(arguments)
-    if not flags.users and not flags.history:
-        parser.error("give --users or --history")
-    options = {"k": flags.k, "exclude_seen": not flags.include_seen, "include_new_items": flags.include_new_items}
-    try:
-        recommender = Recommender.from_file(flags.model_file)
-        if flags.users:
-            recommender.for_users(flags.users.split(","), **options).to_csv(sys.stdout, sep="\t", index=False)
-        if flags.history:
-            histories = [history.split() for history in flags.history]
-            recommender.for_histories(histories, **options).to_csv(sys.stdout, sep="\t", index=False)
-    except (PerPEFTError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,6 @@
 """The cache of processor outputs: pixels and token ids of every item, computed once, memory-mapped."""
 
 import mmap
-import sys
 from collections.abc import Sequence
 from logging import getLogger
 from pathlib import Path
@@ -284,14 +283,3 @@ def _finish(
         (folder / JOURNAL).unlink(missing_ok=True)
     except OSError as error:
         raise build.explained(error) from error
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line that builds caches of hidden states; returns the exit status."""
-    from recbole_perpeft.cli.cache import main as build_hidden_states
-
-    return build_hidden_states(arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

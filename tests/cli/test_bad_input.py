@@ -14,8 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from recbole_perpeft.cli.train import main
-from recbole_perpeft.runs import recommend
+from recbole_perpeft.cli.main import main
 from recbole_perpeft.store import inputs as cache_module
 from recbole_perpeft.store import inputs_build as cache_build
 from recbole_perpeft.store.rows import RowFiles
@@ -562,7 +561,7 @@ def test_a_checkpoint_of_another_model(shop, sasrec_run):
 
 
 def test_lists_from_a_checkpoint_of_another_model(shop, sasrec_run):
-    assert recommend.main(["--model_file", str(sasrec_run / "best.pth"), "--users", "x"]) == 2
+    assert main(["recommend", "--model_file", str(sasrec_run / "best.pth"), "--users", "x"]) == 2
     shop.check_error(shop.capsys.readouterr().err, [sasrec_run / "best.pth", "SASRec", "PerPEFT"])
 
 
@@ -595,7 +594,7 @@ def test_files_that_are_no_checkpoints_are_named_and_run_no_code(shop):
         last.write_bytes(whole)
         spoil(last)
         shop.fails(last, "not a checkpoint of recbole_perpeft", words=[f"--resume={folder}"])
-        assert recommend.main(["--model_file", str(last), "--users", "x"]) == 2
+        assert main(["recommend", "--model_file", str(last), "--users", "x"]) == 2
         shop.check_error(shop.capsys.readouterr().err, [last])
         assert not mark.exists()
 
@@ -631,13 +630,13 @@ def test_data_that_changed_before_a_run_is_resumed(shop, sasrec_run, change, mod
 def test_lists_need_the_ids_of_the_training(shop):
     folder = shop.run()
     user = shop.log.read_text().splitlines()[1].split("\t")[0]
-    words = ["--model_file", str(folder), "--users", user, "--k", "3"]
+    words = ["recommend", "--model_file", str(folder), "--users", user, "--k", "3"]
     shop.edit(shop.log, add_an_interaction)
-    assert recommend.main(words) == 0, "new interactions of known users and items are welcome"
-    assert recommend.main([*words[:-1], "0"]) == 2
+    assert main(words) == 0, "new interactions of known users and items are welcome"
+    assert main([*words[:-1], "0"]) == 2
     shop.capsys.readouterr()
     shop.edit(shop.log, swap_two_items)
-    assert recommend.main(words) == 2
+    assert main(words) == 2
     shop.check_error(shop.capsys.readouterr().err, [folder, "other data"])
 
 

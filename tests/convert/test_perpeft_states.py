@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_perpeft.convert.sources.perpeft_states import import_states, load_states, main
+from recbole_perpeft.cli.main import main
+from recbole_perpeft.convert.sources.perpeft_states import import_states, load_states
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
 from recbole_perpeft.pretrained.processor import Processor
@@ -68,9 +69,9 @@ def test_the_command_line(content, states_file, tmp_path, capsys, tiny_aspects):
         f"--states={states_file}", "--dataset=aspects", f"--data_path={tiny_aspects.parent}",
         f"--cache_folder={tmp_path / 'cache'}", f"--foundation_model={MODEL}",
     ]  # fmt: skip
-    assert main(flags) == 0
-    assert f"states 0, 1, 2 of {len(content)} items" in capsys.readouterr().out
-    assert main([*flags, "--states=nothing.pt"]) == 2
+    assert main(["cache", *flags]) == 0
+    assert f"{len(content)} items, states 0, 1, 2" in capsys.readouterr().out
+    assert main(["cache", *flags, "--states=nothing.pt"]) == 2
     assert "nothing.pt" in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from recbole_perpeft.cli.train import main
+from recbole_perpeft.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 N_KILLS = 10

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from recbole.utils import init_seed
 
-from recbole_perpeft.cli.train import main
+from recbole_perpeft.cli.main import main
 from recbole_perpeft.runs.run import get_trainer, load
 
 # Users with few ratings only: 7,600 of 100,000 ratings, so that a model trains within seconds.

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.runs.recommend import Recommender, main
+from recbole_perpeft.runs.recommend import Recommender
 from recbole_perpeft.runs.run import run
 
 
@@ -104,9 +105,9 @@ def test_unknown_users(recommender):
 
 def test_command_line(trained, recommender, capsys):
     user, item = list(recommender.user_ids)[1], recommender.item_tokens[1]
-    assert main(["--model_file", trained[0], "--users", user, "--history", item, "--k", "2"]) == 0
+    assert main(["recommend", "--model_file", trained[0], "--users", user, "--history", item, "--k", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split("\t") == ["user_id", "rank", "item_id", "score", "group"]
     assert len(lines) == 6
-    assert main(["--model_file", trained[0], "--users", "nobody"]) == 2
+    assert main(["recommend", "--model_file", trained[0], "--users", "nobody"]) == 2
     assert "error: " in capsys.readouterr().err

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from recbole_perpeft.cli.train import help_text, main, parse_arguments
+from recbole_perpeft.cli.main import main
+from recbole_perpeft.cli.train import help_text
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.models import list_models, list_recbole_models
 from recbole_perpeft.runs.config import Config
@@ -222,37 +223,6 @@ def test_aspects_is_made_on_first_use(toy_settings, monkeypatch):
     assert made == [Path(toy_settings["data_path"]) / "aspects"]
 
 
-@pytest.mark.parametrize(
-    ("words", "settings"),
-    [
-        ([], {}),
-        (["--model=SASRec", "--epochs", "3"], {"model": "SASRec", "epochs": "3"}),
-        (["-m", "BPR", "-d", "toy"], {"model": "BPR", "dataset": "toy"}),
-        (["--peft_config={'r': 4, 'x': 'a=b'}"], {"peft_config": "{'r': 4, 'x': 'a=b'}"}),
-        (["--x=1", "--x=1"], {"x": "1"}),
-        (["-h"], {"help": True}),
-        (["--gpu_id="], {"gpu_id": ""}),
-        (["--world_size", "-1"], {"world_size": "-1"}),
-    ],
-)
-def test_words_become_settings(words, settings):
-    assert parse_arguments(words) == settings
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["SASRec"], "cannot make sense of 'SASRec'"),
-        (["--epochs"], "needs a value"),
-        (["--epochs", "--seed=1"], "needs a value"),
-        (["--seed=1", "--seed=2"], "given twice"),
-    ],
-)
-def test_words_that_make_no_sense_are_named(words, message):
-    with pytest.raises(PerPEFTError, match=message):
-        parse_arguments(words)
-
-
 def test_the_command_line_ends_with_a_table_and_the_folder(flags, capsys, tmp_path):
     more = tmp_path / "more.yaml"
     more.write_text("epochs: 1\nseed: 7\n")
@@ -286,7 +256,7 @@ def test_wrong_input_is_one_line_and_status_2(flags, capsys, words, message):
 
 
 def test_help_and_the_list_of_models(capsys):
-    assert main(["--help"]) == 0
+    assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
     assert "--resume" in text and "mask_history" in text and "PerPEFT" in text
     assert main(["--list_models"]) == 0

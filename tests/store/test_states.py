@@ -17,12 +17,12 @@ from filelock import FileLock
 from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
+from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.pretrained.tower import Backbone
 from recbole_perpeft.store import encode, states_build
 from recbole_perpeft.store.encode import StateEncoder
-from recbole_perpeft.store.inputs import main
 from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings
 from support import tiny_encoders as tiny
 
@@ -494,7 +494,7 @@ def test_workers_of_ray_make_the_same_file(shop, bert, monkeypatch):
 def test_the_command_line(tmp_path, encoders, capsys):
     tiny.write_shop(tmp_path / "shop", 6, images=True)
     (tmp_path / "shop" / "shop.inter").write_text("user_id:token\titem_id:token\nu\ti0\n")
-    words = [f"--dataset=shop --data_path={tmp_path} --cache_folder={tmp_path / 'cache'} --no_progress"]
+    words = [f"cache --dataset=shop --data_path={tmp_path} --cache_folder={tmp_path / 'cache'} --no_progress"]
     words += [f"--text_encoder={encoders['bert']} --image_encoder={encoders['vit']} --max_text_length=8"]
     words = " ".join(words).split()
     assert main([*words, "--layers=full", "--text_pooling=mean"]) == 0
@@ -506,7 +506,7 @@ def test_the_command_line(tmp_path, encoders, capsys):
     for wrong, message in (
         ([*words, "--layers=0,7"], "has the states 0 to 3, and no 7"),
         ([*words, "--layers=full", "--data_path=nowhere"], "nowhere/shop is missing"),
-        (["--dataset=shop"], "name --text_encoder"),
+        (["cache", "--dataset=shop"], "name --text_encoder"),
     ):
         assert main(wrong) == 2
         assert message in capsys.readouterr().err

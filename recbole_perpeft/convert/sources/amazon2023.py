@@ -45,6 +45,7 @@ class Amazon2023Source(Source):
     """
 
     name = "amazon2023"
+    example = "--input Toys.jsonl.gz --meta meta_Toys.jsonl.gz --download --output=dataset_atomic/toys"
     # As the published 5-core tables were made.
     filters = FilterSettings(repeats="drop_items", k_core=5)
 
@@ -73,7 +74,7 @@ class Amazon2023Source(Source):
         parser.add_argument("--images", type=Path, help="folder of images, named <parent_asin>.jpg or as in their URL")
         parser.add_argument("--download", action="store_true", help="fetch images that --images lacks")
         parser.add_argument(
-            "--requests-per-second", type=float, default=10.0, help="of --download, at most (%(default)s)"
+            "--requests_per_second", type=float, default=10.0, help="of --download, at most (%(default)s)"
         )
 
     @classmethod

@@ -38,6 +38,7 @@ class IISANSource(Source):
     """
 
     name = "iisan"
+    example = "--input=scientific_files --images=am_is.lmdb --output=dataset_atomic/scientific"
     filters = FilterSettings(min_len=5, keep_last=13)
 
     def __init__(self, sequences: Path, titles: Path, images: Path | None, show_progress: bool):

@@ -30,6 +30,7 @@ class MicroLensSource(Source):
     """
 
     name = "microlens"
+    example = "--input=MicroLens-100k --images=MicroLens-100k_covers --output=dataset_atomic/microlens"
 
     def __init__(
         self, pairs: Path, titles: Path, covers: Path | None, captions: dict[str, Path], show_progress: bool = False

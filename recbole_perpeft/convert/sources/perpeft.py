@@ -38,6 +38,7 @@ class PerPEFTSource(Source):
     """
 
     name = "perpeft"
+    example = "--input=mmrec_datasets.zip --set=toys_games --output=dataset_atomic/toys_games"
 
     def __init__(self, path: Path, data_set: str, show_progress: bool = False):
         self._path, self._data_set, self._show_progress = path, data_set, show_progress

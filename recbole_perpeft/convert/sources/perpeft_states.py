@@ -1,6 +1,6 @@
 """The PerPEFT authors' hidden states (`<set>_preX.pt`) as caches, which IISAN finds instead of computing its own.
 
-`python -m recbole_perpeft.convert.sources.perpeft_states --states=toys_games_preX.pt --dataset=toys_games`
+`recbole-perpeft cache --states=toys_games_preX.pt --dataset=toys_games`
 
 The program that made these files was not released: which token of a state they hold is not known, and their states are
 taken to be those that group LayerDrop keeps, the embedding and every second of CLIP's 12 blocks.
@@ -8,11 +8,8 @@ taken to be those that group LayerDrop keeps, the embedding and every second of 
 
 from __future__ import annotations
 
-import argparse
-import logging
 import pickle
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -169,36 +166,3 @@ def _import_field(
         build.run(show_progress)
         build.move_to(folder)
     return HiddenStateCache.open(folder, content, field, settings)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; flags that a run has too are named as there."""
-    flags = argparse.ArgumentParser(
-        prog="python -m recbole_perpeft.convert.sources.perpeft_states", description=(__doc__ or "").splitlines()[0]
-    )
-    flags.add_argument("--states", type=Path, required=True, help="<set>_preX.pt of the authors")
-    flags.add_argument("--dataset", required=True, help="name of the converted data set")
-    flags.add_argument("--data_path", type=Path, default=Path("dataset_atomic"), help="folder that holds its folder")
-    flags.add_argument("--cache_folder", type=Path, default=Path("cache"), help="where runs look for caches")
-    flags.add_argument("--foundation_model", default="openai/clip-vit-base-patch32", help="%(default)s")
-    flags.add_argument("--cache_dtype", choices=("float16", "float32"), default="float16", help="%(default)s")
-    flags.add_argument("--missing_content", choices=("error", "blank"), default="error", help="as in a run")
-    chosen = flags.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    try:
-        folder = chosen.data_path / chosen.dataset
-        content = ItemContent.load(folder, chosen.dataset, (), chosen.missing_content)
-        content.check({})
-        caches = import_states(
-            chosen.states, content, chosen.cache_folder, chosen.foundation_model, chosen.cache_dtype
-        )
-    except PerPEFTError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for cache in caches:
-        print(f"{cache.folder}: states {', '.join(map(str, cache.layers))} of {cache.n_rows:,} items")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -57,6 +57,7 @@ class TableSource(Source):
     """
 
     name = "table"
+    example = "--input=orders.csv --items=products.csv --images=photos --output=dataset_atomic/shop"
 
     def __init__(
         self,
@@ -70,21 +71,21 @@ class TableSource(Source):
         self._columns = columns or TableColumns()
         self._show_progress = show_progress
         if self._columns.image is not None and (items is None or images is None):
-            raise PerPEFTError("--image-column needs --items, which has the column, and --images, the folder")
+            raise PerPEFTError("--image_column needs --items, which has the column, and --images, the folder")
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--input", type=Path, required=True, help="table of interactions")
         parser.add_argument("--items", type=Path, help="table of items")
         parser.add_argument("--images", type=Path, help="folder of images, by default named <item id>.jpg (png, webp)")
-        parser.add_argument("--user-column", default="user_id", help="%(default)s")
-        parser.add_argument("--item-column", default="item_id", help="%(default)s")
-        parser.add_argument("--time-column", help=f"numbers or ISO dates; {TIME} if it is there, or the file's order")
-        parser.add_argument("--rating-column", help="numbers; by default ratings are left out")
-        parser.add_argument("--items-item-column", help="id column of the items if it has another name there")
-        parser.add_argument("--title-column", default="title", help="%(default)s")
-        parser.add_argument("--text-columns", nargs="*", default=[], help="further texts of the items to keep")
-        parser.add_argument("--image-column", help="path of an item's image relative to --images")
+        parser.add_argument("--user_column", default="user_id", help="%(default)s")
+        parser.add_argument("--item_column", default="item_id", help="%(default)s")
+        parser.add_argument("--time_column", help=f"numbers or ISO dates; {TIME} if it is there, or the file's order")
+        parser.add_argument("--rating_column", help="numbers; by default ratings are left out")
+        parser.add_argument("--items_item_column", help="id column of the items if it has another name there")
+        parser.add_argument("--title_column", default="title", help="%(default)s")
+        parser.add_argument("--text_columns", nargs="*", default=[], help="further texts of the items to keep")
+        parser.add_argument("--image_column", help="path of an item's image relative to --images")
 
     @classmethod
     def from_arguments(cls, arguments: dict[str, Any], show_progress: bool) -> TableSource:

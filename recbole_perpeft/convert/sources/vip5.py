@@ -53,6 +53,7 @@ class VIP5Source(Source):
     """
 
     name = "vip5"
+    example = "--input=data/toys --features=features/vitb32_features/toys --output=dataset_atomic/vip5_toys"
 
     def __init__(self, folder: Path, features: Path | None = None, show_progress: bool = False):
         self._folder, self._features, self._show_progress = folder, features, show_progress

@@ -6,14 +6,11 @@ one hidden interest group, and every group attends to one aspect: a user of the 
 are short, so item ids alone carry little, while the pictures and titles carry what the user attends to.
 
 Any size can be made (`AspectsSettings`): nothing loops over users or purchases.
-
-    python -m recbole_perpeft.data.aspects.catalogue --output=dataset_atomic/aspects
 """
 
-import argparse
 import shutil
 import tempfile
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -327,27 +324,3 @@ def _accept(folder: Path, name: str, exist_ok: bool) -> Path:
     if exist_ok and (folder / f"{name}.inter").is_file():
         return folder
     raise PerPEFTError(f"{folder} exists already: delete it or choose another folder")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command line: ``python -m recbole_perpeft.data.aspects.catalogue --output=FOLDER [settings]``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recbole_perpeft.data.aspects.catalogue",
-        description="Makes the data set aspects: drawn products, and users in hidden interest groups.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
-    parser.add_argument("--name", default="aspects", help="name of the data set, the stem of its files")
-    for setting in fields(AspectsSettings):
-        flag, described = f"--{setting.name}", setting.metadata["help"]
-        parser.add_argument(flag, type=setting.type, default=setting.default, help=described)
-    chosen = vars(parser.parse_args(arguments))
-    output, name = chosen.pop("output"), chosen.pop("name")
-    try:
-        print(make_aspects(output, AspectsSettings(**chosen), name=name))
-    except PerPEFTError as error:
-        parser.exit(2, f"{error}\n")
-
-
-if __name__ == "__main__":
-    main()

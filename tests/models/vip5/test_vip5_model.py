@@ -7,12 +7,13 @@ import pytest
 import torch
 import yaml
 
+from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import history_of
 from recbole_perpeft.models.vip5.item_order import successor_share
 from recbole_perpeft.models.vip5.tiny_backbone import TinyBackboneSettings, tiny_backbone
 from recbole_perpeft.models.vip5.trainer import VIP5Trainer
-from recbole_perpeft.runs.explain import explain, main
+from recbole_perpeft.runs.explain import explain
 from recbole_perpeft.runs.run import get_trainer, load, resume, run
 
 SMALL = {
@@ -58,7 +59,8 @@ def test_a_run_is_loaded_resumed_and_explained(aspects_settings, tmp_path, capsy
     assert dict(get_trainer(config)(config, model).evaluate(test_data, load_best_model=False)) == whole["test_result"]
 
     output = tmp_path / "said.tsv"
-    assert main([f"--model_file={tmp_path / 'whole'}", "--task=text", f"--output={output}", "--beams=2"]) == 0
+    words = [f"--model_file={tmp_path / 'whole'}", "--task=text", f"--output={output}", "--beams=2"]
+    assert main(["explain", *words]) == 0
     lines = output.read_text().splitlines()
     assert lines[0].split("\t") == ["user_id", "item_id", "feature", "reference", "generated"]
     printed = capsys.readouterr().err
@@ -77,10 +79,10 @@ def test_a_run_is_loaded_resumed_and_explained(aspects_settings, tmp_path, capsy
 def test_explaining_needs_a_vip5_with_explanations(aspects_settings, tmp_path, capsys):
     settings = aspects_settings | SMALL | {"epochs": 1, "task_weights": {"sequential": 1.0}}
     run("VIP5", "aspects", None, settings | {"run_folder": str(tmp_path / "plain")})
-    assert main([f"--model_file={tmp_path / 'plain'}"]) == 2
+    assert main(["explain", f"--model_file={tmp_path / 'plain'}"]) == 2
     assert "trained without explanations" in capsys.readouterr().err
     run("SASRec", "aspects", None, aspects_settings | {"epochs": 1, "run_folder": str(tmp_path / "ids")})
-    assert main([f"--model_file={tmp_path / 'ids'}"]) == 2
+    assert main(["explain", f"--model_file={tmp_path / 'ids'}"]) == 2
     assert "checkpoint of SASRec" in capsys.readouterr().err
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recbole_perpeft.cli.compare import main
+from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs.run import run
 from recbole_perpeft.studies.compare.comparison import compare
@@ -39,11 +39,11 @@ def test_a_comparison_goes_on_and_has_the_numbers_of_single_runs(toy_settings, s
         f"--output={tmp_path / 'report'}",
         *flags,
     ]
-    assert main([*arguments, "--only=BPR"]) == 0
+    assert main(["compare", *arguments, "--only=BPR"]) == 0
     first = capfd.readouterr()
     assert "[1/1] BPR on toy, seed 2026: done" in first.err and "### Quality" in first.out
 
-    assert main(arguments) == 1
+    assert main(["compare", *arguments]) == 1
     second = capfd.readouterr()
     assert "BPR on toy, seed 2026: finished before" in second.err
     assert "broken on toy, seed 2026: failed: the training loss is" in second.err
@@ -144,14 +144,14 @@ def test_no_run_succeeds(shared, tmp_path, monkeypatch):
     ],
 )
 def test_wrong_command_lines(words, message, capsys):
-    assert main(words) == 2
+    assert main(["compare", *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ")
 
 
 def test_help(capsys):
-    assert main(["--help"]) == 0
+    assert main(["compare", "--help"]) == 0
     text = capsys.readouterr().out
     assert "--models=LIST" in text and "@aspects" in text and "{model: MODEL, key: value}" in text
-    assert main(["--list_models"]) == 0
+    assert main(["compare", "--list_models"]) == 0
     assert "PerPEFT" in capsys.readouterr().out

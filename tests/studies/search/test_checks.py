@@ -2,7 +2,7 @@
 
 import pytest
 
-from recbole_perpeft.cli.search import main
+from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.studies.search.checks import check_search
 from recbole_perpeft.studies.search.searchers import check_names
@@ -126,7 +126,7 @@ def test_the_command_line_starts_nothing(tmp_path, capsys, monkeypatch, words, m
     given = {word.partition("=")[0] for word in words}
     space = [] if "--model=BPR" in words or {"--resume", "--search"} & given else ["--search=space.yaml"]
     model = [] if {"--resume", "--model"} & given else ["--model=SASRec"]
-    assert main([*model, *space, *words]) == 2
+    assert main(["search", *model, *space, *words]) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not (tmp_path / "searches").exists()
@@ -135,10 +135,10 @@ def test_the_command_line_starts_nothing(tmp_path, capsys, monkeypatch, words, m
 def test_an_output_folder_is_not_overwritten(tmp_path, capsys, toy_path):
     (tmp_path / "space.yaml").write_text("learning_rate: {uniform: [0.001, 0.1]}", encoding="utf-8")
     words = ["--model=SASRec", "--dataset=toy", f"--data_path={toy_path}", f"--search={tmp_path / 'space.yaml'}"]
-    assert main([*words, f"--output={toy_path}"]) == 2
+    assert main(["search", *words, f"--output={toy_path}"]) == 2
     assert "not empty" in capsys.readouterr().err
 
 
 def test_help(capsys):
-    assert main(["--help"]) == 0
+    assert main(["search", "--help"]) == 0
     assert "--num_samples" in capsys.readouterr().out

@@ -1,6 +1,0 @@
-import sys
-
-from recbole_perpeft.cli.search import main
-
-if __name__ == "__main__":
-    sys.exit(main())
