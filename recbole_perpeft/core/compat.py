@@ -1,6 +1,6 @@
 """What RecBole 1.2.0 needs to work beside current NumPy, SciPy and PyTorch.
 
-Nothing else in the package knows about these gaps. Every entry fills a hole and replaces nothing that exists, so a
+Nothing else in the package knows about these gaps. An entry that fills a hole replaces nothing that exists, so a
 release of RecBole that closes the hole makes the entry a no-op.
 
 | RecBole 1.2.0 uses | gone since | what we do |
@@ -11,6 +11,7 @@ release of RecBole that closes the hole makes the entry a no-op.
 | chained `fillna(inplace=True)` | pandas 3 | `setup.py` asks for pandas 2, `apply` silences the warning |
 | `torch.load` of a pickled config | refused since PyTorch 2.6 | `trainer/checkpoint.py`: tensors and plain types |
 | anomaly detection, which importing SINE turns on | - | `recbole_model` turns it off again |
+| `Pop` counts an item once a batch, and drawn negatives | - | `recbole_model` gives it an exact count |
 | TensorBoard files below the working directory | - | `tensorboard_in` sends them to the run folder |
 | `recbole.quick_start` (imports Ray, reads `sys.argv`) | - | `quick_start.py` is our own and never imports it |
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -63,9 +65,30 @@ def recbole_model(name: str) -> type:
 
     was_on = torch.is_anomaly_enabled()
     try:
-        return get_model(name)
+        model = get_model(name)
     finally:
         torch.autograd.set_detect_anomaly(was_on)
+    return _exact_pop(model) if name == "Pop" else model
+
+
+@cache
+def _exact_pop(recbole_pop: type) -> type:
+    """`Pop` that counts every interaction: RecBole's indexed addition counts an item once a batch."""
+
+    class Pop(recbole_pop):
+        def __init__(self, config, dataset):
+            super().__init__(config, dataset)
+            self._label_field = config["LABEL_FIELD"]
+
+        def calculate_loss(self, interaction):
+            items = interaction[self.ITEM_ID]
+            if self._label_field in interaction:
+                items = items[interaction[self._label_field] > 0]
+            self.item_cnt += torch.bincount(items, minlength=self.n_items).unsqueeze(1)
+            self.max_cnt = self.item_cnt.max(dim=0)[0]
+            return torch.nn.Parameter(torch.zeros(1)).to(self.device)
+
+    return Pop
 
 
 @contextmanager

@@ -136,8 +136,7 @@ class SequenceDataset(CheckedLog, SequentialDataset):
 
     A user's interactions in time order are split by leave-one-out as RecBole does it: the last item is the test
     target, the one before the valid target; a user of three interactions has no valid row, one of two interactions
-    only a train row. Times are compared as RecBole compares them (as float32, so that Unix times less than about two
-    minutes apart can be equal) and interactions of equal time keep the order of the file.
+    only a train row. Interactions of equal time keep the order of the file.
 
     Rows (item 0 pads on the right, `L = MAX_ITEM_LIST_LENGTH`):
 

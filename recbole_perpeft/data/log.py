@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from recbole.data.dataset import Dataset
+from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.utils import FeatureType
 
 from recbole_perpeft.core.errors import PerPEFTError
@@ -17,9 +17,10 @@ N_SHOWN = 10
 
 
 class CheckedLog:
-    """Mixin for RecBole's data set classes: rows that RecBole would mend in silence are errors.
+    """Mixin for RecBole's data set classes: what RecBole would do in silence is an error, or not done.
 
-    RecBole leaves out rows without a user or an item, and puts the mean of all times where a time is missing.
+    RecBole leaves out rows without a user or an item, puts the mean of all times where a time is missing, and compares
+    times after rounding.
 
     Attributes:
         fingerprint: identifies the ids (which token has which number: what a trained model depends on) and the log
@@ -31,6 +32,28 @@ class CheckedLog:
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
         super()._load_inter_feat(token, dataset_path)
         _check_log(self, f"{dataset_path}/{token}.inter")
+
+    def _remove_duplication(self) -> None:
+        keep, has_times = self.config["rm_dup_inter"], self.time_field in self.inter_feat
+        if keep is None or not has_times:
+            super()._remove_duplication()
+            return
+        self._sort_by_time()
+        self.inter_feat.drop_duplicates([self.uid_field, self.iid_field], keep=keep, inplace=True)
+
+    def _change_feat_format(self) -> None:
+        if self.config["eval_args"]["order"] == "TO" or isinstance(self, SequentialDataset):
+            self._sort_by_time()
+        super()._change_feat_format()
+
+    def _sort_by_time(self) -> None:
+        """Exact times decide, and where they are equal the order of the file.
+
+        RecBole turns times into float32, in which Unix times up to two minutes apart are equal, before it sorts the
+        log; it keeps the order of rows that it takes for equal.
+        """
+        if self.time_field in self.inter_feat:
+            self.inter_feat = self.inter_feat.sort_values(self.time_field, kind="stable", ignore_index=True)
 
     def _data_processing(self) -> None:
         super()._data_processing()

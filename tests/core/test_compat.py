@@ -9,6 +9,7 @@ from recbole.data.interaction import Interaction
 from scipy.sparse import dok_matrix
 
 from recbole_perpeft.core import compat
+from recbole_perpeft.runs.run import load, run
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +82,11 @@ def test_neither_ray_nor_recboles_quick_start_is_imported():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("settings", ({}, {"train_neg_sample_args": None}), ids=("negatives", "none"))
+def test_pop_counts_every_interaction_and_no_negatives(toy_settings, settings):
+    result = run("Pop", config_dict=toy_settings | {"epochs": 1, "train_batch_size": 256} | settings)
+    _, model, _, train_data, _, _ = load(result["run_folder"])
+    items = train_data._dataset.inter_feat["item_id"]
+    assert model.item_cnt[:, 0].tolist() == torch.bincount(items, minlength=model.n_items).tolist()
