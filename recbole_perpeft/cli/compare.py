@@ -94,8 +94,7 @@ def _compare(flags: dict[str, Any]) -> int:
 
 
 def _tell(number: int, total: int, outcome: Any) -> None:
-    how = "failed: " + outcome.error if outcome.error else "finished before" if outcome.reused else "done"
-    print(f"[{number}/{total}] {outcome.job}: {how} ({outcome.job.folder})", file=sys.stderr, flush=True)
+    print(f"[{number}/{total}] {outcome}", file=sys.stderr, flush=True)
 
 
 def _names(text: str, separator: str) -> list[str]:

@@ -22,17 +22,16 @@ import yaml
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import draft_of, written_whole
-from recbole_perpeft.core.yaml_values import read_yaml
 
 PACKAGES = ("recbole-perpeft", "recbole", "torch", "transformers", "peft", "numpy", "pandas", "scipy", "scikit-learn")
-SETTINGS_FILE = "config.yaml"
-LOG_FILE = "run.log"
+SETTINGS_FILE, ENVIRONMENT_FILE, RESULT_FILE = "config.yaml", "environment.json", "result.json"
+METRICS_FILE, RANKS_FILE, LOG_FILE = "metrics.csv", "test_ranks.parquet", "run.log"
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class RunFolder:
-    """One run on disk.
+    """One run on disk, as it is written; `record.RunRecord` reads it.
 
     | file | content |
     |---|---|
@@ -87,19 +86,6 @@ class RunFolder:
             )
         return cls(folder)
 
-    def settings(self) -> dict[str, Any]:
-        """The settings of the run.
-
-        Raises:
-            PerPEFTError: they cannot be read, or lack model or data set.
-        """
-        path = self.path / SETTINGS_FILE
-        settings = read_yaml(path)
-        for key in ("model", "dataset"):
-            if key not in settings:
-                raise PerPEFTError(f"{path} has no {key}: it is not the settings file of a run")
-        return settings
-
     def write_settings(self, config) -> None:
         """Write `config.yaml`."""
         settings = {"model": config["model"], "dataset": config["dataset"]} | config.to_dict()
@@ -118,11 +104,11 @@ class RunFolder:
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "packages": {name: _version(name) for name in PACKAGES},
         }
-        self._write("environment.json", json.dumps(environment, indent=2))
+        self._write(ENVIRONMENT_FILE, json.dumps(environment, indent=2))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""
-        self._write("result.json", json.dumps(result, indent=2))
+        self._write(RESULT_FILE, json.dumps(result, indent=2))
 
     def write_test_ranks(self, dataset, target_ranks, user_group: torch.Tensor | None = None) -> None:
         """Write `test_ranks.parquet`.
@@ -142,7 +128,7 @@ class RunFolder:
         )
         if user_group is not None and bool((user_group >= 0).any()):
             table["group"] = user_group.cpu()[target_ranks.users].numpy().astype("int32")
-        with written_whole(self.path / "test_ranks.parquet") as draft:
+        with written_whole(self.path / RANKS_FILE) as draft:
             table.to_parquet(draft, index=False, compression="zstd")
 
     @contextmanager

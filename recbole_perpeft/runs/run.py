@@ -24,6 +24,7 @@ from recbole_perpeft.data.log import check_same_data, with_checked_log
 from recbole_perpeft.models import get_model
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.folder import RunFolder, peak_gpu_memory_mb, peak_memory_mb
+from recbole_perpeft.runs.record import RunRecord
 from recbole_perpeft.training.checkpoint import load_checkpoint
 from recbole_perpeft.training.trainer import run_trainer
 
@@ -85,7 +86,7 @@ def resume(
         PerPEFTError: no such run, or a run of another model or data set.
     """
     folder = RunFolder.open(source)
-    settings = folder.settings()
+    settings = RunRecord(folder.path).settings()
     changes = dict(config_dict or {})
     for key in ("model", "dataset"):
         if changes.get(key, settings[key]) != settings[key]:

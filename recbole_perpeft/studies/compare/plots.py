@@ -74,8 +74,9 @@ def _learning_curves(record: DatasetRecord) -> go.Figure:
     figure = _figure("epoch", f"valid {metric_names(record).get(metric, metric)}", tickformat="d")
     for model in record.models:
         style = _styles(record)[model.name]
-        for place, run in enumerate(run for run in model.runs if metric in run.curve):
-            values = run.curve[metric].reset_index(drop=True).dropna()
+        curves = {seed: run.epochs[metric] for seed, run in model.runs.items() if metric in run.epochs}
+        for place, (seed, curve) in enumerate(curves.items()):
+            values = curve.reset_index(drop=True).dropna()
             figure.add_scatter(
                 x=(values.index + 1).tolist(),
                 y=values.tolist(),
@@ -85,7 +86,7 @@ def _learning_curves(record: DatasetRecord) -> go.Figure:
                 mode="lines+markers",
                 line={"color": style["color"], "width": 1.5},
                 marker=style | {"size": 5},
-                hovertemplate=f"seed {run.job.seed}, epoch %{{x}}: %{{y:.4f}}",
+                hovertemplate=f"seed {seed}, epoch %{{x}}: %{{y:.4f}}",
             )
     return figure
 

@@ -2,61 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial, reduce
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.runs.record import RunRecord
 from recbole_perpeft.studies.compare.description import DataDescription
-from recbole_perpeft.studies.compare.plan import DatasetPlan, Job
+from recbole_perpeft.studies.compare.plan import DatasetPlan
 from recbole_perpeft.studies.compare.runs import Outcome
 from recbole_perpeft.studies.compare.statistics import is_rank_metric, metric_of_ranks
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """A finished run.
-
-    Attributes:
-        job: what was run.
-        result: `result.json`.
-        curve: `metrics.csv`, a row an epoch.
-        machine: device and threads.
-    """
-
-    job: Job
-    result: dict[str, Any]
-    curve: pd.DataFrame
-    machine: str
-
-    @classmethod
-    def read(cls, job: Job) -> RunRecord:
-        """Read the run folder; ranks are read later.
-
-        Raises:
-            PerPEFTError: a file is damaged.
-        """
-        try:
-            result = json.loads((job.folder / "result.json").read_text(encoding="utf-8"))
-            curve = pd.read_csv(job.folder / "metrics.csv")
-            environment = json.loads((job.folder / "environment.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise PerPEFTError(f"{job.folder} is damaged: {error}; delete it to run it again") from error
-        threads = f"{environment['threads']} of {environment['cpus']} CPU threads"
-        return cls(job, result, curve, " and ".join(filter(None, [environment["gpu"], threads])))
-
-    def read_ranks(self) -> pd.DataFrame | None:
-        """Columns user, item, rank, and group where the model has groups; None where users had several targets."""
-        path = self.job.folder / "test_ranks.parquet"
-        if not path.is_file():
-            return None
-        table = pd.read_parquet(path)
-        return table.set_axis(["user", "item", "rank", *table.columns[3:]], axis=1)
 
 
 @dataclass
@@ -65,25 +23,25 @@ class ModelRecord:
 
     Attributes:
         name: what the tables call it.
-        runs: finished runs, by seed.
+        runs: finished runs by seed.
     """
 
     name: str
-    runs: Sequence[RunRecord]
+    runs: Mapping[int, RunRecord]
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """Test metrics, a row a seed."""
-        return pd.DataFrame([run.result["test_result"] for run in self.runs])
+        return pd.DataFrame([run.result["test_result"] for run in self.runs.values()])
 
     def mean_of(self, key: str) -> float:
         """Mean over seeds of a number of `result.json`."""
-        return float(np.mean([run.result[key] for run in self.runs]))
+        return float(np.mean([run.result[key] for run in self.runs.values()]))
 
     @property
     def memory_mb(self) -> tuple[float, float | None]:
         """Means over seeds of the process's peak memory, and of PyTorch's peak on the GPU; None without one."""
-        on_gpu = [run.result["peak_gpu_memory_mb"] for run in self.runs]
+        on_gpu = [run.result["peak_gpu_memory_mb"] for run in self.runs.values()]
         gpu = None if None in on_gpu else float(np.mean([peak["allocated"] for peak in on_gpu]))
         return self.mean_of("peak_memory_mb"), gpu
 
@@ -150,10 +108,12 @@ def collect(plan: DatasetPlan, outcomes: Iterable[Outcome]) -> DatasetRecord:
         PerPEFTError: a run folder is damaged.
     """
     outcomes = [outcome for outcome in outcomes if outcome.job.dataset == plan.dataset]
-    by_name: dict[str, list[RunRecord]] = {}
+    by_name: dict[str, dict[int, RunRecord]] = {}
     for outcome in outcomes:
         if outcome.error is None:
-            by_name.setdefault(outcome.job.spec.name, []).append(RunRecord.read(outcome.job))
+            run = RunRecord(outcome.job.folder)
+            run.check()
+            by_name.setdefault(outcome.job.spec.name, {})[outcome.job.seed] = run
     models = [ModelRecord(name, runs) for name, runs in by_name.items()]
     failures = [outcome for outcome in outcomes if outcome.error is not None]
     return DatasetRecord(plan, models, failures, _row_metrics(plan, models))
@@ -169,13 +129,13 @@ class _Ranks:
 
     @classmethod
     def of(cls, run: RunRecord, description: DataDescription) -> _Ranks | None:
-        table = run.read_ranks()
+        table = run.ranks()
         if table is None:
             return None
         users, items = description.users.get_indexer(table["user"]), description.items.get_indexer(table["item"])
         if (users < 0).any() or (items < 0).any():
             raise PerPEFTError(
-                f"{run.job.folder} has ranks of users or items that the data set does not have; delete the folder"
+                f"{run.folder} has ranks of users or items that the data set does not have; delete the folder"
             )
         # A target that a user has twice is two rows with one number; the first stands for both.
         rows, first = np.unique(users.astype(np.int64) * len(description.items) + items, return_index=True)
@@ -191,11 +151,11 @@ def _row_metrics(plan: DatasetPlan, models: Sequence[ModelRecord]) -> RowMetrics
     names = tuple(name for model in models[:1] for name in model.metrics if is_rank_metric(name))
     read: dict[tuple[str, int], _Ranks] = {}
     for model in models:
-        for run in model.runs:
+        for seed, run in model.runs.items():
             ranks = _Ranks.of(run, plan.description)
             if ranks is None:
                 return None
-            read[model.name, run.job.seed] = ranks
+            read[model.name, seed] = ranks
     if not read or not names:
         return None
     common = reduce(partial(np.intersect1d, assume_unique=True), (ranks.rows for ranks in read.values()))
@@ -203,13 +163,13 @@ def _row_metrics(plan: DatasetPlan, models: Sequence[ModelRecord]) -> RowMetrics
     n_left_out = max(len(ranks.rows) for ranks in read.values()) - len(common)
     metrics = RowMetrics(users, items, names, n_left_out=n_left_out)
     main = plan.protocol["valid_metric"].lower()
-    for (model, seed), ranks in read.items():
-        ranks = ranks.at(common)
-        values = np.stack([metric_of_ranks(name, ranks.ranks) for name in names], axis=1)
-        n_seeds = sum(name == model for name, _ in read)
-        metrics.values[model] = metrics.values.get(model, 0.0) + values / n_seeds
+    for (name, seed), whole in read.items():
+        ranks = whole.at(common)
+        values = np.stack([metric_of_ranks(metric, ranks.ranks) for metric in names], axis=1)
+        n_seeds = sum(other == name for other, _ in read)
+        metrics.values[name] = metrics.values.get(name, np.float64(0)) + values / n_seeds
         if main in names:
-            metrics.by_seed[model, seed] = values[:, names.index(main)]
+            metrics.by_seed[name, seed] = values[:, names.index(main)]
         if ranks.groups is not None:
-            metrics.groups[model, seed] = ranks.groups
+            metrics.groups[name, seed] = ranks.groups
     return metrics

@@ -156,9 +156,9 @@ def _with_dataset(record: DatasetRecord, table: pd.DataFrame) -> pd.DataFrame:
 def _runs(record: DatasetRecord) -> pd.DataFrame:
     rows = []
     for model in record.models:
-        for run in model.runs:
-            row = {"model": model.name, "seed": run.job.seed, "valid_score": run.result["best_valid_score"]}
-            rows.append(row | run.result["test_result"] | {"run_folder": str(run.job.folder), "error": None})
+        for seed, run in model.runs.items():
+            row = {"model": model.name, "seed": seed, "valid_score": run.result["best_valid_score"]}
+            rows.append(row | run.result["test_result"] | {"run_folder": str(run.folder), "error": None})
     for failure in record.failures:
         job = failure.job
         names = {"model": job.spec.name, "seed": job.seed}
@@ -173,10 +173,10 @@ def _write_ranks(path: Path, records: Sequence[DatasetRecord]) -> None:
     with written_whole(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as writer:
         for record in records:
             for model in record.models:
-                for run in model.runs:
-                    ranks = run.read_ranks()
+                for seed, run in model.runs.items():
+                    ranks = run.ranks()
                     if ranks is not None:
-                        place = {"dataset": record.plan.dataset, "model": model.name, "seed": run.job.seed}
+                        place = {"dataset": record.plan.dataset, "model": model.name, "seed": seed}
                         table = ranks[["user", "item", "rank"]].assign(**place)[schema.names]
                         writer.write_table(pa.Table.from_pandas(table, schema, preserve_index=False))
 

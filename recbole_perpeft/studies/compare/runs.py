@@ -10,10 +10,11 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from recbole_perpeft.runs.record import DamagedFileError, RunRecord
 from recbole_perpeft.studies.compare.plan import Job
 
 _WORKER = "recbole_perpeft.studies.compare.worker"
@@ -30,11 +31,18 @@ class Outcome:
         job: the run.
         error: what went wrong; None for a finished run.
         reused: whether it was finished before.
+        damage: what was damaged of a run that was finished before, and is therefore done again.
     """
 
     job: Job
     error: str | None = None
     reused: bool = False
+    damage: DamagedFileError | None = None
+
+    def __str__(self) -> str:
+        how = f"failed: {self.error}" if self.error else "finished before" if self.reused else "done"
+        again = f"; run again, because {self.damage.path} was damaged: {self.damage.reason}" if self.damage else ""
+        return f"{self.job}: {how}{again} ({self.job.folder})"
 
 
 def carry_out_all(
@@ -59,11 +67,13 @@ def carry_out_all(
         while waiting or running:
             while waiting and len(running) < n_parallel:
                 job = waiting.popleft()
-                if is_finished(job):
+                record = RunRecord(job.folder)
+                damage = record.damage()
+                if record.finished and damage is None:
                     by_folder[job.folder] = Outcome(job, reused=True)
                     when_done(by_folder[job.folder])
                 else:
-                    running.append(_Process(job, n_parallel))
+                    running.append(_Process(job, n_parallel, damage))
             for process in [process for process in running if process.has_ended()]:
                 running.remove(process)
                 by_folder[process.job.folder] = process.outcome()
@@ -74,19 +84,14 @@ def carry_out_all(
         for process in running:
             process.end()
     outcomes = [by_folder[job.folder] for job in jobs]
-    return [Outcome(job, outcome.error, outcome.reused) for job, outcome in zip(jobs, outcomes, strict=True)]
-
-
-def is_finished(job: Job) -> bool:
-    """Whether the run has its result."""
-    return (job.folder / "result.json").is_file()
+    return [replace(outcome, job=job) for job, outcome in zip(jobs, outcomes, strict=True)]
 
 
 class _Process:
     """A run under way."""
 
-    def __init__(self, job: Job, n_parallel: int):
-        self.job = job
+    def __init__(self, job: Job, n_parallel: int, damage: DamagedFileError | None):
+        self.job, self._damage = job, damage
         self._messages: IO[bytes] = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [sys.executable, "-m", _WORKER],
@@ -95,10 +100,12 @@ class _Process:
             stderr=self._messages,
             env=_environment(n_parallel),
         )
+        assert self._process.stdin is not None and self._process.stdout is not None  # they are pipes
+        self._orders, self._answers = self._process.stdin, self._process.stdout
         order = json.dumps({"folder": str(job.folder), "settings": job.settings})
         try:
-            self._process.stdin.write(order.encode() + b"\n")
-            self._process.stdin.flush()
+            self._orders.write(order.encode() + b"\n")
+            self._orders.flush()
         except BrokenPipeError:
             pass  # it has ended already; its outcome says why
 
@@ -106,7 +113,7 @@ class _Process:
         return self._process.poll() is not None
 
     def outcome(self) -> Outcome:
-        answer = self._process.stdout.read()
+        answer = self._answers.read()
         status = self._process.returncode
         self._messages.seek(0)
         messages = self._messages.read().decode(errors="replace")
@@ -121,7 +128,7 @@ class _Process:
         else:
             error_file.parent.mkdir(parents=True, exist_ok=True)
             error_file.write_text(f"{error}\n\n{messages}", encoding="utf-8")
-        return Outcome(self.job, error)
+        return Outcome(self.job, error, damage=self._damage)
 
     def end(self) -> None:
         self._process.terminate()
@@ -133,10 +140,10 @@ class _Process:
         self._close()
 
     def _close(self) -> None:
-        self._process.stdout.close()
+        self._answers.close()
         self._messages.close()
         try:
-            self._process.stdin.close()
+            self._orders.close()
         except BrokenPipeError:
             pass
 

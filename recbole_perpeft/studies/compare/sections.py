@@ -140,7 +140,7 @@ def _cost(record: DatasetRecord) -> Table:
 
 
 def _machine(record: DatasetRecord) -> str:
-    machines = {run.machine for model in record.models for run in model.runs}
+    machines = {run.machine for model in record.models for run in model.runs.values()}
     warning = " Times of different machines do not compare." if len(machines) > 1 else ""
     return f"Measured on {'; '.join(sorted(machines))}.{warning}"
 

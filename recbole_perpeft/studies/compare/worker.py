@@ -33,6 +33,8 @@ def main() -> int:
 def carry_out(folder: Path, settings: dict[str, Any]) -> str | None:
     """Start the run, continue it, or find it finished; two processes never work on one run.
 
+    A finished run with a damaged file is continued from its last checkpoint, which writes all files anew.
+
     Args:
         folder: the run folder.
         settings: all settings of the run.
@@ -40,13 +42,18 @@ def carry_out(folder: Path, settings: dict[str, Any]) -> str | None:
     Returns:
         What went wrong; None if the run is finished.
     """
+    from recbole_perpeft.runs.folder import RESULT_FILE, SETTINGS_FILE
+    from recbole_perpeft.runs.record import RunRecord
     from recbole_perpeft.runs.run import resume, run
 
     try:
         with alone(folder.parent / ".locks" / folder.name):
-            if (folder / "result.json").is_file():
-                return None
-            if (folder / "config.yaml").is_file():
+            record = RunRecord(folder)
+            if record.finished:
+                if record.damage() is None:
+                    return None
+                (folder / RESULT_FILE).unlink()
+            if (folder / SETTINGS_FILE).is_file():
                 here = ("data_path", "cache_folder", "use_gpu", "gpu_id", "show_progress")
                 resume(folder, {key: settings[key] for key in here})
             else:

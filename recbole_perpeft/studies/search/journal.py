@@ -6,15 +6,24 @@ import json
 from dataclasses import asdict, dataclass, field
 from logging import getLogger
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from ray.tune import Callback
 
-from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import written_whole
+from recbole_perpeft.runs.record import RunRecord, Schema, read_json
 from recbole_perpeft.studies.search.trial import ERROR_FILE, RUN_FOLDER, TrialPlan
 
 TRIAL_FILE = "trial.json"
+_ENTRY: Schema = {
+    "name": (str,),
+    "parameters": (dict,),
+    "status": (str,),
+    "starts": (int,),
+    "machines": (list,),
+    "error": (str, NoneType),
+}
 
 
 @dataclass
@@ -37,6 +46,16 @@ class TrialEntry:
     machines: list[str] = field(default_factory=list)
     error: str | None = None
 
+    @classmethod
+    def read(cls, path: Path) -> TrialEntry:
+        """Read its file.
+
+        Raises:
+            PerPEFTError: the file is damaged.
+        """
+        content = read_json(path, _ENTRY, f"delete it and the trial's folder {path.parent} to leave the trial out")
+        return cls(**{name: content[name] for name in _ENTRY})
+
     def write(self, folder: Path) -> None:
         """Write it into the folder of the trial."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,13 +69,7 @@ def read_entries(trials_folder: Path) -> list[TrialEntry]:
     Raises:
         PerPEFTError: a file is damaged.
     """
-    entries = []
-    for path in sorted(trials_folder.glob(f"*/{TRIAL_FILE}")):
-        try:
-            entries.append(TrialEntry(**json.loads(path.read_text(encoding="utf-8"))))
-        except (ValueError, TypeError) as error:
-            raise PerPEFTError(f"{path} is damaged: {error}") from error
-    return entries
+    return [TrialEntry.read(path) for path in sorted(trials_folder.glob(f"*/{TRIAL_FILE}"))]
 
 
 class Journal(Callback):
@@ -102,7 +115,7 @@ class Journal(Callback):
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         """The trial has ended, or was ended by the scheduler."""
-        finished = (self._folder / trial.trial_id / RUN_FOLDER / "result.json").is_file()
+        finished = RunRecord(self._folder / trial.trial_id / RUN_FOLDER).finished
         self._end(trial, "finished" if finished else "stopped")
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
@@ -119,7 +132,7 @@ class Journal(Callback):
         parameters = self._space.active(trial.config["point"], self._defaults)
         if trial.trial_id not in self._entries:
             path = self._folder / trial.trial_id / TRIAL_FILE
-            before = TrialEntry(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+            before = TrialEntry.read(path) if path.is_file() else None
             self._entries[trial.trial_id] = before or TrialEntry(trial.trial_id, parameters)
         entry = self._entries[trial.trial_id]
         entry.parameters = parameters  # PBT changes them

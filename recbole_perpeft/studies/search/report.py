@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,17 @@ import yaml
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.runs.config import Config
+from recbole_perpeft.runs.folder import RESULT_FILE
+from recbole_perpeft.runs.record import DamagedFileError, RunRecord, Schema, ValidScores, read_json
 from recbole_perpeft.studies.search.best import metrics_on_test
 from recbole_perpeft.studies.search.importance import parameter_importance
-from recbole_perpeft.studies.search.journal import read_entries
+from recbole_perpeft.studies.search.journal import TrialEntry, read_entries
 from recbole_perpeft.studies.search.page import write_page
-from recbole_perpeft.studies.search.trial import RUN_FOLDER, TrialPlan, TrialRecord, read_record
+from recbole_perpeft.studies.search.trial import RUN_FOLDER, TrialPlan
 
 # Neither says anything about the model: where things are, and what the log shows.
 _PLACES = {"data_path", "cache_folder", "runs_folder", "run_folder", "show_progress", "state"}
+_RESULT: Schema = {"test_result": (dict,)}
 _COLUMNS = ("trial", "status", "score", "best_epoch", "epochs", "seconds", "starts", "machines", "has_model", "error")
 
 
@@ -82,25 +85,23 @@ def write_report(folder: Path, plan: TrialPlan, config: Config, n_trials: int, e
 
     metric = str(config["valid_metric"])
     entries = read_entries(plan.folder)
-    records = {
-        entry.name: read_record(plan.folder / entry.name / RUN_FOLDER, metric, plan.bigger_is_better)
-        for entry in entries
-    }
-    table = _table(entries, records, plan)
+    trials = [_Trial.read(entry, plan) for entry in entries]
+    table = _table(trials, plan)
     parameters = tuple(each.key for each in plan.space.parameters)
     with written_whole(folder / "trials.csv") as draft:
         table.rename(columns={"score": metric}).to_csv(draft, index=False)
     candidates = table[table["has_model"] & table["score"].notna()]
     best = None
     if len(candidates):
-        best = _write_best(folder, plan, config, candidates.iloc[0], ended)
+        chosen = next(trial for trial in trials if trial.entry.name == candidates["trial"].iloc[0])
+        best = _write_best(folder, plan, config, chosen, ended)
     limit = n_trials * max_epochs(config, plan.space)
     logarithmic = frozenset(each.key for each in plan.space.parameters if getattr(each.distribution, "log", False))
     at_defaults = plan.space.point_of(plan.defaults)
     unchanged = next((entry.name for entry in entries if entry.parameters == at_defaults), None)
     report = SearchReport(folder, metric, table, parameters, logarithmic, best, unchanged, n_trials, limit)
     importance = parameter_importance(table, plan.space, seed=config["seed"])
-    write_page(report, importance, {name: record.scores for name, record in records.items()})
+    write_page(report, importance, {trial.entry.name: trial.scores.by_epoch for trial in trials})
     _write_tensorboard(folder, table, parameters, metric)
     if ended and best is None:
         errors = "; ".join(sorted(set(table["error"].dropna()))) or "no trial got as far as a valid score"
@@ -108,25 +109,42 @@ def write_report(folder: Path, plan: TrialPlan, config: Config, n_trials: int, e
     return report
 
 
-def _table(entries: list, records: dict[str, TrialRecord], plan: TrialPlan) -> pd.DataFrame:
-    rows = []
-    for entry in entries:
-        record = records[entry.name]
-        rows.append(
-            {
-                "trial": entry.name,
-                "status": entry.status,
-                "score": record.best_score,
-                "best_epoch": record.best_epoch,
-                "epochs": record.n_epochs,
-                "seconds": round(record.seconds, 1),
-                "starts": entry.starts,
-                "machines": " ".join(dict.fromkeys(entry.machines)),
-                "has_model": record.has_model,
-                "error": entry.error,
-                **{each.key: entry.parameters.get(each.key) for each in plan.space.parameters},
-            }
-        )
+@dataclass(frozen=True)
+class _Trial:
+    """A trial with what its run left behind. With a damaged record it has no scores, and an error that says so."""
+
+    entry: TrialEntry
+    scores: ValidScores
+    n_epochs: int = 0
+    seconds: float = 0.0
+    has_model: bool = False
+
+    @classmethod
+    def read(cls, entry: TrialEntry, plan: TrialPlan) -> _Trial:
+        record = RunRecord(plan.folder / entry.name / RUN_FOLDER, remedy="the trial is left out")
+        try:
+            return cls(entry, plan.scores_of(record), len(record.epochs), record.seconds, record.has_model)
+        except DamagedFileError as error:
+            return cls(replace(entry, error=str(error)), ValidScores({}))
+
+
+def _table(trials: list[_Trial], plan: TrialPlan) -> pd.DataFrame:
+    rows = [
+        {
+            "trial": trial.entry.name,
+            "status": trial.entry.status,
+            "score": trial.scores.best,
+            "best_epoch": trial.scores.best_epoch,
+            "epochs": trial.n_epochs,
+            "seconds": round(trial.seconds, 1),
+            "starts": trial.entry.starts,
+            "machines": " ".join(dict.fromkeys(trial.entry.machines)),
+            "has_model": trial.has_model,
+            "error": trial.entry.error,
+            **{each.key: trial.entry.parameters.get(each.key) for each in plan.space.parameters},
+        }
+        for trial in trials
+    ]
     table = pd.DataFrame(rows, columns=[*_COLUMNS, *(each.key for each in plan.space.parameters)])
     table = table.astype({"score": float, "best_epoch": "Int64", "has_model": bool})
     # Trials without a model come after the others: the scores of an earlier stage do not compare with theirs.
@@ -134,29 +152,29 @@ def _table(entries: list, records: dict[str, TrialRecord], plan: TrialPlan) -> p
     return table.sort_values(order, ascending=[False, not plan.bigger_is_better], kind="stable", ignore_index=True)
 
 
-def _write_best(folder: Path, plan: TrialPlan, config: Config, row: pd.Series, ended: bool) -> dict[str, Any]:
-    run_folder = plan.folder / row["trial"] / RUN_FOLDER
-    entry = json.loads((run_folder.parent / "trial.json").read_text(encoding="utf-8"))
+def _write_best(folder: Path, plan: TrialPlan, config: Config, trial: _Trial, ended: bool) -> dict[str, Any]:
+    entry, scores = trial.entry, trial.scores
+    run_folder = plan.folder / entry.name / RUN_FOLDER
     result = {
         "model": config["model"],
         "dataset": config["dataset"],
-        "trial": row["trial"],
-        "parameters": entry["parameters"],
+        "trial": entry.name,
+        "parameters": entry.parameters,
         "valid_metric": config["valid_metric"],
-        "best_valid_score": float(row["score"]),
-        "best_epoch": int(row["best_epoch"]),
+        "best_valid_score": scores.best,
+        "best_epoch": scores.best_epoch,
         "test_result": None,
         "run_folder": str(run_folder),
     }
     earlier = _earlier_result(folder, result)
     if ended:
         result["test_result"] = earlier or metrics_on_test(run_folder, config)
-        with written_whole(folder / "result.json") as draft:
+        with written_whole(folder / RESULT_FILE) as draft:
             draft.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
-    settings = {key: value for key, value in plan.settings_at(entry["parameters"]).items() if key not in _PLACES}
+    settings = {key: value for key, value in plan.settings_at(entry.parameters).items() if key not in _PLACES}
     heading = (
         f"# {config['model']} on {config['dataset']}: the best of a search on the valid items.\n"
-        f"# {config['valid_metric']} {row['score']:.6f} after epoch {row['best_epoch']}; "
+        f"# {config['valid_metric']} {scores.best:.6f} after epoch {scores.best_epoch}; "
         "python run_recbole.py --config_files=best.yaml trains it.\n"
     )
     with written_whole(folder / "best.yaml") as draft:
@@ -166,10 +184,10 @@ def _write_best(folder: Path, plan: TrialPlan, config: Config, row: pd.Series, e
 
 def _earlier_result(folder: Path, result: dict[str, Any]) -> dict[str, float] | None:
     """The test metrics of this very trial, if an earlier report has them."""
-    path = folder / "result.json"
+    path = folder / RESULT_FILE
     if not path.is_file():
         return None
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_json(path, _RESULT, "delete it: the search then evaluates its best trial again")
     same = all(before.get(key) == result[key] for key in ("trial", "best_valid_score", "best_epoch"))
     return before["test_result"] if same else None
 

@@ -7,20 +7,20 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import alone, written_whole
+from recbole_perpeft.runs.folder import METRICS_FILE, RESULT_FILE, SETTINGS_FILE
+from recbole_perpeft.runs.record import DamagedFileError, RunRecord, ValidScores
 from recbole_perpeft.studies.search.shipping import ShippedData
 from recbole_perpeft.studies.search.space import SearchSpace, with_point
 
 RUN_FOLDER, ERROR_FILE = "run", "error.txt"
 _SECONDS_FOR_ANOTHER_WORKER = 60
-_CARRIED_FILES = ("last.pth", "best.pth", "config.yaml", "metrics.csv")
+_CARRIED_FILES = ("last.pth", "best.pth", SETTINGS_FILE, METRICS_FILE)
 
 
 @dataclass(frozen=True)
@@ -49,58 +49,9 @@ class TrialPlan:
         """Settings of the trial at a point of the space."""
         return with_point(self.settings, self.space.active(dict(point), self.defaults))
 
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """What a run folder says about its run.
-
-    Attributes:
-        scores: valid scores of the evaluated epochs by epoch, from 1.
-        best_score: best score of the stage that chooses the model; None before the first evaluation.
-        best_epoch: its epoch.
-        n_epochs: trained epochs.
-        seconds: seconds of training and evaluation.
-        has_model: whether there is a best model.
-        finished: whether the run has ended by itself.
-    """
-
-    scores: Mapping[int, float] = field(default_factory=dict)
-    best_score: float | None = None
-    best_epoch: int | None = None
-    n_epochs: int = 0
-    seconds: float = 0.0
-    has_model: bool = False
-    finished: bool = False
-
-
-def read_record(run_folder: Path, valid_metric: str, bigger_is_better: bool) -> TrialRecord:
-    """The record of a run, finished or not.
-
-    Args:
-        run_folder: the folder of the run, which need not exist.
-        valid_metric: name of the score.
-        bigger_is_better: whether a higher score is better.
-    """
-    path = run_folder / "metrics.csv"
-    if not path.is_file():
-        return TrialRecord()
-    epochs = pd.read_csv(path)
-    column = {name.lower(): name for name in epochs}.get(valid_metric.lower())
-    evaluated = epochs.dropna(subset=[column]) if column else epochs.iloc[:0]
-    last_stage = evaluated[evaluated["stage"] == epochs["stage"].iloc[-1]]
-    best = None
-    if len(last_stage):
-        scores = last_stage[column]
-        best = last_stage.loc[scores.idxmax() if bigger_is_better else scores.idxmin()]
-    return TrialRecord(
-        scores=dict(zip((evaluated["epoch"] + 1).tolist(), evaluated[column].tolist(), strict=True)) if column else {},
-        best_score=None if best is None else float(best[column]),
-        best_epoch=None if best is None else int(best["epoch"]) + 1,
-        n_epochs=len(epochs),
-        seconds=float(epochs.filter(items=["train_seconds", "valid_seconds"]).sum().sum()),
-        has_model=(run_folder / "best.pth").is_file(),
-        finished=(run_folder / "result.json").is_file(),
-    )
+    def scores_of(self, record: RunRecord) -> ValidScores:
+        """Valid scores of the run of a trial."""
+        return record.valid_scores(str(self.defaults["valid_metric"]), self.bigger_is_better)
 
 
 def train_trial(config: Mapping[str, Any], plan: TrialPlan) -> None:
@@ -146,9 +97,9 @@ def _train(config: Mapping[str, Any], plan: TrialPlan, folder: Path) -> None:
             folder.mkdir(exist_ok=True)
             with tune.get_checkpoint().as_directory() as state:
                 _take_state(Path(state), folder)
-        if not (folder / "config.yaml").is_file():
+        if not (folder / SETTINGS_FILE).is_file():
             run(config_dict=settings, callback_fn=reporter, with_test=False)
-        elif not reporter.report_latest().finished:
+        elif not reporter.report_latest():
             changes = {key: value for key, value in settings.items() if key not in ("model", "dataset", "run_folder")}
             resume(folder, changes, callback_fn=reporter, with_test=False)
         reporter.report_end()
@@ -160,37 +111,42 @@ class _Reporter:
     def __init__(self, folder: Path, plan: TrialPlan):
         self._folder = folder
         self._plan = plan
-        self._valid_metric = str(plan.defaults["valid_metric"])
         self._machine = _machine()
         self._latest: dict[str, Any] | None = None
 
-    def record(self) -> TrialRecord:
-        """The record of the run so far."""
-        return read_record(self._folder, self._valid_metric, self._plan.bigger_is_better)
-
     def __call__(self, epoch: int, score: float) -> None:
         """Called by the trainer when an evaluated epoch is on disk."""
-        self._report(epoch + 1, score, self.record())
+        self._report(epoch + 1, score, self._scores())
 
-    def report_latest(self) -> TrialRecord:
-        """Report where a run goes on: Ray may not have heard of its latest epochs."""
-        record = self.record()
-        if record.scores:
-            epoch = max(record.scores)
-            self._report(epoch, record.scores[epoch], record)
-        return record
+    def report_latest(self) -> bool:
+        """Report where a run goes on: Ray may not have heard of its latest epochs.
+
+        Returns:
+            Whether the run has finished. One with a damaged file has not: it writes it anew when it goes on.
+        """
+        try:
+            scores = self._scores()
+        except DamagedFileError:
+            return False
+        if scores.by_epoch:
+            epoch = max(scores.by_epoch)
+            self._report(epoch, scores.by_epoch[epoch], scores)
+        return RunRecord(self._folder).finished
 
     def report_end(self) -> None:
         """Make the best score the last that Ray hears."""
-        record = self.record()
-        if self._latest is None or record.best_score is None:
+        scores = self._scores()
+        if self._latest is None or scores.best is None:
             raise PerPEFTError(f"the run in {self._folder} has ended without a valid score")
-        self._report(self._latest["epoch"], record.best_score, record)
+        self._report(self._latest["epoch"], scores.best, scores)
 
-    def _report(self, epoch: int, score: float, record: TrialRecord) -> None:
+    def _scores(self) -> ValidScores:
+        return self._plan.scores_of(RunRecord(self._folder))
+
+    def _report(self, epoch: int, score: float, scores: ValidScores) -> None:
         from ray import tune
 
-        metrics = {"epoch": epoch, "score": score, "best_score": record.best_score, "machine": self._machine}
+        metrics = {"epoch": epoch, "score": score, "best_score": scores.best, "machine": self._machine}
         self._latest = metrics
         if not self._plan.carries_state:
             tune.report(metrics)
@@ -213,7 +169,7 @@ def _machine() -> str:
 
 def _take_state(state: Path, folder: Path) -> None:
     """Make a run folder go on from the state of another run, or from an earlier one of its own."""
-    (folder / "result.json").unlink(missing_ok=True)
+    (folder / RESULT_FILE).unlink(missing_ok=True)
     (folder / "best.pth").unlink(missing_ok=True)
     for name in _CARRIED_FILES:
         if (state / name).is_file():

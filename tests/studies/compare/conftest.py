@@ -1,7 +1,5 @@
 """A comparison of three models with two seeds on 60 users, written by hand instead of trained."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,10 +9,9 @@ from recbole_perpeft.studies.compare.plan import DatasetPlan, Job
 from recbole_perpeft.studies.compare.records import collect
 from recbole_perpeft.studies.compare.runs import Outcome
 from recbole_perpeft.studies.compare.specs import ModelSpec
-from recbole_perpeft.studies.compare.statistics import metric_of_ranks
+from support.finished_run import write_run
 
 N_USERS, N_ITEMS = 60, 20
-NAMES = ("hit@5", "ndcg@5")
 PROTOCOL = {
     "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": {"valid": "full", "test": "full"}},
     "mask_history": "all",
@@ -23,30 +20,6 @@ PROTOCOL = {
     "topk": [5],
     "valid_metric": "NDCG@5",
 }
-
-
-def write_run(folder, targets, ranks, groups=None, parameters=1000, seconds=2.0, memory=500.0):
-    """What a run leaves behind; rows in an order of its own."""
-    folder.mkdir(parents=True)
-    table = pd.DataFrame({"user_id": [f"u{user}" for user in range(len(ranks))], "item_id": targets, "rank": ranks})
-    if groups is not None:
-        table["group"] = groups
-    table.sample(frac=1, random_state=len(folder.name)).to_parquet(folder / "test_ranks.parquet", index=False)
-    result = {
-        "best_valid_score": 0.3,
-        "test_result": {name: metric_of_ranks(name, ranks).mean() for name in NAMES} | {"giniindex@5": 0.5},
-        "median_epoch_seconds": seconds,
-        "epochs": 2,
-        "peak_memory_mb": memory,
-        "peak_gpu_memory_mb": None,
-        "trainable_parameters": parameters,
-        "parameters": 2 * parameters,
-    }
-    (folder / "result.json").write_text(json.dumps(result))
-    (folder / "metrics.csv").write_text(
-        "stage,epoch,train_loss,train_seconds,ndcg@5\nglobal,0,1,2,\ntrain,0,1,2,0.3\n"
-    )
-    (folder / "environment.json").write_text(json.dumps({"gpu": None, "threads": 1, "cpus": 2}))
 
 
 @pytest.fixture

@@ -80,6 +80,12 @@ def test_an_interrupted_run_goes_on(toy_settings, shared, monkeypatch):
     written = (job.folder / "result.json").stat().st_mtime_ns
     assert carry_out(job.folder, dict(job.settings)) is None  # a finished run is left alone
     assert (job.folder / "result.json").stat().st_mtime_ns == written
+    before = {name: (job.folder / name).read_bytes() for name in ("metrics.csv", "test_ranks.parquet")}
+    for name, content in before.items():  # a damaged one is not
+        (job.folder / name).write_bytes(content[:-9])
+    assert carry_out(job.folder, dict(job.settings)) is None
+    assert {name: (job.folder / name).read_bytes() for name in before} == before
+    assert json.loads((job.folder / "result.json").read_text())["test_result"] == result["test_result"]
 
 
 def test_what_the_report_needs_from_a_run_with_groups(aspects_settings):

@@ -8,16 +8,18 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from recbole_perpeft.studies.compare import runs
 from recbole_perpeft.studies.compare.plan import Job
 from recbole_perpeft.studies.compare.runs import carry_out_all
 from recbole_perpeft.studies.compare.specs import ModelSpec
+from support.finished_run import write_run
 
 ROOT = Path(__file__).parents[3]
 WORKER = """
-    import json, os, signal, sys, time
+    import json, os, shutil, signal, sys, time
     from pathlib import Path
 
     job = json.loads(sys.stdin.readline())
@@ -33,7 +35,7 @@ WORKER = """
     if "status" in settings:
         sys.exit(settings["status"])
     if settings.get("error") is None:
-        (folder / "result.json").write_text("{}")
+        shutil.copytree(Path(__file__).parent / "finished", folder, dirs_exist_ok=True)
     print(json.dumps({"error": settings.get("error")}))
 """
 
@@ -42,6 +44,7 @@ WORKER = """
 def make_job(tmp_path, monkeypatch):
     """A maker of jobs that the stand-in carries out."""
     (tmp_path / "stand_in_worker.py").write_text(textwrap.dedent(WORKER))
+    write_run(tmp_path / "finished", ["i1", "i2"], np.array([1, 3]))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(runs, "_WORKER", "stand_in_worker")
     return lambda name, **settings: Job("toy", ModelSpec(name, "BPR"), 1, name, tmp_path / name, settings)
@@ -55,6 +58,19 @@ def test_finished_runs_are_used_again(make_job):
     jobs = [make_job("a"), make_job("b")]
     assert [outcome.reused for outcome in carry_out_all(jobs[:1])] == [False]
     assert [outcome.reused for outcome in carry_out_all(jobs)] == [True, False]
+
+
+@pytest.mark.parametrize("name", ["result.json", "metrics.csv", "test_ranks.parquet", "environment.json"])
+def test_a_finished_run_with_a_damaged_file_is_run_again(make_job, name):
+    job = make_job("a")
+    carry_out_all([job])
+    content = (job.folder / name).read_bytes()
+    (job.folder / name).write_bytes(content[: len(content) // 2])
+    (outcome,) = carry_out_all([job])
+    assert outcome.error is None and not outcome.reused
+    assert f"a on toy, seed 1: done; run again, because {job.folder / name} was damaged: " in str(outcome)
+    assert (job.folder / name).read_bytes() == content
+    assert [outcome.reused for outcome in carry_out_all([job])] == [True]
 
 
 def test_one_run_for_two_models_with_one_folder(make_job):

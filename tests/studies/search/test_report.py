@@ -1,4 +1,4 @@
-"""Records of runs, the table, importance and page; no Ray is started."""
+"""The table, importance and page of a search; no Ray is started."""
 
 import json
 
@@ -16,34 +16,9 @@ from recbole_perpeft.studies.search.page import _axis
 from recbole_perpeft.studies.search.report import write_report
 from recbole_perpeft.studies.search.session import remove_lost_trials
 from recbole_perpeft.studies.search.space_files import read_space
-from recbole_perpeft.studies.search.trial import TrialPlan, read_record
+from recbole_perpeft.studies.search.trial import TrialPlan
 
 MB = 2**20
-
-
-def write_metrics(folder, rows):
-    folder.mkdir(parents=True)
-    pd.DataFrame(rows, columns=["stage", "epoch", "train_seconds", "ndcg@10", "valid_seconds"]).to_csv(
-        folder / "metrics.csv", index=False
-    )
-
-
-def test_the_best_epoch_is_of_the_last_stage(tmp_path):
-    rows = [("global", 0, 1.0, 0.9, 0.5), ("personalised", 1, 1.0, 0.2, 0.5), ("personalised", 2, 1.0, 0.3, 0.5)]
-    write_metrics(tmp_path / "run", [*rows, ("personalised", 3, 1.0, np.nan, np.nan)])
-    record = read_record(tmp_path / "run", "NDCG@10", bigger_is_better=True)
-    assert (record.best_score, record.best_epoch, record.n_epochs) == (0.3, 3, 4)
-    assert record.scores == {1: 0.9, 2: 0.2, 3: 0.3}
-    assert record.seconds == pytest.approx(5.5)
-    assert not record.has_model and not record.finished
-    assert read_record(tmp_path / "run", "NDCG@10", bigger_is_better=False).best_score == 0.2
-
-
-def test_a_run_that_has_not_begun_has_an_empty_record(tmp_path):
-    record = read_record(tmp_path / "none", "NDCG@10", True)
-    assert (record.best_score, record.n_epochs, record.scores) == (None, 0, {})
-    write_metrics(tmp_path / "run", [("train", 0, 1.0, np.nan, np.nan)])
-    assert read_record(tmp_path / "run", "NDCG@10", True).best_score is None
 
 
 @pytest.fixture
@@ -80,6 +55,35 @@ def test_the_report_of_a_search(search):
     assert "<script src" not in page and "<link" not in page
     assert len(pd.read_csv(folder / "trials.csv")) == 4
     assert {path.name for path in (folder / "tensorboard").iterdir()} == {"a", "b", "c"}
+
+
+def test_a_trial_with_a_damaged_record_is_told_and_left_out(search):
+    folder, plan, config = search
+    best = write_report(folder, plan, config, n_trials=4, ended=False).best["trial"]
+    path = plan.folder / best / "run" / "metrics.csv"
+    path.write_bytes(path.read_bytes()[:-4])
+    report = write_report(folder, plan, config, n_trials=4, ended=True)
+    assert report.best["trial"] != best and len(report.table) == 4
+    error = report.table.set_index("trial").loc[best, "error"]
+    assert error == f"{path} is damaged: its last line is cut off; the trial is left out"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("result.json", "{", "Expecting"),
+        ("result.json", "[]", "it is no JSON object"),
+        ("trials/a/trial.json", '{"name": "a"}', "it has no parameters"),
+        ("trials/a/trial.json", "", "Expecting value"),
+    ],
+)
+def test_damaged_files_of_a_search_are_named(search, name, content, reason):
+    folder, plan, config = search
+    write_report(folder, plan, config, n_trials=4, ended=True)
+    (folder / name).write_text(content)
+    with pytest.raises(PerPEFTError) as error:
+        write_report(folder, plan, config, n_trials=4, ended=True)
+    assert str(error.value).startswith(f"{folder / name} is damaged: {reason}")
 
 
 def test_an_axis_shows_numbers_in_order_and_what_is_not_set_below_them():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from recbole_perpeft.runs.record import RunRecord
 from recbole_perpeft.runs.run import resume, run
-from recbole_perpeft.studies.search.trial import read_record
 from recbole_perpeft.training.checkpoint import load_checkpoint
 
 
@@ -25,9 +25,10 @@ def finished(toy_settings, tmp_path):
 def test_every_evaluated_epoch_is_reported_when_it_is_on_disk(finished):
     folder, reports, result = finished
     assert [(epoch, saved) for epoch, _, saved in reports] == [(0, 0), (1, 1), (2, 2)]
-    record = read_record(folder, "NDCG@10", bigger_is_better=True)
-    assert record.scores == {epoch + 1: pytest.approx(score) for epoch, score, _ in reports}
-    assert record.best_score == pytest.approx(result["best_valid_score"])
+    record = RunRecord(folder)
+    scores = record.valid_scores("NDCG@10", bigger_is_better=True)
+    assert scores.by_epoch == {epoch + 1: pytest.approx(score) for epoch, score, _ in reports}
+    assert scores.best == pytest.approx(result["best_valid_score"])
     assert record.finished and record.has_model
 
 
