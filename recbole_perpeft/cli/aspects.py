@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from recbole_perpeft.cli.flags import Flags
@@ -20,14 +19,13 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     )
     flags.add_argument("--output", type=Path, required=True, help="folder to make")
     flags.add_argument("--name", default="aspects", help="name of the data set, the stem of its files (%(default)s)")
-    for each in fields(AspectsSettings):
-        described = f"{each.metadata['help']} (%(default)s)"
-        flags.add_argument(f"--{each.name}", type=type(each.default), default=each.default, help=described)
+    for each in AspectsSettings.declared():
+        flags.add_argument(f"--{each.name}", type=each.hint, default=each.default, help=f"{each.help} (%(default)s)")
     return flags.parse(words)
 
 
 def run(options: argparse.Namespace) -> int:
     """Make the data set and print its folder."""
-    settings = AspectsSettings(**{each.name: getattr(options, each.name) for each in fields(AspectsSettings)})
+    settings = AspectsSettings(**{each.name: getattr(options, each.name) for each in AspectsSettings.declared()})
     print(make_aspects(options.output, settings, name=options.name))
     return 0

@@ -22,6 +22,7 @@ from recbole_perpeft.convert.images import JOURNAL, FinishedImage, UnfinishedIma
 from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.core.digest import file_hash
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.core.whole import alone, clear, disk_errors, draft_of, put_in_place, remove
 from recbole_perpeft.data.images import IMAGE_FOLDER
 
@@ -33,30 +34,15 @@ _UNPACKED = ".unpacked"
 
 
 @dataclass(frozen=True)
-class ConversionSettings:
-    """What every source can be told.
+class ConversionSettings(Settings):
+    """What every source can be told."""
 
-    Args:
-        filters: which interactions stay.
-        max_side: longest side of an image in pixels; `None` leaves images as they are.
-        unescape_titles: whether HTML entities in texts become characters.
-        overwrite: whether an earlier conversion may be replaced.
-        workers: processes for images; by default as many as there are cores and as starting them pays.
-        show_progress: show bars.
-    """
-
-    filters: FilterSettings
-    max_side: int | None = None
-    unescape_titles: bool = False
-    overwrite: bool = False
-    workers: int | None = None
-    show_progress: bool = True
-
-    def __post_init__(self) -> None:
-        if self.max_side is not None and self.max_side < 16:
-            raise PerPEFTError(f"max_side: {self.max_side} pixels are too few for an image; use 16 or more")
-        if self.workers is not None and self.workers < 1:
-            raise PerPEFTError(f"workers: {self.workers} is not a number of processes; use 1 or more")
+    filters: FilterSettings = setting(help="which interactions stay")
+    max_side: int | None = setting(None, "make images smaller whose longer side has more pixels", least=16)
+    unescape_titles: bool = setting(False, "make HTML entities in texts characters")
+    overwrite: bool = setting(False, "replace an earlier conversion")
+    workers: int | None = setting(None, "processes for images; by default as many as pay", least=1)
+    show_progress: bool = setting(True, "show bars")
 
 
 def convert(

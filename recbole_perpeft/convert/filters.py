@@ -9,33 +9,26 @@ import numpy as np
 
 from recbole_perpeft.convert.events import Log
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import Settings, setting
 
 REPEATS = ("keep", "drop_events", "drop_items")
 
 
 @dataclass(frozen=True)
-class FilterSettings:
-    """Which interactions stay.
+class FilterSettings(Settings):
+    """Which interactions stay."""
 
-    Args:
-        repeats: what happens to repeated interactions of a user with an item: `keep` all, `drop_events` (keep one of
-            those with equal time) or `drop_items` (keep the earliest of all).
-        k_core: users and items with fewer interactions leave, again and again until none is left; 0 for no filter.
-        min_len: users with fewer interactions leave, once and after the k-core.
-        keep_last: only so many latest interactions of each user stay; 0 for all.
-    """
-
-    repeats: str = "keep"
-    k_core: int = 0
-    min_len: int = 0
-    keep_last: int = 0
-
-    def __post_init__(self) -> None:
-        if self.repeats not in REPEATS:
-            raise PerPEFTError(f"repeats: {self.repeats!r} is not one of {', '.join(REPEATS)}")
-        for name in ("k_core", "min_len", "keep_last"):
-            if getattr(self, name) < 0:
-                raise PerPEFTError(f"{name}: {getattr(self, name)} is negative; 0 switches the filter off")
+    repeats: str = setting(
+        "keep",
+        "repeated interactions of a user with an item: keep all, drop_events (keep one of those with equal time) or "
+        "drop_items (keep the earliest of all)",
+        choices=REPEATS,
+    )
+    k_core: int = setting(
+        0, "users and items with fewer interactions leave, again and again; 0 for no filter", least=0
+    )
+    min_len: int = setting(0, "users with fewer interactions leave, once and after the k-core", least=0)
+    keep_last: int = setting(0, "only so many latest interactions of each user stay; 0 for all", least=0)
 
     def steps(self) -> dict[str, Callable[[Log], np.ndarray]]:
         """The filters that do something: masks [n] by name."""

@@ -17,7 +17,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -25,6 +25,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.registry import Registry
 
 # What a setting does to the numbers of a run: `protocol`: models are compared under it; `place`: none, it says where
 # things are; `display`: none, it says what is shown; `rate`: it may change while a model learns.
@@ -58,6 +59,7 @@ class Setting:
         choices: the values that are possible; empty for all of its type.
         kind: see `Kind`.
         variants: the settings classes that are read beside its own with some of its values.
+        registry: what it chooses from; an entry's `settings_classes` are a variant.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Setting:
     choices: tuple[Any, ...] = ()
     kind: Kind | None = None
     variants: Mapping[Any, tuple[type[Settings], ...]] = dataclasses.field(default_factory=dict)
+    registry: Registry | None = None
 
     @property
     def required(self) -> bool:
@@ -81,12 +84,23 @@ class Setting:
     def requirement(self) -> str:
         """What a value must be, in words."""
         parts = [_words(hint) for hint in _alternatives(self.hint) if hint is not type(None)]
-        if self.choices:
-            parts = [f"one of {', '.join(map(str, self.choices))}"]
+        if self.possible:
+            parts = [f"one of {', '.join(map(str, self.possible))}"]
         bounds = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
         limits = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
         sentence = " or ".join(parts) + (f", {limits}" if limits else "")
         return sentence + (f", or {_WORDS[type(None)]}" if type(None) in _alternatives(self.hint) else "")
+
+    @property
+    def possible(self) -> Sequence[Any]:
+        """The values that are possible; empty for all of its type."""
+        return self.choices or (self.registry.names() if self.registry else ())
+
+    def variant(self, value: Any) -> tuple[type[Settings], ...]:
+        """The settings classes that are read with a value."""
+        if self.registry is not None and value in self.registry.names():
+            return classes_of(self.registry.get(value))
+        return next((classes for key, classes in self.variants.items() if key == value), ())
 
     def checked(self, value: Any) -> Any:
         """A value as the type of the setting: a list as a tuple, text as a path.
@@ -101,7 +115,7 @@ class Setting:
         raise PerPEFTError(f"{self.name} is {value!r}: it must be {self.requirement}")
 
     def _is_choice(self, value: Any) -> bool:
-        return not self.choices or value in self.choices
+        return not self.possible or value in self.possible
 
     def _in_range(self, value: Any) -> bool:
         if not isinstance(value, int | float):
@@ -125,13 +139,22 @@ def setting(
     choices: Iterable[Any] = (),
     kind: Kind | None = None,
     variants: Mapping[Any, tuple[type[Settings], ...]] | None = None,
+    registry: Registry | None = None,
 ) -> Any:
     """Declare a field of a `Settings` class; arguments as in `Setting`."""
     bounds = {"least": least, "most": most, "above": above, "below": below}
-    declared = {"help": help, **bounds, "choices": tuple(choices), "kind": kind, "variants": variants or {}}
+    declared = {"help": help, **bounds, "choices": tuple(choices), "kind": kind}
+    declared |= {"variants": variants or {}, "registry": registry}
     if isinstance(default, list | dict | set):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=declared)
     return dataclasses.field(default=default, metadata=declared)
+
+
+def same_as(cls: type[Settings], name: str) -> Any:
+    """Declare a field as another class does."""
+    field = cls.__dataclass_fields__[name]
+    made = {"default_factory": field.default_factory} if field.default is dataclasses.MISSING else {}
+    return dataclasses.field(**(made or {"default": field.default}), metadata=field.metadata)
 
 
 @dataclass(frozen=True)
@@ -189,8 +212,8 @@ def reachable(classes: Iterable[type[Settings]]) -> Iterator[tuple[type[Settings
     for cls in classes:
         yield cls, {}
         for declared in cls.declared():
-            for value, variant in declared.variants.items():
-                for below, condition in reachable(variant):
+            for value in declared.variants or (declared.registry.names() if declared.registry else ()):
+                for below, condition in reachable(declared.variant(value)):
                     yield below, {declared.name: value} | condition
 
 
@@ -201,13 +224,13 @@ def classes_read(classes: Iterable[type[Settings]], config: Mapping[str, Any]) -
         classes: what is read in any case.
         config: settings by name; what it lacks is at its default.
     """
-    defaults: dict[str, Any] = {}
     found: dict[type[Settings], None] = {}
-    for cls, condition in reachable(classes):
-        for declared in cls.declared():
-            defaults.setdefault(declared.name, declared.default)
-        if all(config.get(key, defaults[key]) == value for key, value in condition.items()):
-            found.setdefault(cls)
+    waiting = list(classes)
+    while waiting:
+        found |= dict.fromkeys(waiting)
+        values = defaults_of(found) | config
+        chosen = [cls for each in waiting for one in each.declared() for cls in one.variant(values[one.name])]
+        waiting = [cls for cls in chosen if cls not in found]
     return tuple(found)
 
 

@@ -10,8 +10,7 @@ from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoa
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 
-from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.settings import settings_from
+from recbole_perpeft.core.settings import Settings, setting, settings_from
 from recbole_perpeft.data.dataset import HistoryIndex, SequenceDataset, positive_item_list_field
 from recbole_perpeft.data.sampler import Draws, GroupAwareSampler
 
@@ -21,11 +20,11 @@ ONE_NEGATIVE = Draws(negatives=1)
 
 
 @dataclass(frozen=True)
-class NegativeSettings:
-    """Keys of the configuration about negatives."""
+class NegativeSettings(Settings):
+    """How negatives are drawn."""
 
-    negative_distribution: Literal["uniform", "popularity"] = "uniform"
-    negative_alpha: float = 1.0
+    negative_distribution: Literal["uniform", "popularity"] = setting("uniform", "uniform | popularity.")
+    negative_alpha: float = setting(1.0, "With popularity: exponent of the counts.")
 
 
 def train_loader(config, dataset: SequenceDataset, draws: Draws = ONE_NEGATIVE) -> "SequenceTrainDataLoader":
@@ -172,17 +171,11 @@ class MaskedFullSortEvalDataLoader(FullSortEvalDataLoader):
         dataset: valid or test part of `build()` of any data set class.
         sampler: RecBole's sampler of the phase or None; it is not used for a full ranking.
         history: items the users had before the phase (`history_of`).
-
-    Raises:
-        PerPEFTError: if `mask_history` is none of the three.
     """
 
     def __init__(self, config, dataset, sampler, history: HistoryIndex) -> None:
         masks = {"all": self._everything, "keep_target": self._all_but_targets, "none": self._nothing}
-        mask_history = config["mask_history"]
-        if mask_history not in masks:
-            raise PerPEFTError(f"mask_history is {mask_history!r}: choose one of {', '.join(masks)}.")
-        self._mask = masks[mask_history]
+        self._mask = masks[config["mask_history"]]
         self._history = history
         self.uid_field, self.iid_field = dataset.uid_field, dataset.iid_field
         self.is_sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
@@ -251,9 +244,6 @@ def evaluation_loader(config, dataset, sampler, history: HistoryIndex, phase: st
         sampler: RecBole's sampler of the phase; may be None for `full`.
         history: `history_of(built_datasets, phase)`.
         phase: "valid" or "test".
-
-    Raises:
-        PerPEFTError: if `mask_history` is unknown.
     """
     if config["eval_args"]["mode"][phase] == "full":
         return MaskedFullSortEvalDataLoader(config, dataset, sampler, history)

@@ -20,7 +20,8 @@ from recbole_perpeft.data.sampler import Draws
 from recbole_perpeft.nn.item_encoder import ItemEncoder
 from recbole_perpeft.nn.losses import NextItems, loss_from, vectors_of
 from recbole_perpeft.nn.losses.in_batch import log_popularity
-from recbole_perpeft.nn.users.sasrec import build_user_encoder, left_pad
+from recbole_perpeft.nn.users.choice import build_user_encoder
+from recbole_perpeft.nn.users.sasrec import left_pad
 from recbole_perpeft.training.rates import ContentTrainer
 
 

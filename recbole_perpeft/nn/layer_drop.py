@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import Settings, setting
 
 LayerDropRule = Literal["max_span", "eq5"]
 
@@ -70,20 +71,13 @@ def check_blocks(blocks: Sequence[int], n_layers: int, key: str = "blocks") -> t
 
 
 @dataclass(frozen=True)
-class LayerDropSettings:
-    """Which blocks of the backbones feed the side network; the defaults are those of IISAN's authors.
+class LayerDropSettings(Settings):
+    """Which blocks of the encoders feed the side network; the defaults are those of IISAN's authors."""
 
-    Args:
-        n_blocks: Blocks kept of each backbone; None for all, the ablation without LayerDrop.
-        layerdrop_rule: `max_span` or `eq5`, see `kept_blocks`.
-        text_blocks: Blocks of the first tower, instead of the rule.
-        image_blocks: Blocks of the second tower, instead of the rule.
-    """
-
-    n_blocks: int | None = 6
-    layerdrop_rule: LayerDropRule = "max_span"
-    text_blocks: tuple[int, ...] | None = None
-    image_blocks: tuple[int, ...] | None = None
+    n_blocks: int | None = setting(6, "Blocks kept of each encoder (group LayerDrop); ~ for all.")
+    layerdrop_rule: LayerDropRule = setting("max_span", "How they are chosen: max_span | eq5.")
+    text_blocks: tuple[int, ...] | None = setting(None, "Blocks of the text encoder, instead of the rule.")
+    image_blocks: tuple[int, ...] | None = setting(None, "Blocks of the image encoder, instead of the rule.")
 
     def states(self, n_layers: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """Hidden states that a side network reads of each tower's backbone.

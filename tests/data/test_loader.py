@@ -230,6 +230,5 @@ def test_sampled_candidates_stay_recboles(log_folder):
 
 
 def test_unknown_mask(log_folder):
-    config, _, built = datasets(log_folder, "SASRec", SequenceDataset, mask_history="some")
     with pytest.raises(PerPEFTError, match="all, keep_target, none"):
-        evaluation_loader(config, built[1], None, history_of(built, "valid"), "valid")
+        datasets(log_folder, "SASRec", SequenceDataset, mask_history="some")

@@ -126,7 +126,7 @@ def test_only_the_active_group_moves(prepare):
         ("IISAN", {"text_encoder": None, "image_encoder": None}, "0 towers"),
         ("IISAN", {"towers": [{"field": "title"}]}, "does not describe a tower"),
         ("IISAN", {"towers": [{"field": "caption", "encoder": "aspects-clip"}], "modality": "intra"}, "caption"),
-        ("IISAN", {"user_encoder": "gru"}, "user_encoder must be one of"),
+        ("IISAN", {"user_encoder": "gru"}, "user_encoder is .gru.: it must be one of"),
         ("IISAN", {"loss_type": "hinge"}, "loss_type must be one of bce, "),
         (
             "IISAN",

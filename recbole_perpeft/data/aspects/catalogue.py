@@ -10,7 +10,7 @@ Any size can be made (`AspectsSettings`): nothing loops over users or purchases.
 
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.data.aspects.drawing import ASPECTS, draw_image, draw_title
 from recbole_perpeft.data.aspects.sentences import draw_explanations
 
@@ -35,53 +36,30 @@ EXPLAINED = 0.6  # share of purchases that their users explain
 
 
 @dataclass(frozen=True)
-class AspectsSettings:
-    """What decides the catalogue and its users.
+class AspectsSettings(Settings):
+    """What decides the catalogue and its users."""
 
-    Args:
-        n_items: number of products.
-        n_users: number of users.
-        seed: the same seed and settings give the same data set.
-        image_side: height and width of the pictures in pixels.
-        min_purchases: fewest purchases of a user.
-        max_purchases: most purchases of a user; numbers between are equally likely.
-        noise: share of purchases that ignore what the user attends to.
-        second_favourite: share of users who hold to two values of their aspect instead of one.
-        value_skew: how unevenly a group likes the values of its aspect: the value of rank r is chosen with weight
-            ``r ** -value_skew``; 0 makes all values equally liked.
-        popularity_spread: standard deviation of the logarithm of the products' popularity.
-    """
-
-    n_items: int = field(default=1200, metadata={"help": "number of products"})
-    n_users: int = field(default=3000, metadata={"help": "number of users"})
-    seed: int = field(default=2026, metadata={"help": "seed of everything random"})
-    image_side: int = field(default=48, metadata={"help": "height and width of the pictures in pixels"})
-    min_purchases: int = field(default=5, metadata={"help": "fewest purchases of a user"})
-    max_purchases: int = field(default=9, metadata={"help": "most purchases of a user"})
-    noise: float = field(default=0.1, metadata={"help": "share of purchases that ignore what the user attends to"})
-    second_favourite: float = field(
-        default=0.0, metadata={"help": "share of users who hold to two values of their aspect"}
+    n_items: int = setting(1200, "number of products")
+    n_users: int = setting(3000, "number of users", least=1)
+    seed: int = setting(2026, "seed of everything random", least=0)
+    image_side: int = setting(48, "height and width of the pictures in pixels", least=16)
+    min_purchases: int = setting(5, "fewest purchases of a user", least=1)
+    max_purchases: int = setting(9, "most purchases of a user; numbers between are equally likely")
+    noise: float = setting(0.1, "share of purchases that ignore what the user attends to", least=0, most=1)
+    second_favourite: float = setting(
+        0.0, "share of users who hold to two values of their aspect instead of one", least=0, most=1
     )
-    value_skew: float = field(
-        default=0.0, metadata={"help": "how unevenly a group likes the values of its aspect (0: equally)"}
+    value_skew: float = setting(
+        0.0, "how unevenly a group likes the values of its aspect: rank r has weight r ** -value_skew", least=0
     )
-    popularity_spread: float = field(
-        default=0.3, metadata={"help": "standard deviation of the logarithm of the products' popularity"}
-    )
+    popularity_spread: float = setting(0.3, "standard deviation of the logarithm of the products' popularity", least=0)
 
-    def __post_init__(self) -> None:
-        for name, least in (("n_users", 1), ("image_side", 16), ("min_purchases", 1), ("seed", 0)):
-            self._require(getattr(self, name) >= least, name, f"at least {least}")
-        self._require(self.max_purchases >= self.min_purchases, "max_purchases", "at least min_purchases")
-        self._require(self.n_items >= 4 * self.max_purchases, "n_items", "at least 4 * max_purchases")
-        for name in ("noise", "second_favourite"):
-            self._require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
-        for name in ("value_skew", "popularity_spread"):
-            self._require(getattr(self, name) >= 0, name, "at least 0")
-
-    def _require(self, holds: bool, name: str, rule: str) -> None:
-        if not holds:
-            raise PerPEFTError(f"aspects: {name} is {getattr(self, name)!r}, it must be {rule}")
+    def check(self) -> None:
+        """Nobody buys more than there is."""
+        if self.max_purchases < self.min_purchases:
+            raise PerPEFTError(f"max_purchases is {self.max_purchases}: it must be at least min_purchases")
+        if self.n_items < 4 * self.max_purchases:
+            raise PerPEFTError(f"n_items is {self.n_items}: it must be at least 4 * max_purchases")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from transformers import PreTrainedTokenizerBase
 
+from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.data.dataset import HistoryIndex
 from recbole_perpeft.models.vip5.item_order import (
     appearance_ranks,
@@ -23,26 +24,20 @@ Scheme = Literal["code", "atomic", "digits"]
 
 
 @dataclass(frozen=True)
-class ItemTokenSettings:
-    """How items and users are named.
+class ItemTokenSettings(Settings):
+    """How items and users are named."""
 
-    Args:
-        id_scheme: `code` for two tokens from two small sets, `atomic` for a token an item, `digits` for the rank as
-            decimal text, which the backbone's own words spell.
-        id_order: What ranks items: `random`, `content` (similar images are neighbours), `collab` (items bought by the
-            same users in training are), or `appearance`, the authors' order, which leaks held-out items.
-        user_scheme: As `id_scheme`; ranks of users are random.
-        id_seed: Of random orders.
-        name_init: Vectors of names start at `random`, or, for data with images, those of `atomic` names from the
-            principal components of the images (`content`): those of items from their own, those of users from the
-            mean of their train items. Tokens that several items or users share always start at random.
-    """
-
-    id_scheme: Scheme = "code"
-    id_order: Literal["random", "content", "collab", "appearance"] = "random"
-    user_scheme: Scheme = "code"
-    id_seed: int = 0
-    name_init: Literal["random", "content"] = "random"
+    id_scheme: Scheme = setting(
+        "code", "Items are named by code (two tokens from small sets) | atomic (one) | digits (a number in words)."
+    )
+    id_order: Literal["random", "content", "collab", "appearance"] = setting(
+        "random", "Neighbours are random | content (alike images) | collab (same buyers) | appearance (leaks targets)."
+    )
+    user_scheme: Scheme = setting("code", "Users are named by code | atomic | digits, in random order.")
+    id_seed: int = setting(0, "Of random orders.", least=0)
+    name_init: Literal["random", "content"] = setting(
+        "random", "random | content: atomic names start from images (users: of their train items)."
+    )
 
     def starts_from_images(self, scheme: Scheme) -> bool:
         """Whether names of a scheme start from images, if there are any."""

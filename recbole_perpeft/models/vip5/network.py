@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput
 
+from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.models.vip5.segments import Prompt
 from recbole_perpeft.models.vip5.t5 import T5Backbone
 from recbole_perpeft.models.vip5.trie import ItemTrie
@@ -23,23 +24,19 @@ _LENGTH_POWERS = MappingProxyType({"sum": 0, "mean": 1, "inverse": 2})
 
 
 @dataclass(frozen=True)
-class NetworkSettings:
-    """What is added to embeddings, and what a loss is.
+class NetworkSettings(Settings):
+    """What is added to embeddings, and what a loss is."""
 
-    Args:
-        word_tables: Vectors of whole words and categories: `trained`, from zero, or `random` and frozen as in the
-            authors' code.
-        softmax_scope: Names of items compete with names that may follow (`names`), as they do in ranking, or with the
-            whole vocabulary as in the paper.
-        length_weight: The loss of a target is the `sum` over its tokens, minus the log-probability of the answer; or
-            their `mean`, as in the paper; or their mean over their number once more (`inverse`), as in the authors'
-            code. With several groups of tasks, one with much smaller losses is learnt late: Adam scales all steps by
-            the gradients of the others.
-    """
-
-    word_tables: Literal["trained", "random"] = "trained"
-    softmax_scope: Literal["names", "vocabulary"] = "names"
-    length_weight: Literal["sum", "mean", "inverse"] = "mean"
+    word_tables: Literal["trained", "random"] = setting(
+        "trained", "Vectors of whole words and categories: trained from zero | random as in the authors' code."
+    )
+    softmax_scope: Literal["names", "vocabulary"] = setting(
+        "names", "Names of items compete with names | with the whole vocabulary as in the paper."
+    )
+    length_weight: Literal["sum", "mean", "inverse"] = setting(
+        "mean", "mean over the tokens of a target (the paper) | sum | inverse: divided by their number twice."
+    )
+    loss_type: Literal["CE"] = setting("CE", "Cross-entropy; no other negatives are drawn.")
 
 
 class NameVectors(NamedTuple):

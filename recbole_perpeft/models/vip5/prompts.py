@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.models.vip5.names import TokenNames
 from recbole_perpeft.models.vip5.network import N_WHOLE_WORDS
 from recbole_perpeft.models.vip5.segments import Prompt, Segment, assemble, mentions_segment, words_segment
@@ -21,26 +22,12 @@ YES, NO = "yes", "no"
 
 
 @dataclass(frozen=True)
-class PromptSettings:
-    """Limits of prompts.
+class PromptSettings(Settings):
+    """Limits of prompts."""
 
-    Args:
-        max_input_tokens: Tokens of a prompt; the newest items of longer histories are kept.
-        max_target_tokens: Words of an answer, the end mark included.
-        max_text_tokens: Words of a title, headline or feature.
-
-    Raises:
-        PerPEFTError: A limit leaves nothing.
-    """
-
-    max_input_tokens: int = 1024
-    max_target_tokens: int = 64
-    max_text_tokens: int = 30
-
-    def __post_init__(self) -> None:
-        for key, least in (("max_input_tokens", 1), ("max_target_tokens", 2), ("max_text_tokens", 1)):
-            if getattr(self, key) < least:
-                raise PerPEFTError(f"{key}: {getattr(self, key)} is too small; choose {least} or more")
+    max_input_tokens: int = setting(1024, "Longer histories keep their newest items.", least=1)
+    max_target_tokens: int = setting(64, "Words of an explanation, the end mark included.", least=2)
+    max_text_tokens: int = setting(30, "Words of a title, headline or feature.", least=1)
 
 
 @dataclass(frozen=True)

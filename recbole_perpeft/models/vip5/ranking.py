@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.models.vip5.item_order import random_ranks
 from recbole_perpeft.models.vip5.network import Encoded, VIP5Network
 from recbole_perpeft.models.vip5.scoring import beam_scores, candidate_scores, exact_scores
@@ -19,33 +20,17 @@ _MANY_NODES = 4096
 
 
 @dataclass(frozen=True)
-class RankingSettings:
-    """How items are ranked.
+class RankingSettings(Settings):
+    """How items are ranked."""
 
-    Args:
-        prompts: A file of templates; empty for those of this package.
-        eval_prompt: The template of the group `sequential` that asks for the next item.
-        candidates_prompt: The template for candidates that RecBole samples: one that lists them (`B-5`), one that asks
-            about each (`B-1`), or one that asks for an item; empty for `eval_prompt`.
-        decode: `exact` log-probabilities of all items, or `beam` for those that a beam search reaches.
-        beam_size: Width of the beam.
-        score_batch_size: Prompts that are scored at once.
-
-    Raises:
-        PerPEFTError: A number is not positive.
-    """
-
-    prompts: str | None = None
-    eval_prompt: str = "A-3"
-    candidates_prompt: str | None = None
-    decode: Literal["exact", "beam"] = "exact"
-    beam_size: int = 20
-    score_batch_size: int = 256
-
-    def __post_init__(self) -> None:
-        for key in ("beam_size", "score_batch_size"):
-            if getattr(self, key) < 1:
-                raise PerPEFTError(f"{key}: {getattr(self, key)} is too small; choose 1 or more")
+    prompts: str | None = setting(None, "A file of templates instead of those of the package.")
+    eval_prompt: str = setting("A-3", "The template that ranks items.")
+    candidates_prompt: str | None = setting(
+        None, "Ranks sampled candidates: B-5 lists them, B-1 asks about each; ~ for eval_prompt."
+    )
+    decode: Literal["exact", "beam"] = setting("exact", "exact scores of all items | beam.")
+    beam_size: int = setting(20, "Width of the beam.", least=1)
+    score_batch_size: int = setting(256, "Prompts scored at once.", least=1)
 
     def warn_of_cost(self, trie: ItemTrie) -> None:
         """Warns if exact scoring of the catalogue reads very many positions a prompt."""

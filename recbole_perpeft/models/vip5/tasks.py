@@ -1,13 +1,14 @@
 """What a training batch asks: a group of tasks, a template of it, and what fills its slots."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.data.dataset import HistoryIndex
 from recbole_perpeft.models.vip5.prompts import Sample
 from recbole_perpeft.models.vip5.templates import TASKS, Template
@@ -17,23 +18,17 @@ _MAX_REDRAWS = 100
 
 
 @dataclass(frozen=True)
-class TaskSettings:
-    """How often what is asked.
+class TaskSettings(Settings):
+    """How often what is asked."""
 
-    Args:
-        task_weights: How often batches belong to each group of tasks; groups that are not named do not occur.
-        n_candidates: Items of a list of candidates.
-        prompts_per_user: Prompts that a user of a batch is asked for.
+    task_weights: dict = setting(
+        {"sequential": 1.0, "direct": 1.0}, "How often batches are sequential, direct, explanation."
+    )
+    n_candidates: int = setting(100, "Items of a list of candidates.", least=2)
+    prompts_per_user: int = setting(1, "Prompts about a user of a batch.", least=1)
 
-    Raises:
-        PerPEFTError: A group is unknown, a weight negative, or there is no positive one.
-    """
-
-    task_weights: dict = field(default_factory=lambda: {"sequential": 1.0, "direct": 1.0})
-    n_candidates: int = 100
-    prompts_per_user: int = 1
-
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Every weight is one of a group, and one is positive."""
         for task, weight in self.task_weights.items():
             if task not in TASKS:
                 raise PerPEFTError(f"task_weights: {task!r} is no group of tasks; choose of {', '.join(TASKS)}")
@@ -41,8 +36,6 @@ class TaskSettings:
                 raise PerPEFTError(f"task_weights: the weight of {task} is {weight!r}; it must be a number, 0 or more")
         if not any(self.task_weights.values()):
             raise PerPEFTError("task_weights: no group has a positive weight; give one of them 1")
-        if self.n_candidates < 2 or self.prompts_per_user < 1:
-            raise PerPEFTError("n_candidates must be 2 or more, prompts_per_user 1 or more")
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import Settings, setting
 
 WORD_MARK = "▁"  # how SentencePiece marks the first piece of a word
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
@@ -17,34 +18,19 @@ WORD_SPREAD = 0.3
 
 
 @dataclass(frozen=True)
-class TinyBackboneSettings:
-    """Sizes of the backbone `tiny`.
+class TinyBackboneSettings(Settings):
+    """Sizes of the backbone `tiny`."""
 
-    Args:
-        tiny_width: d_model.
-        tiny_inner_width: d_ff.
-        tiny_heads: Attention heads of width d_model / heads.
-        tiny_layers: Blocks of the encoder, and as many of the decoder.
-        tiny_dropout: Dropout.
+    tiny_width: int = setting(64, "Width of the backbone tiny.", least=1)
+    tiny_inner_width: int = setting(256, "Inner width of its feed-forward parts.", least=1)
+    tiny_heads: int = setting(4, "Its attention heads.", least=1)
+    tiny_layers: int = setting(2, "Its blocks, in the encoder and in the decoder.", least=1)
+    tiny_dropout: float = setting(0.1, "Its dropout.", least=0, below=1)
 
-    Raises:
-        PerPEFTError: A size is not possible.
-    """
-
-    tiny_width: int = 64
-    tiny_inner_width: int = 256
-    tiny_heads: int = 4
-    tiny_layers: int = 2
-    tiny_dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        for key in ("tiny_width", "tiny_inner_width", "tiny_heads", "tiny_layers"):
-            if getattr(self, key) < 1:
-                raise PerPEFTError(f"{key}: {getattr(self, key)} is too small; choose 1 or more")
+    def check(self) -> None:
+        """A head has a width."""
         if self.tiny_heads > self.tiny_width:
-            raise PerPEFTError(f"tiny_heads: {self.tiny_heads} is too large for a width of {self.tiny_width}")
-        if not 0 <= self.tiny_dropout < 1:
-            raise PerPEFTError(f"tiny_dropout: {self.tiny_dropout} must be 0 or more and below 1")
+            raise PerPEFTError(f"tiny_heads is {self.tiny_heads}: it must be at most tiny_width, {self.tiny_width}")
 
     def config(self, n_words: int) -> T5Config:
         """Configuration of transformers for a vocabulary of this size."""

@@ -2,29 +2,19 @@
 
 from dataclasses import dataclass
 
-from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.settings import settings_from
+from recbole_perpeft.core.run_settings import RunSettings
+from recbole_perpeft.core.settings import Settings, same_as, setting, settings_from
 from recbole_perpeft.training.trainer import RunTrainer
 
 
 @dataclass(frozen=True)
-class ScheduleSettings:
-    """The learning rate over a training.
+class ScheduleSettings(Settings):
+    """The learning rate over a training."""
 
-    Args:
-        learning_rate: Its largest value.
-        warmup_ratio: Share of the steps during which it rises from 0; it falls to 0 in the rest.
-
-    Raises:
-        PerPEFTError: A value is out of range.
-    """
-
-    learning_rate: float
-    warmup_ratio: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.warmup_ratio < 1:
-            raise PerPEFTError(f"warmup_ratio: {self.warmup_ratio} must be 0 or more and below 1")
+    learning_rate: float = same_as(RunSettings, "learning_rate")
+    warmup_ratio: float = setting(
+        0.1, "Share of the steps in which the learning rate rises; then it falls to 0.", least=0, below=1
+    )
 
     def rate(self, step: int, n_steps: int) -> float:
         """Learning rate of a step out of 0 .. n_steps - 1."""
@@ -38,6 +28,8 @@ class VIP5Trainer(RunTrainer):
 
     The rate follows from the number of the step, so that a resumed training goes on where it was.
     """
+
+    settings_classes = (ScheduleSettings,)
 
     def __init__(self, config, model) -> None:
         super().__init__(config, model)

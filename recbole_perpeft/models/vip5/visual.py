@@ -9,37 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import Settings, setting
 
 
 @dataclass(frozen=True)
-class VisualSettings:
-    """How images become tokens.
+class VisualSettings(Settings):
+    """How images become tokens."""
 
-    Args:
-        n_visual_tokens: k, tokens an item; 0 for a model without images.
-        visual_norm: Whether the vector of all k tokens passes a norm.
-        image_encoder: Encoder of images, whose final vectors are cached.
-        image_pooling: How its patches become one vector; empty for its usual way.
-        image_features: Instead of an encoder, a file `<name>.npy` [n, d_v] in the folder of the data set, with
-            the n item ids in `<name>.txt`.
-        cache_dtype: How vectors of an encoder are stored.
-        encoder_chunk_size: Images that pass through an encoder at once.
+    n_visual_tokens: int = setting(2, "Tokens that an image becomes; 0 for a model without images.", least=0)
+    visual_norm: bool = setting(True, "Whether they pass a norm.")
+    image_encoder: str | None = setting(
+        None, "Whose final vectors they are made of: a hub id, folder or aspects-clip."
+    )
+    image_pooling: str | None = setting(None, "cls | mean; ~ for the usual way of the encoder.")
+    image_features: str | None = setting(
+        None, "Instead, a file <name>.npy in the data set's folder, item ids in <name>.txt."
+    )
+    cache_dtype: Literal["float16", "float32"] = setting("float16", "How vectors of the encoder are stored.")
+    encoder_chunk_size: int = setting(64, "Images at once.", least=1)
 
-    Raises:
-        PerPEFTError: k is negative, or there is nothing to make tokens of.
-    """
-
-    n_visual_tokens: int = 2
-    visual_norm: bool = True
-    image_encoder: str | None = None
-    image_pooling: str | None = None
-    image_features: str | None = None
-    cache_dtype: Literal["float16", "float32"] = "float16"
-    encoder_chunk_size: int = 64
-
-    def __post_init__(self) -> None:
-        if self.n_visual_tokens < 0:
-            raise PerPEFTError(f"n_visual_tokens: {self.n_visual_tokens} is too small; choose 0 or more")
+    def check(self) -> None:
+        """Tokens are made of something."""
         if self.n_visual_tokens and not (self.image_encoder or self.image_features):
             raise PerPEFTError(
                 "n_visual_tokens: there are no images; set image_encoder or image_features, or n_visual_tokens: 0"

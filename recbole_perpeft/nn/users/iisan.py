@@ -8,51 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import setting
+from recbole_perpeft.nn.users.sasrec import TransformerSettings
 
 _ACTIVATIONS = MappingProxyType({"relu": nn.ReLU, "gelu": nn.GELU})
 
 
 @dataclass(frozen=True)
-class IISANUserEncoderSettings:
-    """Sizes of the user encoder, by RecBole's names; the defaults are those of IISAN's authors.
+class IISANUserEncoderSettings(TransformerSettings):
+    """The user encoder `iisan`."""
 
-    Args:
-        hidden_size: Width d of item and user vectors.
-        n_layers: Number of transformer blocks.
-        n_heads: Attention heads; must divide `hidden_size`.
-        inner_size: Inner width of the feed-forward parts.
-        hidden_dropout_prob: Dropout on the embedding and on the output of attention and feed-forward parts.
-        attn_dropout_prob: Dropout on the attention weights.
-        hidden_act: Activation of the feed-forward parts.
-        layer_norm_eps: Added to the variance in layer norms.
-
-    Raises:
-        PerPEFTError: A value is out of range, or the heads do not divide the width.
-    """
-
-    hidden_size: int = 64
-    n_layers: int = 2
-    n_heads: int = 2
-    inner_size: int = 256
-    hidden_dropout_prob: float = 0.1
-    attn_dropout_prob: float = 0.1
-    hidden_act: Literal["relu", "gelu"] = "relu"
-    layer_norm_eps: float = 1e-6
-
-    def __post_init__(self) -> None:
-        for key in ("hidden_size", "n_layers", "n_heads", "inner_size"):
-            if getattr(self, key) < 1:
-                raise PerPEFTError(f"{key} must be at least 1, got {getattr(self, key)}")
-        if self.hidden_size % self.n_heads:
-            raise PerPEFTError(f"n_heads ({self.n_heads}) must divide hidden_size ({self.hidden_size})")
-        for key in ("hidden_dropout_prob", "attn_dropout_prob"):
-            if not 0.0 <= getattr(self, key) < 1.0:
-                raise PerPEFTError(f"{key} must lie in [0, 1), got {getattr(self, key)}")
-        if self.hidden_act not in _ACTIVATIONS:
-            raise PerPEFTError(f"hidden_act must be one of {', '.join(_ACTIVATIONS)}, got {self.hidden_act!r}")
-        if not 0.0 < self.layer_norm_eps < float("inf"):
-            raise PerPEFTError(f"layer_norm_eps must be a finite number above 0, got {self.layer_norm_eps}")
+    inner_size: int = setting(256, "Inner width of the feed-forward parts.", least=1)
+    hidden_dropout_prob: float = setting(
+        0.1, "Dropout on the embedding and on what blocks add.", least=0, below=1, kind="rate"
+    )
+    attn_dropout_prob: float = setting(0.1, "Dropout on attention weights.", least=0, below=1, kind="rate")
+    hidden_act: Literal["relu", "gelu"] = setting("relu", "Activation of the feed-forward parts.")
+    layer_norm_eps: float = setting(1e-6, "Added to the variance in layer norms.", above=0)
 
 
 class SelfAttention(nn.Module):
@@ -119,6 +91,8 @@ class IISANUserEncoder(nn.Module):
         settings: Sizes.
         max_seq_length: L.
     """
+
+    settings_classes = (IISANUserEncoderSettings,)
 
     def __init__(self, settings: IISANUserEncoderSettings, max_seq_length: int) -> None:
         super().__init__()

@@ -7,37 +7,30 @@ import torch
 from torch import Tensor, nn
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.settings import settings_from
-from recbole_perpeft.nn.users.iisan import IISANUserEncoder, IISANUserEncoderSettings
+from recbole_perpeft.core.settings import Settings, setting
 
 
 @dataclass(frozen=True)
-class UserEncoderSettings:
-    """Sizes of the user encoder; the defaults are those of PerPEFT's authors.
+class TransformerSettings(Settings):
+    """What all user encoders have."""
 
-    Args:
-        hidden_size: Width d of item and user vectors.
-        n_layers: Number of transformer blocks.
-        n_heads: Attention heads; must divide `hidden_size`.
-        dropout_prob: Dropout on the embedding, the attention weights and inside the feed-forward part.
+    hidden_size: int = setting(64, "Width of item and user vectors.", least=1)
+    n_layers: int = setting(2, "Blocks.", least=1)
+    n_heads: int = setting(2, "Attention heads; must divide hidden_size.", least=1)
 
-    Raises:
-        PerPEFTError: If a size is not positive or the heads do not divide the width.
-    """
-
-    hidden_size: int = 32
-    n_layers: int = 2
-    n_heads: int = 4
-    dropout_prob: float = 0.3
-
-    def __post_init__(self) -> None:
-        for key in ("hidden_size", "n_layers", "n_heads"):
-            if getattr(self, key) < 1:
-                raise PerPEFTError(f"{key} must be at least 1, got {getattr(self, key)}")
+    def check(self) -> None:
+        """Heads are equally wide."""
         if self.hidden_size % self.n_heads:
-            raise PerPEFTError(f"n_heads ({self.n_heads}) must divide hidden_size ({self.hidden_size})")
-        if not 0.0 <= self.dropout_prob < 1.0:
-            raise PerPEFTError(f"dropout_prob must lie in [0, 1), got {self.dropout_prob}")
+            raise PerPEFTError(f"n_heads is {self.n_heads}: it must divide hidden_size, {self.hidden_size}")
+
+
+@dataclass(frozen=True)
+class UserEncoderSettings(TransformerSettings):
+    """The user encoder `sasrec`."""
+
+    dropout_prob: float = setting(
+        0.3, "Dropout on the embedding, attention weights and in feed-forward parts.", least=0, below=1, kind="rate"
+    )
 
 
 def left_pad(rows: Tensor, length: Tensor) -> Tensor:
@@ -54,24 +47,6 @@ def left_pad(rows: Tensor, length: Tensor) -> Tensor:
     source = torch.arange(width, device=rows.device) - (width - length).unsqueeze(1)  # (B, L)
     source = source.view(*source.shape, *(1 for _ in rows.shape[2:]))
     return torch.take_along_dim(rows, source.clamp_min(0), 1) * (source >= 0)
-
-
-def build_user_encoder(config, max_seq_length: int) -> "SASRecUserEncoder | IISANUserEncoder":
-    """The user encoder that the key `user_encoder` names, `sasrec` or `iisan`.
-
-    Args:
-        config: RecBole configuration with the keys of `UserEncoderSettings` or `IISANUserEncoderSettings`.
-        max_seq_length: L.
-
-    Raises:
-        PerPEFTError: The name is unknown, or a setting is out of range.
-    """
-    name = config["user_encoder"]
-    kinds = {"sasrec": (SASRecUserEncoder, UserEncoderSettings), "iisan": (IISANUserEncoder, IISANUserEncoderSettings)}
-    if name not in kinds:
-        raise PerPEFTError(f"user_encoder must be one of {', '.join(kinds)}, got {name!r}")
-    encoder_class, settings_class = kinds[name]
-    return encoder_class(settings_from(config, settings_class), max_seq_length)
 
 
 @torch.no_grad()
@@ -138,6 +113,8 @@ class SASRecUserEncoder(nn.Module):
         settings: Sizes.
         max_seq_length: L; positions 1..L, position 0 stands at pads.
     """
+
+    settings_classes = (UserEncoderSettings,)
 
     def __init__(self, settings: UserEncoderSettings, max_seq_length: int) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.settings import settings_from
+from recbole_perpeft.core.settings import Settings, setting, settings_from
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.atomic import prepare_dataset_folder
@@ -36,49 +36,27 @@ _SPARE_STATES = 4
 
 
 @dataclass(frozen=True)
-class SearchSettings:
-    """How to search.
+class SearchSettings(Settings):
+    """How to search."""
 
-    Attributes:
-        search: the file of the search space; None for the one that comes with the package.
-        num_samples: number of trials; a grid has as many as it has points.
-        searcher: random | grid | optuna | hyperopt.
-        scheduler: asha | median | pbt | none.
-        cpus: processors a trial, also parts of one.
-        gpus: GPUs a trial, also parts of one; None for one if there are any.
-        max_concurrent: largest number of trials at a time; 0 for as many as fit.
-        time_budget: seconds after which the search ends; 0 for no limit.
-        grace_period: epochs before which no trial is stopped; 0 for a tenth of the epochs.
-        reduction_factor: asha keeps one of so many trials at each rung.
-        max_failures: how often a trial is tried again from its last epoch.
-        address: of a Ray cluster: auto, host:port or ray://host:port; None starts Ray on this machine.
-        ship_data: whether the data set travels through Ray's object store, not by a folder that all machines share.
-        output: the folder of the search; None for a new one below `searches`.
-    """
-
-    search: Path | None = None
-    num_samples: int = 16
-    searcher: str = "random"
-    scheduler: str = "asha"
-    cpus: float = 1.0
-    gpus: float | None = None
-    max_concurrent: int = 0
-    time_budget: float = 0.0
-    grace_period: int = 0
-    reduction_factor: float = 3.0
-    max_failures: int = 2
-    address: str | None = None
-    ship_data: bool = False
-    output: Path | None = None
-
-    def __post_init__(self) -> None:
-        least = {"num_samples": 1, "cpus": 0, "max_concurrent": 0, "time_budget": 0, "grace_period": 0}
-        for key, bound in (least | {"max_failures": 0, "gpus": 0}).items():
-            value = getattr(self, key)
-            if value is not None and value < bound:
-                raise PerPEFTError(f"{key} is {value}: it must be at least {bound}")
-        if self.reduction_factor <= 1:
-            raise PerPEFTError(f"reduction_factor is {self.reduction_factor}: it must be above 1")
+    search: Path | None = setting(None, "file of the search space; ~ for properties/search/<Model>.yaml")
+    num_samples: int = setting(16, "trials; the first has the settings as they are, a grid has its points", least=1)
+    searcher: str = setting("random", "random | grid | optuna | hyperopt")
+    scheduler: str = setting("asha", "asha | median | pbt | none: which trials are stopped early")
+    cpus: float = setting(1.0, "processors a trial, also parts of one", least=0)
+    gpus: float | None = setting(None, "GPUs a trial, also parts of one; ~ for one if there are any", least=0)
+    max_concurrent: int = setting(0, "largest number of trials at a time; 0 for as many as fit", least=0)
+    time_budget: float = setting(0.0, "seconds after which the search ends; 0 for no limit", least=0)
+    grace_period: int = setting(0, "epochs before which no trial is stopped; 0 for a tenth of the epochs", least=0)
+    reduction_factor: float = setting(3.0, "asha keeps one of so many trials at each rung", above=1)
+    max_failures: int = setting(2, "how often a trial is tried again from its last epoch", least=0)
+    address: str | None = setting(
+        None, "of a Ray cluster: auto, host:port or ray://host:port; ~ starts Ray on this machine"
+    )
+    ship_data: bool = setting(False, "send the data set through Ray, where machines share no folder with it")
+    output: Path | None = setting(
+        None, "folder of the search; ~ for a new one below searches. A cluster needs one that all machines see"
+    )
 
 
 SEARCH_KEYS = frozenset(each.name for each in dataclasses.fields(SearchSettings))

@@ -191,7 +191,7 @@ def test_files_without_templates_are_refused(tmp_path, text, message):
 
 @pytest.mark.parametrize("limit", ["max_input_tokens", "max_target_tokens", "max_text_tokens"])
 def test_limits_that_leave_nothing_are_refused(limit):
-    with pytest.raises(PerPEFTError, match=f"{limit}: 0 is too small"):
+    with pytest.raises(PerPEFTError, match=f"{limit} is 0: it must be"):
         PromptSettings(**{limit: 0})
 
 

@@ -146,5 +146,5 @@ def test_loss_of_words_is_the_cross_entropy_of_the_library(prepare_vip5):
 def test_impossible_ranking_is_refused(prepare_vip5):
     with pytest.raises(PerPEFTError, match="eval_prompt: 'A-7' does not ask for the next item"):
         prepare_vip5(eval_prompt="A-7")
-    with pytest.raises(PerPEFTError, match="beam_size: 0"):
+    with pytest.raises(PerPEFTError, match="beam_size is 0"):
         prepare_vip5(beam_size=0)

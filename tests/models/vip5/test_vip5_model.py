@@ -237,15 +237,15 @@ def test_own_templates(prepare_vip5, tmp_path):
     ("change", "message"),
     [
         ({"max_input_tokens": 12}, "max_input_tokens: the template"),
-        ({"n_visual_tokens": -1}, "n_visual_tokens: -1"),
+        ({"n_visual_tokens": -1}, "n_visual_tokens is -1"),
         ({"image_encoder": None}, "there are no images"),
         ({"id_order": "content", "n_visual_tokens": 0}, "orders items by their images"),
         ({"backbone": "/nowhere/t5"}, "the folder /nowhere/t5 does not exist"),
         ({"freeze_backbone": True}, "random weights"),
-        ({"warmup_ratio": 1.5}, "warmup_ratio: 1.5"),
-        ({"tiny_heads": 0}, "tiny_heads: 0 is too small"),
-        ({"tiny_heads": 17}, "tiny_heads: 17 is too large for a width of 16"),
-        ({"tiny_dropout": 1}, "tiny_dropout: 1 must be"),
+        ({"warmup_ratio": 1.5}, "warmup_ratio is 1.5"),
+        ({"tiny_heads": 0}, "tiny_heads is 0: it must be a whole number, at least 1"),
+        ({"tiny_heads": 17}, "tiny_heads is 17: it must be at most tiny_width, 16"),
+        ({"tiny_dropout": 1}, "tiny_dropout is 1: it must be"),
     ],
 )
 def test_impossible_settings_are_refused(aspects_settings, change, message):

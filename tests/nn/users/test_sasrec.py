@@ -68,7 +68,7 @@ def test_user_encoder_equals_a_loop(width, n_heads):
 
 def test_the_future_is_not_seen():
     torch.manual_seed(2)
-    encoder = SASRecUserEncoder(UserEncoderSettings(), max_seq_length=6).eval()
+    encoder = SASRecUserEncoder(UserEncoderSettings(hidden_size=32), max_seq_length=6).eval()
     item_seq = torch.tensor([[1, 2, 3, 4, 5, 6]])
     vectors = torch.randn(1, 6, 32)
     before = encoder(vectors, item_seq)
