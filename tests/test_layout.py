@@ -40,7 +40,6 @@ NOT_YET = {
     "recbole_perpeft.studies.search.report -> recbole_perpeft.studies.search.page",
     "recbole_perpeft.studies.search.report -> recbole_perpeft.studies.search.session",
     "recbole_perpeft/studies/search",
-    "recbole_perpeft/studies/compare",
     "recbole_perpeft/models/vip5",
     "tests/cli/test_bad_input.py",
     "tests/scripts/test_import_reference.py",

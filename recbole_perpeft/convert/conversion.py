@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from recbole_perpeft.convert.events import EventSpool, Log
 from recbole_perpeft.convert.filters import FilterSettings
 from recbole_perpeft.convert.images import JOURNAL, FinishedImage, UnfinishedImagesError, convert_images
 from recbole_perpeft.convert.source import ExpectedCounts, Source
-from recbole_perpeft.core.digest import file_hash
+from recbole_perpeft.core.digest import file_hash, sha256
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.core.whole import alone, clear, disk_errors, draft_of, put_in_place, remove
@@ -238,7 +237,7 @@ def _described_settings(settings: ConversionSettings) -> dict[str, Any]:
 def _hash_of_images(images: list[FinishedImage]) -> str:
     """SHA-256 over the names and hashes of all images, in the form of `sha256sum images/*`."""
     lines = [f"{image.digest}  {IMAGE_FOLDER}/{image.file}\n" for image in images if image.file]
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+    return sha256("".join(sorted(lines)).encode())
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import os
 import re
@@ -18,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from recbole_perpeft.convert.reading.image_files import ImageReference
+from recbole_perpeft.core.digest import sha256
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import Journal, remove, written_whole
 from recbole_perpeft.core.workers import finished_tasks
@@ -85,7 +85,7 @@ class ImageWriter:
             source = reference.file()
         name = f"{file_stem(token)}.{suffix}"
         self._place(self.folder / name, data, source)
-        return FinishedImage(token, stamp, name, hashlib.sha256(data).hexdigest())
+        return FinishedImage(token, stamp, name, sha256(data))
 
     def _place(self, target: Path, data: bytes, source: Path | None) -> None:
         with written_whole(target) as draft:
@@ -98,7 +98,7 @@ def file_stem(token: str) -> str:
     if len(token) <= MAX_STEM and _PLAIN_STEM.fullmatch(token):
         return token
     stem = quote(token, safe="").replace(".", "%2E")
-    return stem if len(stem) <= MAX_STEM else "%" + hashlib.sha256(token.encode()).hexdigest()
+    return stem if len(stem) <= MAX_STEM else "%" + sha256(token.encode())
 
 
 def _suffix_of(data: bytes) -> str | None:

@@ -4,7 +4,6 @@ The item file is read raw: a text reaches the tokenizer exactly as it is written
 entities.
 """
 
-import hashlib
 import os
 import posixpath
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recbole_perpeft.core.digest import Digest, columns_digest
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content_report import ContentReport, Problem
 from recbole_perpeft.data.images import IMAGE_FOLDER, choose_images, file_stamp
@@ -138,15 +138,9 @@ class ItemContent:
             f"{source}: blank images and empty titles stand in for {len(report)} problem(s):\n{report.summary()}"
         )
 
-    def digest(self) -> "hashlib.blake2b":
+    def digest(self) -> Digest:
         """Hash state of the tokens and titles; no two tables share it."""
-        state = hashlib.blake2b(digest_size=16)
-        for texts in (self.tokens, self.titles):
-            state.update(len(texts).to_bytes(8, "little"))
-            encoded = [text.encode() for text in texts]
-            state.update(np.array([len(text) for text in encoded], dtype="<i8").tobytes())
-            state.update(b"".join(encoded))
-        return state
+        return columns_digest(self.tokens, self.titles)
 
     def image_stamps(self, rows: slice = slice(None)) -> np.ndarray:
         """Stamp of every image of some rows, see :func:`file_stamp`: int64 [n, 3]."""

@@ -1,6 +1,5 @@
 """Files of images: which belongs to an item, whether it has changed, and its pixels."""
 
-import hashlib
 import io
 import os
 import warnings
@@ -11,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from recbole_perpeft.core.digest import row_digests
+
 IMAGE_FOLDER = "images"
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 # What files of these names turn out to hold. Other decoders of Pillow start programs or are rarely tested.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-DIGEST_BYTES = 16
 MAX_FILE_BYTES = 100 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_ASPECT_RATIO = 100
@@ -75,8 +75,8 @@ def read_image_file(path: Path) -> bytes:
 
 
 def image_digest(data: bytes) -> np.ndarray:
-    """Digest of the bytes of an image file: uint8 [DIGEST_BYTES]."""
-    return np.frombuffer(hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest(), dtype=np.uint8)
+    """Digest of the bytes of an image file, uint8 [16]."""
+    return row_digests([data])[0]
 
 
 def digest_of_file(path: Path | None) -> np.ndarray:

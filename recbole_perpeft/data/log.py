@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 from typing import Any
 
@@ -11,6 +10,7 @@ import pandas as pd
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.utils import FeatureType
 
+from recbole_perpeft.core.digest import columns_digest, numbers_hash
 from recbole_perpeft.core.errors import PerPEFTError
 
 N_SHOWN = 10
@@ -57,7 +57,7 @@ class CheckedLog:
 
     def _data_processing(self) -> None:
         super()._data_processing()
-        self.fingerprint = {"ids": _hash_of_ids(self), "log": _hash_of_numbers(self.inter_feat)}
+        self.fingerprint = {"ids": _hash_of_ids(self), "log": numbers_hash(self.inter_feat)}
 
 
 @cache
@@ -126,18 +126,5 @@ def _check_rows(dataset: Dataset, wrong: pd.Series, what: str, remedy: str, file
 
 def _hash_of_ids(dataset: Dataset) -> str:
     """Hash of the tokens of users and items in the order of their ids."""
-    state = hashlib.blake2b(digest_size=16)
-    for field in (dataset.uid_field, dataset.iid_field):
-        tokens = [str(token).encode() for token in dataset.field2id_token[field]]
-        state.update(np.array([len(tokens), *map(len, tokens)], dtype="<i8").tobytes())
-        state.update(b"".join(tokens))
-    return state.hexdigest()
-
-
-def _hash_of_numbers(table: pd.DataFrame) -> str:
-    """Hash of the columns of single numbers, in their order."""
-    state = hashlib.blake2b(digest_size=16)
-    for name, column in table.select_dtypes("number").items():
-        state.update(f"{name} {len(column)} ".encode())
-        state.update(np.ascontiguousarray(column, dtype="<f8").tobytes())
-    return state.hexdigest()
+    fields = (dataset.uid_field, dataset.iid_field)
+    return columns_digest(*([str(token) for token in dataset.field2id_token[field]] for field in fields)).hexdigest()

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -11,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from recbole_perpeft.core.digest import value_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.content import ItemContent
@@ -89,8 +88,7 @@ def _adapted(settings: ItemEncoderSettings, around: Surroundings) -> ContentEnco
 
 def _fingerprint(cache: ContentCache, processor: Processor) -> str:
     """Identifies content and processor."""
-    inputs = json.dumps([cache.fingerprint, processor.description], sort_keys=True)
-    return hashlib.sha256(inputs.encode()).hexdigest()[:16]
+    return value_hash([cache.fingerprint, processor.description])
 
 
 def _frozen(settings: ItemEncoderSettings, around: Surroundings) -> ContentEncoder:

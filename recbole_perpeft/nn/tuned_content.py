@@ -1,7 +1,5 @@
 """Content vectors of the MoRec baselines: encoders trained with the recommender, or heads on frozen ones."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from recbole_perpeft.core.digest import value_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.nn.adapt.tuning import TuningSettings, tune
@@ -264,4 +263,4 @@ def build_tuned_content(
 
 
 def _joint_fingerprint(fingerprints: Mapping[str, str]) -> str:
-    return hashlib.sha256(json.dumps(fingerprints, sort_keys=True).encode()).hexdigest()[:16]
+    return value_hash(dict(fingerprints))

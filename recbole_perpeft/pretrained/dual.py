@@ -1,6 +1,5 @@
 """Foundation models of transformers: frozen dual encoders that turn an item's content into a vector."""
 
-import hashlib
 from functools import cached_property
 from logging import getLogger
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
+from recbole_perpeft.core.digest import sha256, tensor_sample
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.pretrained.processor import (
     FIXED_LENGTH_TEXT,
@@ -112,8 +112,8 @@ class FoundationModel(nn.Module):
 
     def hash_tensors(self, tensors: list[Tensor]) -> str:
         """Hash of a set of tensors: sums of their bits as integers, which are exact in any order, and samples."""
-        digests = sorted(_digest(tensor.detach()) for tensor in tensors)
-        return hashlib.sha256("".join([*digests, repr(self._preprocessing)]).encode()).hexdigest()[:16]
+        digests = sorted(_digest(tensor) for tensor in tensors)
+        return sha256("".join([*digests, repr(self._preprocessing)]).encode())[:16]
 
     def frozen_tensors(self) -> list[Tensor]:
         """Weights and statistics that a file of the model holds."""
@@ -161,14 +161,7 @@ def _pooled(features) -> Tensor:
 
 
 def _digest(tensor: Tensor) -> str:
-    digest = hashlib.sha256(repr((str(tensor.dtype), tuple(tensor.shape))).encode())
-    if not tensor.is_meta:
-        flat = tensor.reshape(-1).contiguous()
-        sample = flat[:: max(1, len(flat) // 1024)].float()
-        digest.update(sample.cpu().numpy().astype("<f4").tobytes())
-        bits = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
-        digest.update(str(int(bits.sum(dtype=torch.int64))).encode())
-    return digest.hexdigest()
+    return sha256(repr((str(tensor.dtype), tuple(tensor.shape))).encode() + tensor_sample(tensor))
 
 
 def drop_frozen_weights(module: FoundationModel, state_dict: dict, prefix: str, _local_metadata: dict) -> None:

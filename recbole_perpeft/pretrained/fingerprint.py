@@ -1,6 +1,5 @@
 """What identifies the weights of an encoder: a hash of its files, remembered while they do not change."""
 
-import hashlib
 import json
 import os
 from logging import getLogger
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from transformers.utils import cached_file
 
+from recbole_perpeft.core.digest import digest, large_file_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import alone, written_whole
 from recbole_perpeft.pretrained.processor import LOADING_ERRORS, cannot_load
@@ -16,7 +16,6 @@ _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # Entries of config.json that say where a model came from, not what it computes.
 _ORIGINS = ("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
-_READ_BYTES = 8 * 2**20
 _LARGE_FILES_BYTES = 2 * 2**30
 _STAMPS = "encoder-hashes.json"
 
@@ -32,15 +31,14 @@ def weights_fingerprint(name: str, kind: str, stamp_folder: Path | None = None) 
     Raises:
         PerPEFTError: the files are missing, or the hub cannot be reached.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(_configuration(name, kind).encode())
+    state = digest(_configuration(name, kind).encode())
     files = _weight_files(name, kind)
     try:
         for value in _remembered_hashes(files, stamp_folder):
-            digest.update(value.encode())
+            state.update(value.encode())
     except OSError as error:
         raise PerPEFTError(f"{kind}_encoder: {error.filename}: cannot be read ({error.strerror})") from error
-    return digest.hexdigest()
+    return state.hexdigest()
 
 
 def _configuration(name: str, kind: str) -> str:
@@ -94,7 +92,7 @@ def _file_of(name: str, file: str, kind: str) -> Path | None:
 def _remembered_hashes(files: list[Path], stamp_folder: Path | None) -> list[str]:
     """Hashes of files; those that have not changed since they were last hashed are not read."""
     if stamp_folder is None:
-        return [_hash(file) for file in files]
+        return [large_file_hash(file) for file in files]
     store = stamp_folder / _STAMPS
     stamps = {str(file.resolve()): _stamp(file) for file in files}
     with alone(store):
@@ -102,7 +100,7 @@ def _remembered_hashes(files: list[Path], stamp_folder: Path | None) -> list[str
         new = [path for path, stamp in stamps.items() if known.get(path, [None])[0] != stamp]
         if sum(os.path.getsize(path) for path in new) > _LARGE_FILES_BYTES:
             getLogger().info(f"hashing {len(new)} weight files (once)")
-        known |= {path: [stamps[path], _hash(Path(path))] for path in new}
+        known |= {path: [stamps[path], large_file_hash(Path(path))] for path in new}
         if new:
             with written_whole(store) as draft:
                 draft.write_text(json.dumps(known, indent=1), encoding="utf-8")
@@ -120,11 +118,3 @@ def _read(store: Path) -> dict[str, list]:
 def _stamp(file: Path) -> list[int]:
     status = file.stat()
     return [status.st_size, status.st_mtime_ns]
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,6 +1,5 @@
 """How images and titles become the inputs of a foundation model; light, because worker processes import it."""
 
-import hashlib
 import importlib.util
 import json
 import re
@@ -11,6 +10,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig
 
+from recbole_perpeft.core.digest import value_hash
 from recbole_perpeft.core.errors import PerPEFTError
 
 _BUNDLED = Path(__file__).parent
@@ -248,8 +248,7 @@ class Processor:
         state = self._tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
         # Truncation and padding follow the last call.
         state = {key: value for key, value in state.items() if key not in ("truncation", "padding")}
-        text = json.dumps([state, self._tokenizer.pad_token_id, self._tokenizer.padding_side], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return value_hash([state, self._tokenizer.pad_token_id, self._tokenizer.padding_side])
 
 
 def _text_length(tokenizer, config: PretrainedConfig, max_text_length: int | None, name: str) -> int:

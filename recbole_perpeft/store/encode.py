@@ -1,6 +1,5 @@
 """Hidden states of some items: what one process computes, here or on another machine."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,10 +11,10 @@ import torch
 from joblib import cpu_count
 from torch import Tensor
 
+from recbole_perpeft.core.digest import DIGEST_BYTES, row_digests
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import IMAGE
 from recbole_perpeft.data.images import (
-    DIGEST_BYTES,
     DamagedImageError,
     decode_image,
     file_stamp,
@@ -239,8 +238,7 @@ def load_processor(kind: str, settings: HiddenStateSettings) -> Processor:
 
 def text_digests(texts: list[str]) -> np.ndarray:
     """Digest of every text, uint8 [n, 16]."""
-    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest() for text in texts)
-    return np.frombuffer(digests, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+    return row_digests(text.encode() for text in texts)
 
 
 def _device(name: str) -> torch.device:

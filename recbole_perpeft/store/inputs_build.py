@@ -5,7 +5,6 @@ The modules that workers import for this are light: torch comes in only if the p
 
 import errno
 import shutil
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +16,12 @@ from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
 from PIL import Image
 from tqdm import tqdm
 
+from recbole_perpeft.core.digest import DIGEST_BYTES, checksum
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import Journal, remove
 from recbole_perpeft.core.workers import finished_tasks
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.images import (
-    DIGEST_BYTES,
     DamagedImageError,
     decode_image,
     file_stamp,
@@ -131,11 +130,7 @@ def _process_image(processor: Processor, image: Image.Image, path: Path) -> np.n
 
 def _checksum(rows: dict[str, np.ndarray]) -> int:
     """CRC-32 of all arrays but the stamps, which are renewed where identical files were only touched."""
-    value = 0
-    for name, values in rows.items():
-        if name != STAMP:
-            value = zlib.crc32(values.data, value)
-    return value
+    return checksum(values for name, values in rows.items() if name != STAMP)
 
 
 def damaged_images(chunks: Iterable[FinishedChunk]) -> dict[int, str]:

@@ -3,7 +3,6 @@
 IISAN trains on these alone (arXiv 2411.02992, section 3.4): no encoder is in memory while it trains.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_perpeft.core.digest import digest
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import alone, written_whole
 from recbole_perpeft.data.content import IMAGE, ItemContent
@@ -89,7 +89,7 @@ class HiddenStateCache:
         self.damaged = {int(row): why for chunk in manifest.chunks for row, why in chunk.damaged.items()}
         parts = {name: value for name, value in manifest.origin.parts.items() if name != "dtype"}
         text = json.dumps([parts, self.layers], sort_keys=True)
-        self.fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        self.fingerprint = digest(text.encode()).hexdigest()
         self._tokens = manifest.tokens
         self._stored = [layer for layer in manifest.origin.layers if layer]
         self._files = RowFiles(

@@ -1,7 +1,6 @@
 """Filling a cache of hidden states chunk by chunk, resumable after a kill."""
 
 import errno
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -9,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from recbole_perpeft.core.digest import DIGEST_BYTES, checksum
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import Journal, put_in_place, remove
 from recbole_perpeft.data.content import IMAGE, ItemContent
-from recbole_perpeft.data.images import DIGEST_BYTES
 from recbole_perpeft.store.encode import (
     DIGEST,
     FINAL,
@@ -71,7 +70,7 @@ def file_stamps(files: RowFiles) -> dict[str, list[int]]:
 
 def checksums(rows: dict[str, np.ndarray]) -> dict[str, int]:
     """CRC-32 of every array but the stamps of images."""
-    return {name: zlib.crc32(np.ascontiguousarray(values).data) for name, values in rows.items() if name != STAMP}
+    return {name: checksum([values]) for name, values in rows.items() if name != STAMP}
 
 
 class StatesBuild:

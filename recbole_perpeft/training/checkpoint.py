@@ -13,6 +13,7 @@ import torch
 from scipy import sparse
 from torch import nn
 
+from recbole_perpeft.core.digest import VERSIONED_PACKAGES
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import written_whole
 
@@ -28,7 +29,6 @@ __all__ = [
 
 FORMAT = "recbole_perpeft checkpoint"
 FORMAT_VERSION = 1
-VERSIONED_PACKAGES = ("recbole", "torch", "transformers", "peft", "numpy", "pandas", "scipy")
 _ARRAY, _SPARSE = "__array__", "__sparse__"
 
 

@@ -233,8 +233,8 @@ def test_a_description_follows_weights_and_configuration_only(bert_folder, tmp_p
     before = describe_backbone(bert_folder, "text", stamps)
     assert before[1:] == (3, 32) and describe_backbone(bert_folder, "text") == before
     hashed = []
-    original = backbone_files._hash
-    monkeypatch.setattr(backbone_files, "_hash", lambda path: hashed.append(path) or original(path))
+    original = backbone_files.large_file_hash
+    monkeypatch.setattr(backbone_files, "large_file_hash", lambda path: hashed.append(path) or original(path))
     assert describe_backbone(bert_folder, "text", stamps) == before and not hashed
     weights = bert_folder / "model.safetensors"
     os.utime(weights, ns=(1, 1))

@@ -1,6 +1,5 @@
 """The backbone of VIP5: a stock T5 of transformers with adapters, which reads embeddings and decodes trees."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from logging import getLogger
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
+from recbole_perpeft.core.digest import sha256, tensor_sample
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.models.vip5.tiny_backbone import TinyBackboneSettings, tiny_backbone
 from recbole_perpeft.nn.adapt.bottleneck import T5AdapterSettings, insert_t5_adapters
@@ -20,7 +20,6 @@ TINY = "tiny"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _TOKENIZERS = ("tokenizer.json", "spiece.model")
 _NORMS = ("layer_norm.weight", "final_layer_norm.weight")
-_SAMPLES = 1024
 
 
 @dataclass(frozen=True)
@@ -251,11 +250,7 @@ def _check_folder(name: str) -> None:
 
 def _fingerprint(tensors: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of names, samples and exact sums of the bits of tensors, and of the words."""
-    digest = hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode())
+    parts = [repr(sorted(tokenizer.get_vocab().items())).encode()]
     for name, tensor in sorted(tensors.items()):
-        digest.update(repr((name, tuple(tensor.shape))).encode())
-        if not tensor.is_meta:
-            flat = tensor.detach().reshape(-1).float().contiguous().cpu()
-            digest.update(flat[:: max(1, len(flat) // _SAMPLES)].numpy().astype("<f4").tobytes())
-            digest.update(str(int(flat.view(torch.int32).sum(dtype=torch.int64))).encode())
-    return digest.hexdigest()[:16]
+        parts += [repr((name, tuple(tensor.shape))).encode(), tensor_sample(tensor.float())]
+    return sha256(b"".join(parts))[:16]

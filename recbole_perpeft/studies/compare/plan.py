@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 
 from recbole.utils import ModelType
 
+from recbole_perpeft.core.digest import code_fingerprint, data_fingerprint, digest
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.atomic import prepare_dataset_folder
 from recbole_perpeft.runs.config import Config, properties_folder
 from recbole_perpeft.studies.compare.description import DataDescription, describe
-from recbole_perpeft.studies.compare.fingerprint import code_fingerprint, data_fingerprint, run_key
 from recbole_perpeft.studies.compare.specs import ModelSpec
 
 # What must be the same for models to be compared: interactions, split, candidates, metrics, choice of the epoch.
@@ -26,6 +27,11 @@ PROTOCOL_KEYS = (
 )
 _OF_THE_COMPARISON = ("dataset", "data_path", "model", "seed", "runs_folder", "run_folder", "cache_folder")
 _OF_LABELS = (ModelType.CONTEXT, ModelType.DECISIONTREE)
+# Where things are and what is shown changes no number.
+_WITHOUT_EFFECT = frozenset(
+    {"data_path", "cache_folder", "runs_folder", "show_progress", "state", "log_wandb", "wandb_project"}
+    | {"gpu_id", "use_gpu"}
+)
 # A model without settings of its own, to read the protocol and the data by.
 _PLAIN_MODEL = "Pop"
 
@@ -159,6 +165,23 @@ def _check_protocol(spec: ModelSpec, config: Config, protocol: Mapping[str, Any]
             f"{spec.name} cannot be compared: RecBole gives {spec.model} {key} {config[key]}, the others have "
             f"{protocol[key]}"
         )
+
+
+def run_key(settings: Mapping[str, Any], device: str, data: str, code: str) -> str:
+    """Identifies the numbers of a run.
+
+    Args:
+        settings: `Config.to_dict()`.
+        device: kind of device, `cpu` or `cuda`.
+        data: `data_fingerprint` of the data set.
+        code: `code_fingerprint()`.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    relevant = {key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}
+    text = json.dumps([relevant, device, data, code], sort_keys=True, default=str)
+    return digest(text.encode(), size=8).hexdigest()
 
 
 def _job(spec: ModelSpec, config: Config, seed: int, data: str, code: str) -> Job:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tarfile
 import tempfile
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from recbole_perpeft.core.digest import stream_hash
 from recbole_perpeft.core.whole import alone
 
 _CHUNK_BYTES = 64 * 2**20
@@ -59,15 +59,16 @@ def ship(folder: Path, name: str) -> ShippedData:
     """
     import ray
 
-    digest, chunks = hashlib.sha256(), []
+    chunks = []
     with tempfile.TemporaryFile() as archive:
         with tarfile.open(fileobj=archive, mode="w") as members:
             members.add(folder, arcname=name, filter=_without_owner)
         archive.seek(0)
+        key = stream_hash(archive)[:16]
+        archive.seek(0)
         while chunk := archive.read(_CHUNK_BYTES):
-            digest.update(chunk)
             chunks.append(ray.put(np.frombuffer(chunk, dtype=np.uint8)))
-    return ShippedData(name, digest.hexdigest()[:16], tuple(chunks))
+    return ShippedData(name, key, tuple(chunks))
 
 
 def size_of(folder: Path) -> int:

@@ -7,8 +7,10 @@ import pytest
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs import config
 from recbole_perpeft.studies.compare import plan as plans
-from recbole_perpeft.studies.compare.plan import plan
+from recbole_perpeft.studies.compare.plan import plan, run_key
 from recbole_perpeft.studies.compare.specs import parse_models
+
+SETTINGS = {"model": "BPR", "learning_rate": 0.001, "data_path": "here", "show_progress": True, "seed": 1}
 
 
 @pytest.fixture
@@ -32,6 +34,20 @@ def test_the_same_settings_are_the_same_run(shared):
     assert made.jobs[0].folder == made.jobs[1].folder != made.jobs[2].folder
     named = plan(parse_models("BPR"), "toy", 1, (), shared, code_version="of May")
     assert named.jobs[0].folder != made.jobs[0].folder
+
+
+def test_what_changes_numbers_changes_the_key():
+    key = run_key(SETTINGS, "cpu", "data", "code")
+    assert len(key) == 16 and key == run_key(dict(reversed(SETTINGS.items())), "cpu", "data", "code")
+    assert key == run_key(SETTINGS | {"data_path": "there", "show_progress": False}, "cpu", "data", "code")
+    others = {
+        run_key(SETTINGS | {"learning_rate": 0.01}, "cpu", "data", "code"),
+        run_key(SETTINGS | {"seed": 2}, "cpu", "data", "code"),
+        run_key(SETTINGS, "cuda", "data", "code"),
+        run_key(SETTINGS, "cpu", "other data", "code"),
+        run_key(SETTINGS, "cpu", "data", "other code"),
+    }
+    assert len(others) == 5 and key not in others
 
 
 def test_description_of_the_data(shared, toy_path):
