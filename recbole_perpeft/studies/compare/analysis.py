@@ -69,8 +69,8 @@ def _tested(names: list[str], metric: str, tests: Sequence[PairedTest], improvem
 
 def improvement(record: DatasetRecord, name: str, baseline: str, metric: str) -> float:
     """Gain of a model over the baseline as a share of the baseline's mean over seeds; NaN where that is 0."""
-    ours, theirs = (record.model(model).metrics[metric].mean() for model in (name, baseline))
-    return ours / theirs - 1 if theirs else np.nan
+    means = {model.name: model.metrics[metric].mean() for model in record.models}
+    return means[name] / means[baseline] - 1 if means[baseline] else np.nan
 
 
 def cost(record: DatasetRecord) -> pd.DataFrame:
@@ -108,7 +108,7 @@ def by_history(record: DatasetRecord) -> pd.DataFrame:
     Returns:
         Columns model, part, rows, value.
     """
-    lengths = record.plan.description.history_length[record.rows.users]
+    lengths = record.plan.description.history_length[record.ranked.users]
     bins = pd.qcut(lengths, N_HISTORY_BINS, labels=False, duplicates="drop") if np.ptp(lengths) else 0 * lengths
     labels = {}
     for number in np.unique(bins):
@@ -125,7 +125,7 @@ def by_popularity(record: DatasetRecord) -> pd.DataFrame:
     """
     counts = record.plan.description.train_count
     borders = popularity_borders(counts)
-    of_rows = counts[record.rows.items]
+    of_rows = counts[record.ranked.items]
     parts = np.select([of_rows >= borders[0], of_rows >= borders[1], of_rows > 0], [0, 1, 2], default=3)
     labels = {0: f"head (≥ {borders[0]})", 1: f"torso (≥ {borders[1]})", 2: "tail (≥ 1)", 3: "cold (0)"}
     return _by_part(record, parts, labels)
@@ -145,12 +145,12 @@ def popularity_borders(counts: np.ndarray) -> tuple[int, int]:
 
 
 def _by_part(record: DatasetRecord, parts: np.ndarray, labels: dict[int, str]) -> pd.DataFrame:
-    column = record.rows.names.index(record.main_metric)
+    column = record.ranked.names.index(record.main_metric)
     rows = []
     for number, label in labels.items():
         inside = parts == number
         if inside.any():
-            for model, values in record.rows.values.items():
+            for model, values in record.ranked.values.items():
                 rows.append((model, label, int(inside.sum()), values[inside, column].mean()))
     return pd.DataFrame(rows, columns=["model", "part", "rows", "value"])
 
@@ -164,18 +164,18 @@ def by_group(record: DatasetRecord, baseline: str) -> pd.DataFrame:
     """
     truth = record.plan.description.true_group
     parts = []
-    for (model, seed), groups in record.rows.groups.items():
+    for (model, seed), groups in record.ranked.groups.items():
         if np.ptp(groups) == 0:
             continue
         nowhere = np.full(len(groups), np.nan)
         table = pd.DataFrame(
             {
                 "group": groups,
-                "value": record.rows.by_seed[model, seed],
-                "baseline": record.rows.by_seed.get((baseline, seed), nowhere),
+                "value": record.ranked.by_seed[model, seed],
+                "baseline": record.ranked.by_seed.get((baseline, seed), nowhere),
             }
         ).groupby("group", as_index=False)
-        agreement = np.nan if truth is None else adjusted_rand_score(truth[record.rows.users], groups)
+        agreement = np.nan if truth is None else adjusted_rand_score(truth[record.ranked.users], groups)
         sizes = table.size()["size"]
         parts.append(table.mean().assign(model=model, seed=seed, rows=sizes, rand_index=agreement))
     columns = ["model", "seed", "group", "rows", "value", "baseline", "rand_index"]

@@ -120,7 +120,7 @@ def plan(
 
 
 def _reference(dataset: str, shared: Mapping[str, Any], true_group_field: str | None) -> Config:
-    config = Config(_PLAIN_MODEL, dataset, config_dict=_protocol_layer(dataset, shared) | shared)
+    config = Config(_PLAIN_MODEL, dataset, config_dict=_protocol_layer(dataset, shared) | dict(shared))
     if true_group_field is not None:
         users = {"user": [config["USER_ID_FIELD"], true_group_field]}
         config["load_col"] = {**config["load_col"], **users}

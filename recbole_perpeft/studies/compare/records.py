@@ -96,6 +96,17 @@ class DatasetRecord:
         """The metric that chooses epochs, in RecBole's spelling of results."""
         return self.plan.protocol["valid_metric"].lower()
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether the main metric is known of every test row, so that it can be told for parts of users and items."""
+        return self.rows is not None and self.main_metric in self.rows.names
+
+    @property
+    def ranked(self) -> RowMetrics:
+        """Metrics of test rows, for what is asked only where there are some."""
+        assert self.rows is not None
+        return self.rows
+
     def model(self, name: str) -> ModelRecord | None:
         """A model by its name."""
         return next((model for model in self.models if model.name == name), None)

@@ -2,60 +2,20 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from plotly.graph_objects import Figure
 
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.studies.compare import analysis
-from recbole_perpeft.studies.compare.plots import plots
 from recbole_perpeft.studies.compare.records import DatasetRecord
-from recbole_perpeft.studies.compare.sections import protocol_sentence, tables
-from recbole_perpeft.studies.report.tables import Table
+from recbole_perpeft.studies.compare.sections import plots, protocol_sentence, tables
+from recbole_perpeft.studies.report.page import Chapter, to_html
 
-_PLOT = {"displaylogo": False, "responsive": True}
 TITLE = "Comparison of recommenders"
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1280px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { margin-top: 2.5rem; border-bottom: 2px solid #0072B2; } h3 { margin: 1.8rem 0 .4rem; }
-figure { margin: 0; } .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-thead th { border-bottom: 2px solid #888; vertical-align: bottom; white-space: normal; }
-th:first-child { text-align: left; font-weight: 500; }
-figcaption { color: #555; font-size: .88rem; margin-top: .4rem; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(520px, 100%), 1fr)); gap: 1rem; }
-.plots section { min-width: 0; }
-"""
-
-
-@dataclass(frozen=True)
-class Chapter:
-    """The part of a report on one data set.
-
-    Attributes:
-        title: the data set.
-        introduction: the protocol.
-        tables: tables.
-        figures: plots by title.
-    """
-
-    title: str
-    introduction: str
-    tables: Sequence[Table]
-    figures: Mapping[str, Figure]
-
-    @classmethod
-    def of(cls, record: DatasetRecord, baseline: str) -> Chapter:
-        """Work out tables and plots."""
-        introduction = protocol_sentence(record.plan.protocol)
-        return cls(record.plan.dataset, introduction, tables(record, baseline), plots(record, baseline))
 
 
 def write_report(folder: Path, records: Sequence[DatasetRecord], baseline: str) -> None:
@@ -78,21 +38,30 @@ def write_report(folder: Path, records: Sequence[DatasetRecord], baseline: str) 
         PerPEFTError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    chapters = [Chapter.of(record, baseline) for record in records]
+    chapters = [_chapter(record, baseline) for record in records]
     _write(folder / "report.md", to_markdown(chapters))
     _write(folder / "tables.tex", to_latex(chapters))
-    _write(folder / "report.html", to_html(chapters))
+    _write(folder / "report.html", to_html(TITLE, chapters))
     for name, table in _csv_tables(records, baseline).items():
         with written_whole(folder / f"{name}.csv") as draft:
             table.to_csv(draft, index=False)
     _write_ranks(folder / "ranks.parquet", records)
 
 
+def _chapter(record: DatasetRecord, baseline: str) -> Chapter:
+    return Chapter(
+        title=record.plan.dataset,
+        paragraphs=[protocol_sentence(record.plan.protocol)],
+        tables=tables(record, baseline),
+        figures=plots(record, baseline),
+    )
+
+
 def to_markdown(chapters: Sequence[Chapter]) -> str:
     """The tables, best in bold, second best in italics."""
     parts = [f"# {TITLE}"]
     for chapter in chapters:
-        parts += [f"## {chapter.title}", chapter.introduction, *(table.to_markdown() for table in chapter.tables)]
+        parts += [f"## {chapter.title}", *chapter.paragraphs, *(table.to_markdown() for table in chapter.tables)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -102,27 +71,6 @@ def to_latex(chapters: Sequence[Chapter]) -> str:
     for chapter in chapters:
         parts += [f"% {chapter.title}", *(table.to_latex() for table in chapter.tables)]
     return "\n\n".join(parts) + "\n"
-
-
-def to_html(chapters: Sequence[Chapter]) -> str:
-    """The page; plotly's script is part of it."""
-    parts = []
-    script = True  # into the first plot alone
-    for chapter in chapters:
-        parts.append(f"<h2>{html.escape(chapter.title)}</h2>\n<p>{html.escape(chapter.introduction)}</p>")
-        parts += [table.to_html() for table in chapter.tables]
-        figures = []
-        for title, figure in chapter.figures.items():
-            plot = figure.to_html(full_html=False, include_plotlyjs=script, config=_PLOT)
-            script = False
-            figures.append(f"<section><h3>{html.escape(title)}</h3>{plot}</section>")
-        parts.append(f'<div class="plots">{"".join(figures)}</div>')
-    body = "\n".join(parts)
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{TITLE}</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{_STYLE}</style></head>\n<body><h1>{TITLE}</h1>\n{body}\n</body></html>\n"
-    )
 
 
 def _csv_tables(records: Sequence[DatasetRecord], baseline: str) -> dict[str, pd.DataFrame]:
@@ -138,8 +86,7 @@ def _csv_tables(records: Sequence[DatasetRecord], baseline: str) -> dict[str, pd
         "groups": lambda record: analysis.by_group(record, baseline),
     }
     made = {name: [(record, of(record)) for record in records] for name, of in kinds.items()}
-    ranked = [record for record in records if record.rows is not None and record.main_metric in record.rows.names]
-    made |= {name: [(record, of(record)) for record in ranked] for name, of in with_rows.items()}
+    made |= {name: [(record, of(record)) for record in records if record.has_parts] for name, of in with_rows.items()}
     return {
         name: pd.concat([_with_dataset(record, table) for record, table in parts if len(table)], ignore_index=True)
         for name, parts in made.items()

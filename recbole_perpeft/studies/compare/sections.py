@@ -1,20 +1,25 @@
-"""The tables of a report, from the numbers of `analysis`."""
+"""The tables and plots of a report, from the numbers of `analysis`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from plotly.graph_objects import Figure
 
 from recbole_perpeft.studies.compare import analysis
 from recbole_perpeft.studies.compare.records import DatasetRecord
 from recbole_perpeft.studies.compare.tpme import WEIGHTS
+from recbole_perpeft.studies.report.page import COLOURS, add_curve, in_plot, new_figure
 from recbole_perpeft.studies.report.tables import Cell, Table, places
 
 _LEVEL = 0.05
 _SMALL_P = 0.001
+# Markers tell models apart without colours.
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "pentagon", "hexagram")
 
 
 def tables(record: DatasetRecord, baseline: str) -> list[Table]:
@@ -22,7 +27,7 @@ def tables(record: DatasetRecord, baseline: str) -> list[Table]:
     made = [_failures(record)]
     if record.models:
         made += [_quality(record), _significance(record, baseline), _cost(record)]
-    if record.rows is not None and record.main_metric in record.rows.names:
+    if record.has_parts:
         made += [
             _parts(record, "By length of the user's history", analysis.by_history(record), _HISTORY_NOTE),
             _parts(record, "By popularity of the target", analysis.by_popularity(record), _POPULARITY_NOTE),
@@ -147,7 +152,7 @@ def _machine(record: DatasetRecord) -> str:
 
 def _parts(record: DatasetRecord, title: str, table: pd.DataFrame, note: str) -> Table:
     parts = table.drop_duplicates("part")
-    columns = [[Cell(name) for name in record.rows.values]]
+    columns = [[Cell(name) for name in record.ranked.values]]
     for part in parts["part"]:
         values = table.loc[table["part"] == part, "value"]
         marks = places(values)
@@ -183,3 +188,86 @@ def _failures(record: DatasetRecord) -> Table:
     ]
     note = "The messages of a failed run are beside its run folder, in .error.txt. The same command tries them again."
     return Table("Runs that failed", ["model", "seed", "error"], rows, note)
+
+
+def plots(record: DatasetRecord, baseline: str) -> dict[str, Figure]:
+    """Figures of one data set by title, without those that have nothing to show."""
+    figures = {
+        "Quality against trainable parameters": _quality_against(
+            record, "trainable_parameters", "trainable parameters"
+        ),
+        "Quality against seconds an epoch": _quality_against(record, "epoch_seconds", "training seconds an epoch"),
+        "Learning curves": _learning_curves(record),
+        "Group sizes": _group_sizes(record, baseline),
+    }
+    return {title: figure for title, figure in figures.items() if figure.data}
+
+
+def _styles(record: DatasetRecord) -> dict[str, dict[str, str]]:
+    names = [model.name for model in record.models]
+    looks = zip(names, cycle(COLOURS), cycle(_SYMBOLS), strict=False)
+    return {name: {"color": colour, "symbol": symbol} for name, colour, symbol in looks}
+
+
+def _quality_against(record: DatasetRecord, column: str, title: str) -> Figure:
+    metric = record.main_metric
+    figure = new_figure(title, f"test {metric_names(record).get(metric, metric)}", type="log")
+    if not record.models or any(metric not in model.metrics for model in record.models):
+        return figure
+    values = analysis.cost(record).set_index("model")[column]
+    table = analysis.quality(record)
+    table = table[table["metric"] == metric].set_index("model")
+    for name, style in _styles(record).items():
+        if values[name] > 0:  # zero has no place on a logarithmic axis
+            spread = {"type": "data", "array": [0 if table["sd"].isna()[name] else table["sd"][name]]}
+            figure.add_scatter(
+                x=[values[name]],
+                y=[table["mean"][name]],
+                error_y=spread,
+                name=in_plot(name),
+                mode="markers",
+                marker=style | {"size": 12},
+            )
+    return figure
+
+
+def _learning_curves(record: DatasetRecord) -> Figure:
+    metric = record.main_metric
+    figure = new_figure("epoch", f"valid {metric_names(record).get(metric, metric)}", tickformat="d")
+    for model in record.models:
+        style = _styles(record)[model.name]
+        curves = {seed: run.epochs[metric] for seed, run in model.runs.items() if metric in run.epochs}
+        for place, (seed, curve) in enumerate(curves.items()):
+            values = {epoch: value for epoch, value in enumerate(curve, start=1) if not np.isnan(value)}
+            add_curve(
+                figure,
+                values,
+                model.name,
+                style["color"],
+                marker=style,
+                legendgroup=model.name,
+                showlegend=place == 0,
+                hovertemplate=f"seed {seed}, epoch %{{x}}: %{{y:.4f}}",
+            )
+    return figure
+
+
+def _group_sizes(record: DatasetRecord, baseline: str) -> Figure:
+    figure = new_figure("group, the largest first", "users", dtick=1)
+    if not record.has_parts:
+        return figure
+    styles = _styles(record)
+    shown: set[str] = set()
+    for (model, seed), groups in analysis.by_group(record, baseline).groupby(["model", "seed"], sort=False):
+        sizes = groups["rows"].sort_values(ascending=False).tolist()
+        figure.add_bar(
+            x=list(range(1, len(sizes) + 1)),
+            y=sizes,
+            name=in_plot(model),
+            legendgroup=model,
+            showlegend=model not in shown,
+            marker={"color": styles[model]["color"]},
+            hovertemplate=f"seed {seed}: %{{y:,}} users",
+        )
+        shown.add(model)
+    return figure

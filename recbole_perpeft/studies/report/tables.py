@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ _LATEX = {
     **{"±": r"$\pm$", "≥": r"$\geq$", "–": "--", "<": r"$<$", ">": r"$>$"},
 }
 _FIRST, _SECOND = 1, 2
+_LONG = 60  # characters; a longer text in a cell is broken into lines
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Table:
     """A table of a report.
 
     Attributes:
-        title: heading.
+        title: heading; may be empty.
         header: names of the columns; the first column holds names, the others numbers.
         rows: the cells.
         note: sentence below the table.
@@ -48,9 +49,10 @@ class Table:
     def to_markdown(self) -> str:
         """Best in bold, second best in italics."""
         marks = {_FIRST: "**{}**", _SECOND: "_{}_"}
-        lines = [_markdown_line(self.header), "|---" + "|---:" * (len(self.header) - 1) + "|"]
+        lines = [_markdown_line(map(_escaped_markdown, self.header)), "|---" + "|---:" * (len(self.header) - 1) + "|"]
         lines += [_markdown_line([_marked(cell, marks, _escaped_markdown) for cell in row]) for row in self.rows]
-        return "\n".join([f"### {self.title}", "", *lines, *([""] if self.note else []), *filter(None, [self.note])])
+        title = f"### {_escaped_markdown(self.title)}"
+        return "\n".join([title, "", *lines, *([""] if self.note else []), *filter(None, [self.note])])
 
     def to_latex(self) -> str:
         """A `table` with booktabs; best in bold, second best underlined."""
@@ -65,17 +67,21 @@ class Table:
         )
 
     def to_html(self) -> str:
-        """A `<table>` in a `<figure>`; best in bold, second best underlined."""
+        """A `<table>` in a `<figure>`, below its title; best in bold, second best underlined."""
         marks = {_FIRST: "<strong>{}</strong>", _SECOND: "<u>{}</u>"}
         head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.header)
         lines = []
         for first, *others in self.rows:
-            cells = "".join(f"<td>{_marked(cell, marks, html.escape)}</td>" for cell in others)
+            cells = "".join(
+                f"<td{' class=long' if len(cell.text) > _LONG else ''}>{_marked(cell, marks, html.escape)}</td>"
+                for cell in others
+            )
             lines.append(f'<tr><th scope="row">{_marked(first, marks, html.escape)}</th>{cells}</tr>')
         note = f"<figcaption>{html.escape(self.note)}</figcaption>" if self.note else ""
+        title = f"<h3>{html.escape(self.title)}</h3>\n" if self.title else ""
         body = "\n".join(lines)
         return (
-            f"<h3>{html.escape(self.title)}</h3>\n<figure><div class=scroll><table><thead><tr>{head}</tr></thead>\n"
+            f"{title}<figure><div class=scroll><table><thead><tr>{head}</tr></thead>\n"
             f"<tbody>\n{body}\n</tbody></table></div>{note}</figure>"
         )
 
@@ -97,7 +103,7 @@ def _marked(cell: Cell, marks: dict[int, str], escape: Callable[[str], str]) -> 
     return marks.get(cell.place, "{}").format(escape(cell.text))
 
 
-def _markdown_line(cells: Sequence[str]) -> str:
+def _markdown_line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 

@@ -93,12 +93,15 @@ class Range:
 
         if self.step is None:
             return (tune.loguniform if self.log else tune.uniform)(self.low, self.high)
-        return (tune.qrandint if self.whole else tune.quniform)(*self.examples(), self._number(self.step))
+        low, high, step = (*self.examples(), self._number(self.step))
+        return tune.qrandint(int(low), int(high), int(step)) if self.whole else tune.quniform(low, high, step)
 
     def _n_steps(self) -> int:
+        assert self.step is not None
         return round((self.high - self.low) / self.step)
 
     def _at(self, place: int) -> float:
+        assert self.step is not None
         return self._number(self.low + place * self.step)
 
     def _number(self, value: float) -> float:

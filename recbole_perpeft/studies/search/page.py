@@ -1,28 +1,25 @@
-"""The HTML page of a search: one file with its plots, which needs no network."""
+"""What the page of a search shows: its trials, their parameters and curves, and what the scores depend on."""
 
 from __future__ import annotations
 
-import html
+import json
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
-from recbole_perpeft.core.whole import written_whole
+from recbole_perpeft.studies.report.page import COLOURS, Chapter, add_curve, in_plot, new_figure
+from recbole_perpeft.studies.report.tables import Cell, Table
+from recbole_perpeft.studies.search.outcome import SearchReport
+from recbole_perpeft.studies.search.space import SearchSpace
 
-if TYPE_CHECKING:
-    from recbole_perpeft.studies.search.report import SearchReport
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1280px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { margin-top: 2.5rem; border-bottom: 2px solid #0072B2; } .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-thead th { border-bottom: 2px solid #888; } td.error { text-align: left; white-space: normal; min-width: 20rem; }
-"""
-_PLOT = {"displaylogo": False, "responsive": True}
+LEAST_TRIALS = 6
+_N_TREES, _N_SHUFFLES = 200, 20
+_NO_RANK = -1.0  # of a parameter that was not used
 _LONGEST_LABEL = 24
 _N_TICKS = 6
 _MOST_TICKS = 10  # more different numbers than this have an axis with even ticks
@@ -32,49 +29,74 @@ _MOST_EPOCHS_NAMED = 20
 _NOT_SET, _GAP = "not set", 0.15  # share of the axis between what is not set and the smallest number
 
 
-def write_page(
+def title(report: SearchReport) -> str:
+    """Title of the page."""
+    best = report.best or {}
+    return "Search: " + (f"{best['model']} on {best['dataset']}" if best else report.folder.name)
+
+
+def chapters(
     report: SearchReport, importance: Mapping[str, float], curves: Mapping[str, Mapping[int, float]]
-) -> None:
-    """Write `report.html`.
+) -> list[Chapter]:
+    """The page.
 
     Args:
         report: the outcome of the search.
         importance: share of each parameter; may be empty.
         curves: scores by epoch, by trial.
     """
-    import plotly.io
-
-    titles = {
+    n_trials = int(report.table["has_model"].sum())
+    figures = {
         "Parameters and scores": _parallel_coordinates(report),
         "Learning curves": _learning_curves(report, curves),
+        "Importance of the parameters": _importance(importance, n_trials) if importance else None,
     }
-    if importance:
-        titles["Importance of the parameters"] = _importance(importance, int(report.table["has_model"].sum()))
-    parts = []
-    for place, (title, figure) in enumerate((title, each) for title, each in titles.items() if each is not None):
-        figure.update_layout(template="plotly_white")
-        plot = plotly.io.to_html(figure, include_plotlyjs=place == 0, full_html=False, config=_PLOT)
-        parts.append(f"<h2>{title}</h2>\n{plot}")
-    page = "\n".join(
-        [
-            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_title(report)}</title>',
-            f"<style>{_STYLE}</style></head><body><h1>{_title(report)}</h1>",
-            _summary(report),
-            *parts,
-            f'<h2>Trials</h2><div class="wide">{_table(report)}</div></body></html>',
-        ]
-    )
-    with written_whole(report.folder / "report.html") as draft:
-        draft.write_text(page, encoding="utf-8")
+    return [
+        Chapter(paragraphs=_summary(report)),
+        *(Chapter(name, figures={"": figure}) for name, figure in figures.items() if figure is not None),
+        Chapter("Trials", tables=[_trials(report)]),
+    ]
 
 
-def _title(report: SearchReport) -> str:
-    best = report.best or {}
-    name = f"{best['model']} on {best['dataset']}" if best else report.folder.name
-    return html.escape(f"Search: {name}")
+def parameter_importance(table: pd.DataFrame, space: SearchSpace, seed: int = 0) -> dict[str, float]:
+    """Share of each parameter in what a random forest knows about the scores (permutation importance, Breiman 2001).
+
+    Args:
+        table: a row a trial with `score` and a column a parameter; None where a parameter was not used.
+        space: the search space.
+        seed: of the forest.
+
+    Returns:
+        Shares that sum to 1, largest first; empty with fewer than 6 scores or if all scores are equal.
+    """
+    scored = table[table["has_model"] & table["score"].notna()]
+    scores = scored["score"].to_numpy()
+    if len(scored) < LEAST_TRIALS or np.ptp(scores) == 0:
+        return {}
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.inspection import permutation_importance
+
+    keys = [each.key for each in space.parameters]
+    features = np.column_stack([_numbers(scored[key]) for key in keys])
+    forest = RandomForestRegressor(_N_TREES, random_state=seed, min_samples_leaf=2).fit(features, scores)
+    found = permutation_importance(forest, features, scores, n_repeats=_N_SHUFFLES, random_state=seed)
+    shares = np.clip(found.importances_mean, 0, None)
+    if shares.sum() == 0:
+        return {}
+    shares = shares / shares.sum()
+    return {keys[place]: float(shares[place]) for place in np.argsort(-shares, kind="stable")}
 
 
-def _summary(report: SearchReport) -> str:
+def _numbers(column: pd.Series) -> np.ndarray:
+    """Ranks of the values, float64 [n]: trees ask only which of two is larger. Other values go by their name."""
+    values = column.map(lambda value: None if value is None or value != value else value)
+    present = values.dropna()
+    is_number = present.map(lambda value: isinstance(value, int | float) and not isinstance(value, bool)).all()
+    names = present.astype(float) if is_number else present.map(lambda value: json.dumps(value, default=str))
+    return names.rank(method="dense").reindex(column.index).fillna(_NO_RANK).to_numpy(dtype=float)
+
+
+def _summary(report: SearchReport) -> list[str]:
     counts = ", ".join(f"{number} {status}" for status, number in report.table["status"].value_counts().items())
     lines = [
         f"{len(report.table)} of {report.n_trials} trials ({counts or 'none yet'}); {report.n_epochs:,} epochs of at "
@@ -93,24 +115,18 @@ def _summary(report: SearchReport) -> str:
             lines.append(
                 "On the test items: " + ", ".join(f"{name} {value:.6f}" for name, value in test.items()) + "."
             )
-    return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+    return lines
 
 
-def _table(report: SearchReport) -> str:
+def _trials(report: SearchReport) -> Table:
     table = report.table.drop(columns="has_model").rename(columns={"score": report.valid_metric})
     error = table.pop("error")
     if error.notna().any():  # at the end: it is long
         table["error"] = error
     if table["machines"].nunique() == 1:
         table = table.drop(columns="machines")
-    rows = []
-    for row in table.itertuples(index=False):
-        cells = (
-            f'<td class="{name}">{html.escape(_short(value))}</td>' for name, value in zip(table, row, strict=True)
-        )
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    heading = "".join(f"<th>{html.escape(name)}</th>" for name in table)
-    return f"<table><thead><tr>{heading}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    rows = [[Cell(_short(value)) for value in row] for row in table.itertuples(index=False)]
+    return Table("", list(table), rows)
 
 
 def _short(value: Any) -> str:
@@ -120,20 +136,18 @@ def _short(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def _parallel_coordinates(report: SearchReport):
-    import plotly.graph_objects as go
-
+def _parallel_coordinates(report: SearchReport) -> go.Figure | None:
     scored = report.table[report.table["has_model"] & report.table["score"].notna()]
     if scored.empty:
         return None
     used = [key for key in report.parameters if scored[key].notna().any()]
     axes = [_axis(key, scored[key], key in report.logarithmic) for key in used]
-    axes.append({"label": report.valid_metric, "values": scored["score"].tolist()})
+    axes.append({"label": in_plot(report.valid_metric), "values": scored["score"].tolist()})
     line = {"color": scored["score"].tolist(), "colorscale": "Viridis"}
     aslant = len(axes) > _MOST_LEVEL_LABELS
     plot = go.Parcoords(line=line, dimensions=axes, labelangle=-20 if aslant else 0)
-    figure = go.Figure(plot)
-    figure.update_layout(height=480, margin={"t": 120 if aslant else 70, "b": 40, "l": 90, "r": 60})
+    figure = new_figure(height=480).add_trace(plot)
+    figure.update_layout(margin={"t": 120 if aslant else 70, "b": 40, "l": 90, "r": 60})
     return figure
 
 
@@ -145,7 +159,7 @@ def _axis(key: str, column: pd.Series, is_logarithmic: bool) -> dict[str, Any]:
     labels = present.map(_label)
     ticks = [*sorted(labels.unique()), *([_NOT_SET] if len(present) < len(column) else [])]
     values = labels.reindex(column.index).fillna(_NOT_SET).map(ticks.index)
-    return {"label": key, "values": values.tolist(), "tickvals": list(range(len(ticks))), "ticktext": ticks}
+    return {"label": in_plot(key), "values": values.tolist(), "tickvals": list(range(len(ticks))), "ticktext": ticks}
 
 
 def _axis_of_numbers(key: str, numbers: pd.Series, is_logarithmic: bool) -> dict[str, Any]:
@@ -161,18 +175,15 @@ def _axis_of_numbers(key: str, numbers: pd.Series, is_logarithmic: bool) -> dict
         below = places[0] - _GAP * (places[-1] - places[0])
         values, places, labels = values.fillna(below), [below, *places], [_NOT_SET, *labels]
     label = f"{key} (log)" if is_logarithmic else key
-    return {"label": label, "values": values.tolist(), "tickvals": places, "ticktext": labels}
+    return {"label": in_plot(label), "values": values.tolist(), "tickvals": places, "ticktext": labels}
 
 
 def _label(value: Any) -> str:
     return _short(value)[:_LONGEST_LABEL]
 
 
-def _learning_curves(report: SearchReport, curves: Mapping[str, Mapping[int, float]]):
+def _learning_curves(report: SearchReport, curves: Mapping[str, Mapping[int, float]]) -> go.Figure | None:
     """Lines have the colours that the parallel coordinates give to scores."""
-    import plotly.graph_objects as go
-    from plotly.colors import sample_colorscale
-
     shown = [row for row in report.table.itertuples() if curves[row.trial]]
     if not shown:
         return None
@@ -180,35 +191,16 @@ def _learning_curves(report: SearchReport, curves: Mapping[str, Mapping[int, flo
     scores = np.nan_to_num(scores, nan=min(scores[~np.isnan(scores)], default=0.0))
     places = (scores - scores.min()) / (np.ptp(scores) or 1.0)
     last = max(max(curves[row.trial]) for row in shown)
-    figure = go.Figure()
+    dtick = math.ceil(last / _MOST_EPOCHS_NAMED)
+    figure = new_figure("epoch", f"valid {report.valid_metric}", dtick=dtick)
     for row, colour in zip(shown, sample_colorscale("Viridis", places.tolist()), strict=True):
-        curve = curves[row.trial]
-        figure.add_scatter(
-            x=list(curve),
-            y=list(curve.values()),
-            name=row.trial,
-            mode="lines+markers",
-            line={"color": colour, "width": 1.5},
-            marker={"size": 5},
-        )
-    figure.update_layout(
-        height=420,
-        xaxis={"title": "epoch", "dtick": math.ceil(last / _MOST_EPOCHS_NAMED)},
-        yaxis_title=f"valid {report.valid_metric}",
-        showlegend=len(shown) <= _LONGEST_LEGEND,
-        margin={"t": 30, "b": 60},
-    )
-    return figure
+        add_curve(figure, curves[row.trial], row.trial, colour)
+    return figure.update_layout(showlegend=len(shown) <= _LONGEST_LEGEND)
 
 
-def _importance(importance: Mapping[str, float], n_trials: int):
-    import plotly.graph_objects as go
-
-    figure = go.Figure(go.Bar(x=list(importance.values())[::-1], y=list(importance)[::-1], orientation="h"))
-    figure.update_traces(marker_color="#0072B2")
-    figure.update_layout(
-        height=120 + 32 * len(importance),
-        xaxis_title=f"share (permutation importance in a random forest of {n_trials} trials)",
-        margin={"t": 30, "b": 60, "l": 200},
-    )
-    return figure
+def _importance(importance: Mapping[str, float], n_trials: int) -> go.Figure:
+    x_title = f"share (permutation importance in a random forest of {n_trials} trials)"
+    figure = new_figure(x_title, height=120 + 32 * len(importance))
+    names = [in_plot(name) for name in importance]
+    figure.add_bar(x=list(importance.values())[::-1], y=names[::-1], orientation="h", marker_color=COLOURS[0])
+    return figure.update_layout(margin={"l": 200})

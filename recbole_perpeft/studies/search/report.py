@@ -15,57 +15,20 @@ import yaml
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.runs.config import Config
-from recbole_perpeft.runs.folder import RESULT_FILE
+from recbole_perpeft.runs.folder import RESULT_FILE, RunFolder
 from recbole_perpeft.runs.record import DamagedFileError, RunRecord, Schema, ValidScores, read_json
-from recbole_perpeft.studies.search.best import metrics_on_test
-from recbole_perpeft.studies.search.importance import parameter_importance
+from recbole_perpeft.runs.run import get_trainer, load
+from recbole_perpeft.studies.report.page import to_html
 from recbole_perpeft.studies.search.journal import TrialEntry, read_entries
-from recbole_perpeft.studies.search.page import write_page
+from recbole_perpeft.studies.search.outcome import SearchReport
+from recbole_perpeft.studies.search.page import chapters, parameter_importance, title
+from recbole_perpeft.studies.search.space import max_epochs
 from recbole_perpeft.studies.search.trial import RUN_FOLDER, TrialPlan
 
 # Neither says anything about the model: where things are, and what the log shows.
 _PLACES = {"data_path", "cache_folder", "runs_folder", "run_folder", "show_progress", "state"}
 _RESULT: Schema = {"test_result": (dict,)}
 _COLUMNS = ("trial", "status", "score", "best_epoch", "epochs", "seconds", "starts", "machines", "has_model", "error")
-
-
-@dataclass(frozen=True)
-class SearchReport:
-    """The outcome of a search.
-
-    Attributes:
-        folder: where everything lies.
-        valid_metric: name of the score.
-        table: a row a trial: `trial`, `status`, `score` (best of the stage that chooses the model), `best_epoch`,
-            `epochs`, `seconds`, `starts`, `machines`, `error`, and a column a parameter; best trials first.
-        parameters: the columns that are parameters.
-        logarithmic: those whose logarithm is searched over.
-        best: result of the best trial, as in `result.json`; None if no trial has a model yet.
-        unchanged: the trial with the settings as they are, which a random search begins with; None without one.
-        n_trials: number of trials of the whole search; fewer have rows if it was stopped.
-        max_epochs: epochs that these would take at most.
-    """
-
-    folder: Path
-    valid_metric: str
-    table: pd.DataFrame
-    parameters: tuple[str, ...]
-    logarithmic: frozenset[str]
-    best: dict[str, Any] | None
-    unchanged: str | None
-    n_trials: int
-    max_epochs: int
-
-    @property
-    def n_epochs(self) -> int:
-        """Trained epochs of all trials."""
-        return int(self.table["epochs"].sum())
-
-    @property
-    def unchanged_score(self) -> float | None:
-        """Score of the trial with the settings as they are; None without one."""
-        scores = self.table.loc[self.table["trial"] == self.unchanged, "score"].dropna()
-        return None if scores.empty else float(scores.item())
 
 
 def write_report(folder: Path, plan: TrialPlan, config: Config, n_trials: int, ended: bool) -> SearchReport:
@@ -81,8 +44,6 @@ def write_report(folder: Path, plan: TrialPlan, config: Config, n_trials: int, e
     Raises:
         PerPEFTError: the search has ended, and no trial has a model.
     """
-    from recbole_perpeft.studies.search.session import max_epochs
-
     metric = str(config["valid_metric"])
     entries = read_entries(plan.folder)
     trials = [_Trial.read(entry, plan) for entry in entries]
@@ -101,7 +62,9 @@ def write_report(folder: Path, plan: TrialPlan, config: Config, n_trials: int, e
     unchanged = next((entry.name for entry in entries if entry.parameters == at_defaults), None)
     report = SearchReport(folder, metric, table, parameters, logarithmic, best, unchanged, n_trials, limit)
     importance = parameter_importance(table, plan.space, seed=config["seed"])
-    write_page(report, importance, {trial.entry.name: trial.scores.by_epoch for trial in trials})
+    curves = {trial.entry.name: trial.scores.by_epoch for trial in trials}
+    with written_whole(folder / "report.html") as draft:
+        draft.write_text(to_html(title(report), chapters(report, importance, curves)), encoding="utf-8")
     _write_tensorboard(folder, table, parameters, metric)
     if ended and best is None:
         errors = "; ".join(sorted(set(table["error"].dropna()))) or "no trial got as far as a valid score"
@@ -180,6 +143,28 @@ def _write_best(folder: Path, plan: TrialPlan, config: Config, trial: _Trial, en
     with written_whole(folder / "best.yaml") as draft:
         draft.write_text(heading + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return result
+
+
+def metrics_on_test(run_folder: Path, config: Config) -> dict[str, float]:
+    """Evaluate the best model of a run on the test items, and write its `test_ranks.parquet`.
+
+    Args:
+        run_folder: the folder of the run.
+        config: tells where the data are on this machine.
+
+    Raises:
+        PerPEFTError: the run has no model, or it does not fit the data.
+    """
+    here = {"data_path": str(config.dataset_folder.parent), "cache_folder": config["cache_folder"]}
+    loaded, model, dataset, train_data, _, test_data = load(run_folder, here)
+    loaded["checkpoint_dir"] = str(run_folder)
+    trainer = get_trainer(loaded)(loaded, model)
+    trainer.eval_collector.data_collect(train_data)
+    metrics = trainer.evaluate(test_data, load_best_model=False)
+    trainer.tensorboard.close()
+    if trainer.target_ranks is not None:
+        RunFolder(run_folder).write_test_ranks(dataset, trainer.target_ranks, getattr(model, "user_group", None))
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def _earlier_result(folder: Path, result: dict[str, Any]) -> dict[str, float] | None:

@@ -23,10 +23,11 @@ from recbole_perpeft.data.atomic import prepare_dataset_folder
 from recbole_perpeft.runs.config import Config, properties_folder
 from recbole_perpeft.studies.search import cluster
 from recbole_perpeft.studies.search.checks import check_search
-from recbole_perpeft.studies.search.report import SearchReport, write_report
+from recbole_perpeft.studies.search.outcome import SearchReport
+from recbole_perpeft.studies.search.report import write_report
 from recbole_perpeft.studies.search.searchers import SCORE, check_names, make_sampling, make_scheduler
 from recbole_perpeft.studies.search.shipping import absolute_paths, ship, size_of
-from recbole_perpeft.studies.search.space import SearchSpace
+from recbole_perpeft.studies.search.space import SearchSpace, max_epochs
 from recbole_perpeft.studies.search.space_files import read_space
 from recbole_perpeft.studies.search.trial import TrialPlan, train_trial
 
@@ -239,15 +240,6 @@ def remove_lost_trials(trials_folder: Path, known: Collection[str]) -> None:
         if path.is_dir() and path.name not in known:
             getLogger().info(f"trial {path.name} was lost when the search was killed; it is removed")
             shutil.rmtree(path)
-
-
-def max_epochs(config: Config, space: SearchSpace) -> int:
-    """Largest number of epochs of a trial, over all its stages."""
-    keys = ["epochs"]
-    if getattr(config.model_class, "personalised_stage", False):
-        keys.append("epochs_global")
-    examples = {each.key: each.distribution.examples() for each in space.parameters}
-    return int(sum(max(examples.get(key, (config[key],))) for key in keys))
 
 
 def _trial_name(trial) -> str:

@@ -105,7 +105,7 @@ class SearchSpace:
                 f"a grid over {', '.join(infinite)} is infinite: give choice, grid, quniform or randint, "
                 "or search with --searcher=random"
             )
-        size = math.prod(len(each.distribution.all_values()) for each in self.parameters)
+        size = math.prod(len(each.distribution.all_values() or ()) for each in self.parameters)
         if size > LARGEST_GRID:
             raise PerPEFTError(f"the grid has {size:,} points, more than {LARGEST_GRID:,}: give fewer values")
         points: dict[str, Point] = {}
@@ -149,6 +149,15 @@ def with_point(settings: Mapping[str, Any], active: Point) -> dict[str, Any]:
         resolved[name] = resolved[name] | {entry: value}
         result[name] = resolved[name]
     return result
+
+
+def max_epochs(config: Config, space: SearchSpace) -> int:
+    """Largest number of epochs of a trial, over all its stages."""
+    keys = ["epochs"]
+    if getattr(config.model_class, "personalised_stage", False):
+        keys.append("epochs_global")
+    examples = {each.key: each.distribution.examples() for each in space.parameters}
+    return int(sum(max(examples.get(key, (config[key],))) for key in keys))
 
 
 def _combinations(parameters) -> Iterator[Point]:

@@ -76,7 +76,7 @@ def _conditions(conditions: Any, above: list[Parameter], keys: set[str], where: 
             raise PerPEFTError(f"{where} has a condition on {key}: put {key} above it")
         possible = by_key[key].distribution.all_values() if key in by_key else None
         never = [value for value in values if possible is not None and value not in possible]
-        if never:
+        if possible is not None and never:
             raise PerPEFTError(f"{where}: {key} is never {never[0]!r}; its values are {', '.join(map(str, possible))}")
     return allowed
 

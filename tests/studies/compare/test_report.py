@@ -6,11 +6,9 @@ import pandas as pd
 import pytest
 
 from recbole_perpeft.studies.compare import analysis
-from recbole_perpeft.studies.compare.plots import plots
 from recbole_perpeft.studies.compare.report import write_report
-from recbole_perpeft.studies.compare.sections import tables
+from recbole_perpeft.studies.compare.sections import plots, tables
 from recbole_perpeft.studies.compare.statistics import metric_of_ranks, paired_test
-from recbole_perpeft.studies.report.tables import Cell, Table, places
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 
@@ -20,33 +18,6 @@ def report(toy_record, tmp_path):
     folder = tmp_path / "new" / "report"
     write_report(folder, [toy_record], "base")
     return folder
-
-
-@pytest.mark.parametrize(
-    ("values", "bigger", "expected"),
-    [
-        ([1, 3, 2], True, [0, 1, 2]),
-        ([1, 3, 2], False, [1, 0, 2]),
-        ([3, 3, 2, 1], True, [1, 1, 2, 0]),
-        ([float("nan"), 1, 2], True, [0, 2, 1]),
-        ([float("nan"), 1], True, [0, 0]),
-        ([5], True, [0]),
-        ([], True, []),
-    ],
-)
-def test_best_and_second_best(values, bigger, expected):
-    assert places(values, bigger) == expected
-
-
-def test_marks_and_special_characters():
-    rows = [[Cell("a|b_c"), Cell("0.2 ± 0.1", 1)], [Cell("<&%>"), Cell("0.1", 2)]]
-    table = Table("T & U", ["model", "≥ 1"], rows, "n_1")
-    assert "| a\\|b\\_c | **0.2 ± 0.1** |" in table.to_markdown() and "| _0.1_ |" in table.to_markdown()
-    latex = table.to_latex()
-    assert r"a|b\_c & \textbf{0.2 $\pm$ 0.1} \\" in latex and r"$<$\&\%$>$ & \underline{0.1} \\" in latex
-    assert r"\caption{T \& U. n\_1}" in latex and r"model & $\geq$ 1 \\" in latex
-    page = table.to_html()
-    assert "<strong>0.2 ± 0.1</strong>" in page and "&lt;&amp;%&gt;" in page and "<h3>T &amp; U</h3>" in page
 
 
 def test_files_of_a_report(report, toy_record):
@@ -104,6 +75,7 @@ def test_plots_of_a_report(toy_record):
     curves = figures["Learning curves"].data
     assert len(curves) == 6 and list(curves[0].x) == [2] and list(curves[0].y) == [0.3]
     assert [list(trace.y) for trace in figures["Group sizes"].data] == [[20, 20, 20]] * 2
+    assert curves[-1].name == "&lt;b&gt;|&amp;_{odd}"  # plotly reads names as HTML
 
 
 def test_the_page_needs_no_network(report):

@@ -1,8 +1,7 @@
-"""The table, importance and page of a search; no Ray is started."""
+"""What a search leaves behind; no Ray is started."""
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -10,9 +9,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.run import run
 from recbole_perpeft.studies.search.cluster import store_size
-from recbole_perpeft.studies.search.importance import parameter_importance
 from recbole_perpeft.studies.search.journal import TrialEntry
-from recbole_perpeft.studies.search.page import _axis
 from recbole_perpeft.studies.search.report import write_report
 from recbole_perpeft.studies.search.session import remove_lost_trials
 from recbole_perpeft.studies.search.space_files import read_space
@@ -86,17 +83,6 @@ def test_damaged_files_of_a_search_are_named(search, name, content, reason):
     assert str(error.value).startswith(f"{folder / name} is damaged: {reason}")
 
 
-def test_an_axis_shows_numbers_in_order_and_what_is_not_set_below_them():
-    axis = _axis("r", pd.Series([8, None, 16, 4], dtype=object), False)
-    assert axis["ticktext"] == ["not set", "4", "8", "16"]
-    assert axis["values"][1] == axis["tickvals"][0] < min(axis["values"][0], *axis["values"][2:])
-    axis = _axis("rate", pd.Series([1e-4, 1e-2, 1e-3]), True)
-    assert axis["values"] == pytest.approx([-4, -2, -3])
-    axis = _axis("kind", pd.Series(["b", None, "a", "b"]), False)
-    assert (axis["values"], axis["ticktext"]) == ([1, 2, 0, 1], ["a", "b", "not set"])
-    assert _axis("same", pd.Series([1, 1]), False)["values"] == [0, 0]
-
-
 def test_trials_that_ray_does_not_know_are_removed(tmp_path):
     for name in ("known", "lost"):
         TrialEntry(name, {}).write(tmp_path / name)
@@ -141,25 +127,6 @@ def test_a_search_without_a_model_is_an_error(tmp_path, search):
     with pytest.raises(PerPEFTError, match="found nothing: it broke"):
         write_report(folder, empty, config, n_trials=1, ended=True)
     assert (folder / "report.html").is_file()
-
-
-def test_importance_finds_what_the_score_depends_on(tmp_path):
-    (tmp_path / "s.yaml").write_text(
-        "rate: {uniform: [0, 1]}\nkind: {choice: [x, y]}\nidle: {uniform: [0, 1]}\nrank: {choice: [1, 2]}\n"
-    )
-    generator = np.random.default_rng(0)
-    table = pd.DataFrame({"rate": generator.random(60), "idle": generator.random(60)})
-    table["kind"] = generator.choice(["x", "y"], 60)
-    table["rank"] = [None, 1, 2] * 20
-    table["score"] = table["rate"] + 0.3 * (table["kind"] == "x")
-    table["has_model"] = True
-    space = read_space(tmp_path / "s.yaml")
-    importance = parameter_importance(table, space)
-    assert list(importance)[:2] == ["rate", "kind"]
-    assert sum(importance.values()) == pytest.approx(1)
-    assert importance["idle"] < 0.05 and importance["rank"] < 0.05
-    assert parameter_importance(table.head(5), space) == {}
-    assert parameter_importance(table.assign(score=0.5), space) == {}
 
 
 def test_the_object_store_is_small_unless_data_are_shipped():
