@@ -4,6 +4,7 @@ The item file is read raw: a text reaches the tokenizer exactly as it is written
 entities.
 """
 
+import copy
 import os
 import posixpath
 from collections.abc import Iterable, Sequence
@@ -114,6 +115,12 @@ class ItemContent:
         _compare_with_interactions(tokens, item_tokens, file, report)
         titles = texts.get(TITLE, [""] * len(rows))
         return cls(name, folder, tokens, titles, image_paths, missing_content, report, texts, fields)
+
+    def read_as_titles(self, field: str) -> "ItemContent":
+        """The same items with the texts of a field in the place of titles; with `image`, they stay as they are."""
+        view = copy.copy(self)
+        view.titles = self.texts.get(field, self.titles)
+        return view
 
     def check(self, damaged_images: dict[int, str]) -> None:
         """Raise, or with `missing_content: blank` log, everything that is wrong.

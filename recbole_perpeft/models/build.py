@@ -12,16 +12,19 @@ from torch import Tensor
 from recbole_perpeft.core.digest import value_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import settings_from
-from recbole_perpeft.data.content import ItemContent
-from recbole_perpeft.models.towers import TowerSettings
+from recbole_perpeft.data.content import TITLE, ItemContent
+from recbole_perpeft.models.towers import EncoderSettings, Tower
 from recbole_perpeft.nn.adapt.bank import AdapterBank
 from recbole_perpeft.nn.adapt.frozen_prefix import FrozenPrefix, frozen_depths
+from recbole_perpeft.nn.adapt.tuning import TuningSettings
 from recbole_perpeft.nn.content import AdaptedContent, ContentEncoder, FrozenContent
 from recbole_perpeft.nn.item_encoder import FROZEN, ItemEncoder, ItemEncoderSettings
 from recbole_perpeft.nn.layer_drop import LayerDropSettings
 from recbole_perpeft.nn.side_content import SideContent
 from recbole_perpeft.nn.side_network import PRESETS
+from recbole_perpeft.nn.tuned_content import InputsOfRoles, TunedEncoders, joint_fingerprint
 from recbole_perpeft.pretrained.dual import FoundationModel, Processor
+from recbole_perpeft.pretrained.tower import Backbone, describe_backbone
 from recbole_perpeft.store.inputs import ContentCache
 
 
@@ -107,15 +110,57 @@ def _frozen(settings: ItemEncoderSettings, around: Surroundings) -> ContentEncod
 
 def _side(settings: ItemEncoderSettings, around: Surroundings) -> ContentEncoder:
     """A side network a group on the hidden states of both towers of the foundation model."""
-    towers = TowerSettings(
+    towers = EncoderSettings(
         text_encoder=settings.foundation_model,
         image_encoder=settings.foundation_model,
-        max_text_length=settings.max_text_length or Processor.from_pretrained(settings.foundation_model).text_length,
+        max_text_length=settings.max_text_length,
         encoder_chunk_size=settings.encoder_chunk_size,
     )
     side, layer_drop, towers = _overridden((PRESETS["perpeft"], LayerDropSettings(), towers), settings.peft_config)
     caches = towers.open_caches(layer_drop, around.content, around.cache_folder, around.show_progress)
     return SideContent(caches, [cache.rows_of(around.item_tokens) for cache in caches], side)
+
+
+def build_tuned_content(
+    settings: EncoderSettings, tuning: TuningSettings, around: Surroundings, gradient_checkpointing: bool
+) -> AdaptedContent:
+    """Loads encoders that train with the recommender, and fills the cache of their inputs where needed.
+
+    Raises:
+        PerPEFTError: Settings, encoders or content cannot be used.
+    """
+    towers = dict(sorted(settings.by_role.items()))  # images first, as in a content vector
+    # What is wrong with the settings shows before the images are read.
+    backbones = {role: Backbone.from_pretrained(tower.encoder, tower.kind) for role, tower in towers.items()}
+    prints = {
+        role: describe_backbone(tower.encoder, tower.kind, around.cache_folder).fingerprint
+        for role, tower in towers.items()
+    }
+    poolings = {role: tower.pooling for role, tower in towers.items()}
+    encoders = TunedEncoders(backbones, tuning, joint_fingerprint(prints), poolings)
+    source = _tower_inputs(towers, settings.max_text_length, around)
+    rows = source.rows_of(around.item_tokens)
+    return AdaptedContent(encoders, source, rows, settings.encoder_chunk_size, gradient_checkpointing)
+
+
+def _tower_inputs(
+    towers: Mapping[str, Tower], max_text_length: int | None, around: Surroundings
+) -> ContentCache | InputsOfRoles:
+    """Inputs of towers, from one cache where one reads texts and the other images."""
+    by_kind = {tower.kind: tower for tower in towers.values()}
+    if by_kind != towers:
+        return InputsOfRoles({role: _cache({t.kind: t}, max_text_length, around) for role, t in towers.items()})
+    return _cache(by_kind, max_text_length, around)
+
+
+def _cache(by_kind: Mapping[str, Tower], max_text_length: int | None, around: Surroundings) -> ContentCache:
+    encoders = {f"{kind}_encoder": tower.encoder for kind, tower in by_kind.items()}
+    # With `mean_all`, the vector of a text must not depend on the longest one beside it.
+    trims = all(tower.pooling != "mean_all" for tower in by_kind.values())
+    processor = Processor.from_encoders(**encoders, max_text_length=max_text_length, trim_text=trims)
+    field = by_kind["text"].field if "text" in by_kind else TITLE
+    content = around.content.read_as_titles(field)
+    return ContentCache.open_or_build(content, processor, around.cache_folder, show_progress=around.show_progress)
 
 
 def _overridden(defaults: Sequence[Any], changes: Mapping[str, Any] | None) -> list[Any]:

@@ -7,7 +7,7 @@ from torch import nn
 from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.models.base import ContentRecommender
-from recbole_perpeft.models.towers import TowerSettings
+from recbole_perpeft.models.towers import EncoderSettings
 from recbole_perpeft.nn.item_encoder import ItemEncoder
 from recbole_perpeft.nn.layer_drop import LayerDropSettings
 from recbole_perpeft.nn.side_content import SideContent
@@ -22,17 +22,17 @@ class IISAN(ContentRecommender):
     width make the symmetric model (VS), others the asymmetric one (VA).
 
     Args:
-        config: RecBole configuration with the keys of `TowerSettings`, `LayerDropSettings` and `SideNetworkSettings`.
+        config: RecBole configuration with the keys of `EncoderSettings`, `LayerDropSettings`, `SideNetworkSettings`.
         dataset: The train part of the data set.
     """
 
     def content_fields(self, config) -> tuple[str, ...]:
         """The fields of the towers."""
-        return settings_from(config, TowerSettings).fields
+        return settings_from(config, EncoderSettings).fields
 
     def build_item_encoder(self, config, content: ItemContent, item_tokens: Sequence[str]) -> ItemEncoder:
         """Side network and linear fusion (arXiv 2411.02992, equation 1)."""
-        towers, side = settings_from(config, TowerSettings), settings_from(config, SideNetworkSettings)
+        towers, side = settings_from(config, EncoderSettings), settings_from(config, SideNetworkSettings)
         layer_drop = settings_from(config, LayerDropSettings)
         caches = towers.open_caches(layer_drop, content, config["cache_folder"], bool(config["show_progress"]))
         return ItemEncoder(

@@ -1,6 +1,7 @@
 """MoRec: item vectors from encoders that are trained with the recommender, the baselines of the IISAN papers."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 from torch import nn
@@ -9,11 +10,12 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.models.base import ContentRecommender
-from recbole_perpeft.models.towers import TowerSettings
+from recbole_perpeft.models.build import Surroundings, build_tuned_content
+from recbole_perpeft.models.towers import EncoderSettings
 from recbole_perpeft.nn.adapt.tuning import Adaptation, TuningSettings
 from recbole_perpeft.nn.content import ContentEncoder
 from recbole_perpeft.nn.item_encoder import ItemEncoder
-from recbole_perpeft.nn.tuned_content import FrozenStatesContent, TunedContentSettings, build_tuned_content
+from recbole_perpeft.nn.tuned_content import FrozenStatesContent
 
 
 class MoRec(ContentRecommender):
@@ -23,13 +25,13 @@ class MoRec(ContentRecommender):
     nothing: then their final vectors are computed once and stored.
 
     Args:
-        config: RecBole configuration with the keys of `TunedContentSettings` and `TuningSettings`.
+        config: RecBole configuration with the keys of `EncoderSettings` and `TuningSettings`.
         dataset: The train part of the data set.
     """
 
     def content_fields(self, config) -> tuple[str, ...]:
         """The fields of the encoders."""
-        return settings_from(config, TowerSettings).fields
+        return settings_from(config, EncoderSettings).fields
 
     def build_item_encoder(self, config, content: ItemContent, item_tokens: Sequence[str]) -> ItemEncoder:
         """Encoders with heads, and linear fusion."""
@@ -48,17 +50,13 @@ class MoRec(ContentRecommender):
         )
 
     def _frozen_content(self, config, content: ItemContent, item_tokens: Sequence[str]) -> ContentEncoder:
-        towers = settings_from(config, TowerSettings)
+        towers = settings_from(config, EncoderSettings)
         caches = towers.open_caches(None, content, config["cache_folder"], bool(config["show_progress"]))
-        roles = ("text", "image") if len(caches) > 1 else (towers.chosen[0].kind,)
-        return FrozenStatesContent(dict(zip(roles, caches, strict=True)), item_tokens)
+        return FrozenStatesContent(dict(zip(towers.by_role, caches, strict=True)), item_tokens)
 
     def _tuned_content(self, config, content: ItemContent, item_tokens: Sequence[str]) -> ContentEncoder:
+        around = Surroundings(content, item_tokens, Path(config["cache_folder"]), bool(config["show_progress"]))
+        settings = settings_from(config, EncoderSettings)
         return build_tuned_content(
-            settings_from(config, TunedContentSettings),
-            settings_from(config, TuningSettings),
-            content,
-            item_tokens,
-            config["cache_folder"],
-            bool(config["show_progress"]),
+            settings, settings_from(config, TuningSettings), around, bool(config["gradient_checkpointing"])
         )

@@ -179,6 +179,7 @@ class Processor:
         text_encoder: str | Path | None = None,
         image_encoder: str | Path | None = None,
         max_text_length: int | None = 30,
+        trim_text: bool = True,
     ) -> "Processor":
         """Loads the tokenizer of one encoder and the image processor of another, or one of the two.
 
@@ -187,6 +188,7 @@ class Processor:
         Args:
             text_encoder, image_encoder: As in `locate_encoder`; None leaves texts or images out.
             max_text_length: As in `from_pretrained`; 30 is IISAN's (arXiv 2411.02992).
+            trim_text: Whether shared padding is cut off where the encoder allows it.
 
         Raises:
             PerPEFTError: Neither is given, a folder is incomplete, the hub cannot be reached, or the text length does
@@ -195,7 +197,6 @@ class Processor:
         if text_encoder is None and image_encoder is None:
             raise PerPEFTError("text_encoder, image_encoder: both are empty; name at least one")
         image_processor = tokenizer = length = None
-        trim_text = False
         if image_encoder is not None:
             image_processor = load_image_processor(locate_encoder(image_encoder, "image"), "image_encoder")
         if text_encoder is not None:
@@ -204,8 +205,8 @@ class Processor:
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.eos_token
             length = _text_length(tokenizer, config, max_text_length, name)
-            trim_text = config.model_type not in FIXED_LENGTH_TEXT
-        return cls(image_processor, tokenizer, length, trim_text)
+            trim_text = trim_text and config.model_type not in FIXED_LENGTH_TEXT
+        return cls(image_processor, tokenizer, length, trim_text and tokenizer is not None)
 
     def image(self, image: Image.Image) -> np.ndarray:
         """Resizes and crops an RGB image.

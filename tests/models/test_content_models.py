@@ -161,8 +161,9 @@ def test_training_on_stored_states_loads_no_encoder(aspects_settings, monkeypatc
     assert run(name, config_dict=settings)["test_result"]
 
 
-def test_two_texts_are_two_towers(aspects_settings, tmp_path, small_aspects):
-    """Multimodal text: a caption beside the title, no image is read (iisan.md section 9)."""
+@pytest.fixture
+def two_texts(aspects_settings, tmp_path, small_aspects):
+    """Settings for items with a caption beside the title, of which no image is read (iisan.md section 9)."""
     folder = tmp_path / "data" / "aspects"
     folder.mkdir(parents=True)
     source = small_aspects / "aspects"
@@ -171,5 +172,19 @@ def test_two_texts_are_two_towers(aspects_settings, tmp_path, small_aspects):
     rows = [f"{line}\t{line.split(chr(9))[1]}" for line in lines]
     (folder / "aspects.item").write_text("\n".join([f"{header}\tcaption:token_seq", *rows]) + "\n")
     towers = [{"field": field, "encoder": "aspects-clip"} for field in ("title", "caption")]
-    settings = {"data_path": str(folder.parent), "cache_folder": str(tmp_path / "cache"), "towers": towers}
-    assert run("IISAN", config_dict=aspects_settings | settings)["test_result"]
+    places = {"data_path": str(folder.parent), "cache_folder": str(tmp_path / "cache")}
+    return aspects_settings | places | {"towers": towers}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("IISAN", {}), ("MoRec", {"adaptation": "lora"}), ("MoRec", {"adaptation": "frozen"})]
+)
+def test_two_texts_are_two_towers(two_texts, name, settings):
+    assert run(name, config_dict=two_texts | settings)["test_result"]
+
+
+def test_no_encoder_trains_on_black_pictures(prepare):
+    model = prepare("MoRec", adaptation="lora", towers=[{"field": "title", "encoder": "aspects-clip"}]).model
+    content = model.item_encoder.content_encoder
+    assert set(content.bank.backbones) == {"text"}
+    assert "pixel_values" not in content.inputs(torch.arange(5))

@@ -1,22 +1,17 @@
 """Encoders that train with the recommender, and heads on the stored vectors of frozen ones."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional
 from transformers import BertConfig, ViTConfig
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.nn.adapt.groups import personalise
 from recbole_perpeft.nn.adapt.tuning import TuningSettings
 from recbole_perpeft.nn.content import AdaptedContent
 from recbole_perpeft.nn.tuned_content import (
     FrozenStatesContent,
-    TunedContentSettings,
     TunedEncoders,
-    build_tuned_content,
 )
 from recbole_perpeft.pretrained.tower import Backbone
 from support import tiny_backbones as tiny
@@ -25,7 +20,7 @@ ADAPTATIONS, Source, backbone = tiny.ADAPTATIONS, tiny.Source, tiny.backbone
 
 
 def encoders(adaptation, kinds=("text", "image"), **settings):
-    tuned = TunedEncoders([backbone(kind) for kind in kinds], TuningSettings(adaptation, **settings), "print")
+    tuned = TunedEncoders({kind: backbone(kind) for kind in kinds}, TuningSettings(adaptation, **settings), "print")
     return tuned.eval()
 
 
@@ -46,7 +41,10 @@ def trained(module):
 )
 def test_parameter_counts_of_the_paper(adaptation, expected):
     with torch.device("meta"):
-        base = [Backbone.from_config(BertConfig(), "text"), Backbone.from_config(ViTConfig(), "image")]
+        base = {
+            "text": Backbone.from_config(BertConfig(), "text"),
+            "image": Backbone.from_config(ViTConfig(), "image"),
+        }
         model = TunedEncoders(base, TuningSettings(adaptation), "print")
     user_encoder, fusion = 100_224, 128 * 64 + 64
     assert sum(parameter.numel() for parameter in model.parameters_of(None)) + user_encoder + fusion == expected
@@ -88,13 +86,13 @@ def test_one_backbone_alone_reads_its_inputs_alone(kind):
 def test_another_pooling_can_be_chosen():
     inputs = {name: values for name, values in Source().inputs.items() if name != "pixel_values"}
     usual, mean = (
-        TunedEncoders([backbone("text")], TuningSettings("bitfit"), "print", {"text": pooling})
+        TunedEncoders({"text": backbone("text")}, TuningSettings("bitfit"), "print", {"text": pooling})
         for pooling in (None, "mean")
     )
     mean.heads.load_state_dict(usual.heads.state_dict())
     assert (usual(None, **inputs) - mean(None, **inputs)).abs().max() > 1e-3
     with pytest.raises(PerPEFTError, match="text_pooling: 'max'"):
-        TunedEncoders([backbone("text")], TuningSettings("bitfit"), "print", {"text": "max"})
+        TunedEncoders({"text": backbone("text")}, TuningSettings("bitfit"), "print", {"text": "max"})
 
 
 EXPECTED_GROUPS = {
@@ -190,13 +188,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(adaptation):
         torch.testing.assert_close(gradient, gradients[1][name])
 
 
-def test_wrong_content_settings():
-    with pytest.raises(PerPEFTError, match="text_encoder, image_encoder: both are empty"):
-        TunedContentSettings(text_encoder="", image_encoder=None)
-    with pytest.raises(PerPEFTError, match="encoder_chunk_size: 0"):
-        TunedContentSettings(encoder_chunk_size=0)
-
-
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)
 def test_all_groups_share_what_is_trained(adaptation):
     content = content_of(encoders(adaptation))
@@ -249,31 +240,6 @@ def test_stored_vectors_of_one_kind_and_their_fingerprint():
     assert text.foundation_fingerprint == FrozenStatesContent({"text": Stored(6)}, tokens).foundation_fingerprint
     others = ({"image": Stored(6)}, {"text": Stored(6, "g")})
     assert all(FrozenStatesContent(o, tokens).foundation_fingerprint != text.foundation_fingerprint for o in others)
-
-
-def make_shop(folder):
-    (folder / "images").mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    for token in ("a", "b"):
-        pixels = generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "images" / f"{token}.png")
-    lines = "item_id:token\ttitle:token_seq\na\tred mug\nb\ta round lamp on a table\n"
-    (folder / "shop.item").write_text(lines, encoding="utf-8")
-    return folder
-
-
-@pytest.mark.parametrize("kinds", [("text", "image"), ("text",), ("image",)])
-def test_built_from_a_folder_of_items(tmp_path, clip_folder, kinds):
-    fields = [{"text": "title", "image": "image"}[kind] for kind in kinds]
-    items = ItemContent.load(make_shop(tmp_path / "shop"), "shop", ["a", "b"], fields=fields)
-    names = {f"{kind}_encoder": str(clip_folder) if kind in kinds else None for kind in ("text", "image")}
-    settings = TunedContentSettings(**names, max_text_length=8)
-    tokens = ["[PAD]", "b", "a"]
-    content = build_tuned_content(settings, TuningSettings("lora"), items, tokens, tmp_path / "cache", False)
-    vectors = content(torch.arange(3), None)
-    assert vectors.shape == (3, 64 * len(kinds)) and not vectors[0].any() and vectors[1:].any(dim=1).all()
-    again = build_tuned_content(settings, TuningSettings("full"), items, tokens, tmp_path / "cache", False)
-    assert again.foundation_fingerprint == content.foundation_fingerprint
 
 
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)

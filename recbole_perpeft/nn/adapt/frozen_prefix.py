@@ -23,7 +23,7 @@ class Inputs(Protocol):
     """Inputs of a foundation model (`recbole_perpeft.store.inputs.ContentCache`)."""
 
     n_rows: int
-    text_length: int
+    text_length: int | None
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """Inputs of rows, on the CPU."""
@@ -82,7 +82,7 @@ class FrozenPrefix:
         probe = source.batch(torch.zeros(1, dtype=torch.long))
         outputs = _outputs(bank, last, probe)
         shapes = {kind: (source.n_rows, *_tensor_of(output).shape[1:]) for kind, output in outputs.items()}
-        if "text" in shapes:  # the probe's text may have been trimmed
+        if "text" in shapes and source.text_length is not None:  # the probe's text may have been trimmed
             shapes["text"] = (source.n_rows, source.text_length, shapes["text"][2])
         name = f"{inputs_fingerprint}-{bank.foundation_fingerprint}"
         arrays = {
@@ -94,9 +94,10 @@ class FrozenPrefix:
         self._stored: dict[str, StoredBlock] = {}
         for kind, depth in depths.items():
             returns_tuple = not isinstance(outputs[kind], Tensor)
-            for place in range(depth):
+            self._stored[kind] = StoredBlock(returns_tuple)
+            for place in range(depth - 1):
                 blocks[kind][place] = StoredBlock(returns_tuple)
-            self._stored[kind] = blocks[kind][depth - 1]
+            blocks[kind][depth - 1] = self._stored[kind]
 
     def batch(self, rows: Tensor, n_tokens: int) -> dict[str, Tensor]:
         """Stored states of rows, on the CPU, named `image_prefix` and `text_prefix`.

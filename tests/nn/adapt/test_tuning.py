@@ -132,7 +132,7 @@ SWIGLU = Dinov2Config(**DINO.to_diff_dict() | {"use_swiglu_ffn": True})
 )
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)
 def test_other_encoders(config, kind, adaptation):
-    model = TunedEncoders([Backbone.from_config(config, kind)], TuningSettings(adaptation), "print").train()
+    model = TunedEncoders({kind: Backbone.from_config(config, kind)}, TuningSettings(adaptation), "print").train()
     model(None, **Source().inputs).sum().backward()
     counts = {"lora": 2 * 2 * 2, "adapter": 2 * 2 * 4}
     brought_in = [p for name, p in model.named_parameters() if "lora_" in name or ".adapter." in name]
