@@ -11,7 +11,6 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from recbole_perpeft.cli.flags import settings_of
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.models.perpeft.grouping import global_user_vectors, mean_vectors
 from recbole_perpeft.nn.adapt.methods import peft_settings, read_peft_config
 from recbole_perpeft.nn.item_encoder import ItemEncoder
@@ -362,7 +362,7 @@ def _load_groups(model, files: ReferenceFiles, groups: Tensor) -> None:
         _load_module(model.item_encoder, group, module)
     if files.global_module is None:
         _average_groups(model.item_encoder, n_groups)
-        getLogger().warning(
+        LOGGER.warning(
             f"{files.sasrec.parent} has no projector_global.pth and clip_encoder_global: the mean of the groups' "
             "modules stands in for the global module, so new users cannot be placed exactly"
         )

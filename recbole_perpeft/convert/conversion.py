@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from recbole_perpeft.convert.images import JOURNAL, FinishedImage, UnfinishedIma
 from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.core.digest import file_hash, sha256
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.core.whole import alone, clear, disk_errors, draft_of, put_in_place, remove
 from recbole_perpeft.data.images import IMAGE_FOLDER
@@ -190,7 +190,7 @@ def _list_rejected(path: Path, finished: list[FinishedImage]) -> None:
         return
     lines = [f"{image.token}\t{plain_text(image.problem)}\n" for image in rejected]
     path.write_text("item_id\tproblem\n" + "".join(lines), encoding="utf-8")
-    getLogger().warning(f"{len(rejected)} image(s) cannot be used; {path.name} in the data set's folder lists them")
+    LOGGER.warning(f"{len(rejected)} image(s) cannot be used; {path.name} in the data set's folder lists them")
 
 
 def _statistics(log: Log, items: Items) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def _differences(expected: ExpectedCounts, found: dict[str, Any]) -> list[str]:
         if number is not None and number != found[name]
     ]
     for difference in differences:
-        getLogger().warning(difference)
+        LOGGER.warning(difference)
     return differences
 
 

@@ -7,7 +7,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from logging import getLogger
 from pathlib import Path
 from threading import Lock
 from urllib.parse import urlsplit
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from recbole_perpeft.convert.images import file_stem
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.data.images import MAX_FILE_BYTES
 
@@ -131,5 +131,5 @@ def download_images(
         failures = {token: reason for token, reason in zip(addresses, results, strict=True) if reason}
     if failures:
         example, reason = next(iter(failures.items()))
-        getLogger().warning(f"{len(failures)} images could not be fetched, as that of {example}: {reason}")
+        LOGGER.warning(f"{len(failures)} images could not be fetched, as that of {example}: {reason}")
     return failures

@@ -7,13 +7,13 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 
 
 def draft_of(path: Path) -> Path:
@@ -59,7 +59,7 @@ def alone(path: Path, patience: float = -1) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout:
             if patience:
-                getLogger().info(f"{is_written}; waiting for it")
+                LOGGER.info(f"{is_written}; waiting for it")
             try:
                 lock.acquire(timeout=patience)
             except Timeout as error:

@@ -1,6 +1,7 @@
 """Work of several processes."""
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from typing import TypeVar
 
 from joblib.externals.loky import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -20,7 +21,7 @@ def finished_tasks(
         tasks: taken as workers become free.
         n_pending: tasks that are handed out at once.
     """
-    pending = set()
+    pending: set[Future[Result]] = set()
     try:
         for task in tasks:
             if len(pending) >= n_pending:

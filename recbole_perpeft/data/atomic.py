@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from logging import getLogger
 from pathlib import Path
 
 import pandas as pd
 from recbole.utils import FeatureType
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 
 BUNDLED_DATASET = "aspects"
 _TYPES = tuple(feature_type.value for feature_type in FeatureType)
@@ -28,7 +28,7 @@ def prepare_dataset_folder(config) -> None:
     if not folder.exists() and name == BUNDLED_DATASET:
         from recbole_perpeft.data.aspects.catalogue import make_aspects
 
-        getLogger().info(f"making the data set {name} in {folder} (once)")
+        LOGGER.info(f"making the data set {name} in {folder} (once)")
         make_aspects(folder, exist_ok=True, show_progress=bool(config["show_progress"]))
     if not folder.is_dir():
         raise PerPEFTError(_missing_folder(folder, name))

@@ -8,7 +8,6 @@ import copy
 import os
 import posixpath
 from collections.abc import Iterable, Sequence
-from logging import getLogger
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from recbole_perpeft.core.digest import Digest, columns_digest
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.data.content_report import ContentReport, Problem
 from recbole_perpeft.data.images import IMAGE_FOLDER, choose_images, file_stamp
 
@@ -141,7 +141,7 @@ class ItemContent:
         source = f"{self.folder / self.name}.item"
         if self.missing_content == "error" or not report.may_be_blank:
             raise report.error(source)
-        getLogger().warning(
+        LOGGER.warning(
             f"{source}: blank images and empty titles stand in for {len(report)} problem(s):\n{report.summary()}"
         )
 
@@ -273,6 +273,6 @@ def _compare_with_interactions(
     for token in sorted(used - known):
         report.add(Problem.UNKNOWN, repr(token))
     if n_unused := len(known - used):
-        getLogger().warning(
+        LOGGER.warning(
             f"{file}: {n_unused} of {len(known)} items have no interactions; they can be scored as new items."
         )

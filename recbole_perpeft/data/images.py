@@ -4,13 +4,13 @@ import io
 import os
 import warnings
 from collections.abc import Iterable
-from logging import getLogger
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from recbole_perpeft.core.digest import row_digests
+from recbole_perpeft.core.logs import LOGGER
 
 IMAGE_FOLDER = "images"
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -40,7 +40,7 @@ def choose_images(names: Iterable[str]) -> dict[str, str]:
         chosen[stem] = min(candidate, chosen.get(stem, candidate))
     if several:
         example = min(several)
-        getLogger().warning(
+        LOGGER.warning(
             f"{len(several)} items have several images, for instance {example!r}; "
             f"{chosen[example][1]} is used (the order is {', '.join(IMAGE_SUFFIXES)})."
         )

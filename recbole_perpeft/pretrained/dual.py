@@ -1,7 +1,6 @@
 """Foundation models of transformers: frozen dual encoders that turn an item's content into a vector."""
 
 from functools import cached_property
-from logging import getLogger
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from recbole_perpeft.core.digest import sha256, tensor_sample
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.pretrained.processor import (
     FIXED_LENGTH_TEXT,
     LOADING_ERRORS,
@@ -82,7 +82,7 @@ class FoundationModel(nn.Module):
         """
         name = locate_foundation(name_or_path)
         if not Path(name).is_dir():
-            getLogger().info(f"foundation_model: asking the Hugging Face hub for {name}")
+            LOGGER.info(f"foundation_model: asking the Hugging Face hub for {name}")
         images = load_image_processor(name)
         try:
             model, report = AutoModel.from_pretrained(name, output_loading_info=True)

@@ -2,13 +2,13 @@
 
 import json
 import os
-from logging import getLogger
 from pathlib import Path
 
 from transformers.utils import cached_file
 
 from recbole_perpeft.core.digest import digest, large_file_hash
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.whole import alone, written_whole
 from recbole_perpeft.pretrained.processor import LOADING_ERRORS, cannot_load
 
@@ -99,7 +99,7 @@ def _remembered_hashes(files: list[Path], stamp_folder: Path | None) -> list[str
         known = _read(store)
         new = [path for path, stamp in stamps.items() if known.get(path, [None])[0] != stamp]
         if sum(os.path.getsize(path) for path in new) > _LARGE_FILES_BYTES:
-            getLogger().info(f"hashing {len(new)} weight files (once)")
+            LOGGER.info(f"hashing {len(new)} weight files (once)")
         known |= {path: [stamps[path], large_file_hash(Path(path))] for path in new}
         if new:
             with written_whole(store) as draft:

@@ -3,7 +3,6 @@
 import importlib.util
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from logging import getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.pretrained.dual import drop_frozen_weights, supply_frozen_weights
 from recbole_perpeft.pretrained.fingerprint import weights_fingerprint
 from recbole_perpeft.pretrained.layers import KINDS, find, find_layout, find_tower, has_class_token
@@ -115,7 +115,7 @@ class Backbone(nn.Module):
         """
         name, key = locate_encoder(name_or_path, kind), f"{kind}_encoder"
         if not Path(name).is_dir():
-            getLogger().info(f"{key}: asking the Hugging Face hub for {name}")
+            LOGGER.info(f"{key}: asking the Hugging Face hub for {name}")
         preprocessing = _pixel_preprocessing(name, key) if kind == "image" else ()
         try:
             model, report = AutoModel.from_pretrained(name, output_loading_info=True, **_quantized(quantization, key))

@@ -9,7 +9,6 @@ evaluated on labels), `properties/model/<Model>.yaml` of the model's base classe
 from __future__ import annotations
 
 import os
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from recbole.utils import ModelType
 
 from recbole_perpeft.core import compat
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.core.yaml_values import PLAIN_TYPES, SettingsLoader, parse_value, read_yaml
@@ -77,7 +77,7 @@ class Config(RecBoleConfig):
             raise PerPEFTError(f"the settings do not work: {error}") from error
         settings_from(self, RunSettings)
         for sentence in self.unread_settings.values():
-            getLogger().warning(sentence)
+            LOGGER.warning(sentence)
 
     @property
     def dataset_folder(self) -> Path:

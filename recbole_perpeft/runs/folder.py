@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import platform
 import re
 import resource
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,8 +24,8 @@ from recbole_perpeft.core.whole import draft_of, written_whole
 PACKAGES = ("recbole-perpeft", "recbole", "torch", "transformers", "peft", "numpy", "pandas", "scipy", "scikit-learn")
 SETTINGS_FILE, ENVIRONMENT_FILE, RESULT_FILE = "config.yaml", "environment.json", "result.json"
 METRICS_FILE, RANKS_FILE, LOG_FILE = "metrics.csv", "test_ranks.parquet", "run.log"
+LOG_LINE = "%(asctime)s %(levelname)s %(message)s"
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class RunFolder:
@@ -131,35 +129,6 @@ class RunFolder:
         with written_whole(self.path / RANKS_FILE) as draft:
             table.to_parquet(draft, index=False, compression="zstd")
 
-    @contextmanager
-    def logging(self, level_name: str | None) -> Iterator[logging.Logger]:
-        """Send the log to `run.log`, and to the terminal unless the calling program has set up logging itself."""
-        root = logging.getLogger()
-        level = _level(level_name)
-        handlers: list[logging.Handler] = [logging.FileHandler(self.path / LOG_FILE, encoding="utf-8")]
-        handlers[0].setFormatter(_PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
-        if not root.handlers:
-            handlers.append(logging.StreamHandler(sys.stderr))
-            style = logging.Formatter if sys.stderr.isatty() else _PlainFormatter
-            handlers[1].setFormatter(style("%(asctime)s %(levelname)s %(message)s", "%d %b %H:%M:%S"))
-        level_before = root.level
-        root.setLevel(level)
-        for handler in handlers:
-            root.addHandler(handler)
-        try:
-            yield root
-        except Exception as error:
-            for handler in handlers[1:]:  # the command line prints the error itself
-                root.removeHandler(handler)
-            root.error("the run ends: %s", error)
-            root.debug("where it happened", exc_info=True)
-            raise
-        finally:
-            root.setLevel(level_before)
-            for handler in handlers:
-                root.removeHandler(handler)
-                handler.close()
-
     def _write(self, name: str, text: str) -> None:
         with written_whole(self.path / name) as draft:
             draft.write_text(text + "\n", encoding="utf-8")
@@ -182,21 +151,6 @@ def peak_gpu_memory_mb(device: torch.device) -> dict[str, float] | None:
         return None
     peaks = {"allocated": torch.cuda.max_memory_allocated(device), "reserved": torch.cuda.max_memory_reserved(device)}
     return {name: round(peak / 1e6, 1) for name, peak in peaks.items()}
-
-
-class _PlainFormatter(logging.Formatter):
-    """Without the colours that RecBole writes into its messages."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return _COLOUR.sub("", super().format(record))
-
-
-def _level(name: str | None) -> int:
-    levels = logging.getLevelNamesMapping() if sys.version_info >= (3, 11) else logging._nameToLevel
-    level = levels.get(str(name or "INFO").upper())
-    if level is None:
-        raise PerPEFTError(f"state must be DEBUG, INFO, WARNING, ERROR or CRITICAL, not {name!r}")
-    return level
 
 
 def _chosen_folder(path: Path) -> Path:

@@ -17,13 +17,14 @@ from recbole.utils import ModelType, init_seed
 from recbole.utils import get_trainer as get_recbole_trainer
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER, level_of, logged
 from recbole_perpeft.data.atomic import first_bad_number, prepare_dataset_folder
 from recbole_perpeft.data.dataset import SequenceDataset, history_of
 from recbole_perpeft.data.loader import evaluation_loader, train_loader
 from recbole_perpeft.data.log import check_same_data, with_checked_log
 from recbole_perpeft.models import get_model
 from recbole_perpeft.runs.config import Config
-from recbole_perpeft.runs.folder import RunFolder, peak_gpu_memory_mb, peak_memory_mb
+from recbole_perpeft.runs.folder import LOG_FILE, LOG_LINE, RunFolder, peak_gpu_memory_mb, peak_memory_mb
 from recbole_perpeft.runs.record import RunRecord
 from recbole_perpeft.training.checkpoint import load_checkpoint
 from recbole_perpeft.training.trainer import run_trainer
@@ -195,14 +196,15 @@ def _build(config: Config) -> tuple:
 def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test: bool) -> dict[str, Any]:
     began = perf_counter()
     config["checkpoint_dir"] = str(folder.path)
-    with folder.logging(config["state"]) as logger:
-        logger.info(f"run folder: {folder.path}")
+    level = level_of(config["state"])
+    with logged(folder.path / LOG_FILE, LOG_LINE, level=level, ending="the run ends"):
+        LOGGER.info(f"run folder: {folder.path}")
         folder.write_settings(config)
         folder.write_environment(config)
         dataset, (train_data, valid_data, test_data), model = _build(config)
-        logger.info(dataset)
-        logger.debug(model)
-        logger.info(f"{config['model']} on {config['device']}, mask_history {config['mask_history']}")
+        LOGGER.info(dataset)
+        LOGGER.debug(model)
+        LOGGER.info(f"{config['model']} on {config['device']}, mask_history {config['mask_history']}")
         trainer = get_trainer(config)(config, model)
         trainer.keeps_files = saved
         if folder.last_checkpoint.is_file():
@@ -226,8 +228,8 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
             "run_folder": str(folder.path),
         }
         folder.write_result(result)
-        logger.info(f"best valid: {result['best_valid_result']}")
-        logger.info(f"test result: {result['test_result']}")
+        LOGGER.info(f"best valid: {result['best_valid_result']}")
+        LOGGER.info(f"test result: {result['test_result']}")
     return result
 
 

@@ -2,7 +2,6 @@
 
 import mmap
 from collections.abc import Sequence
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.whole import alone, put_in_place, written_whole
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.images import digest_of_file
@@ -159,13 +159,13 @@ class ContentCache:
             if unchanged:
                 _replace_stamps(folder, stamps)
                 return cls.open(folder, content, processor)
-            getLogger().warning(f"{change} They are processed again.")
+            LOGGER.warning(f"{change} They are processed again.")
             build.seed(folder, stamps, Manifest.read(folder).chunks)
         except UnusableCacheError as problem:
             if folder.exists():
-                getLogger().warning(f"{problem} The cache is built again.")
+                LOGGER.warning(f"{problem} The cache is built again.")
         if len(content.report):
-            getLogger().warning(
+            LOGGER.warning(
                 f"{content.folder}: {len(content.report)} problem(s) so far; the images are read to tell all at once."
             )
         chunks = build.run(n_workers, show_progress)

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from recbole_perpeft.core.digest import digest
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.whole import alone, written_whole
 from recbole_perpeft.data.content import IMAGE, ItemContent
 from recbole_perpeft.data.images import digest_of_file
@@ -190,11 +190,11 @@ class HiddenStateCache:
         try:
             return cls._open(folder, content, field, settings, origin)
         except _ChangedContentError as change:
-            getLogger().warning(f"{change} These are computed again.")
+            LOGGER.warning(f"{change} These are computed again.")
             build.seed(folder, StatesManifest.read(folder))
         except (UnusableStatesError, ChangedStatesError) as problem:
             if folder.exists():
-                getLogger().warning(f"{problem} The hidden states are computed again.")
+                LOGGER.warning(f"{problem} The hidden states are computed again.")
         build.run(show_progress)
         build.move_to(folder)
         return cls._open(folder, content, field, settings, origin)

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from logging import getLogger
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 
 
 class StreamedArray:
@@ -34,7 +34,7 @@ class StreamedArray:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, EOFError) as error:
-            getLogger().warning(f"{self.path}: {error}. It is computed again.")
+            LOGGER.warning(f"{self.path}: {error}. It is computed again.")
             return None
         return values if values.shape == self.shape and values.dtype == np.float32 else None
 

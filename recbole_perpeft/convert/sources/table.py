@@ -6,7 +6,6 @@ import argparse
 import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from recbole_perpeft.convert.reading.lines import line_error
 from recbole_perpeft.convert.reading.tables import id_text, number, seconds, table_columns, table_rows
 from recbole_perpeft.convert.source import Source
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 
 TIME = "timestamp"
 
@@ -108,7 +108,7 @@ class TableSource(Source):
         if time is None and TIME in table_columns(path):
             time = TIME
         if time is None:
-            getLogger().info(f"{path}: no column {TIME}; the order of the rows is taken for that of time")
+            LOGGER.info(f"{path}: no column {TIME}; the order of the rows is taken for that of time")
         optional = [name for name in (time, columns.rating) if name is not None]
         for line, (user, item, *rest) in table_rows(
             path, [columns.user, columns.item, *optional], self._show_progress

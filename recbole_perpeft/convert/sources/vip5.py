@@ -6,7 +6,6 @@ import argparse
 import ast
 import json
 from collections.abc import Iterator, Sequence
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from recbole_perpeft.convert.reading.lines import line_error, text_lines
 from recbole_perpeft.convert.reading.pickles import load_plain
 from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 
 SEQUENCES, MAPS, META, EXPLANATIONS = "sequential_data.txt", "datamaps.json", "meta.json.gz", "exp_splits.pkl"
 # Table of the paper (arXiv 2305.14302), by the name of the folder.
@@ -107,7 +107,7 @@ class VIP5Source(Source):
     def texts(self, tokens: Sequence[str]) -> dict[str, dict[str, str]]:
         path = self._folder / META
         if not path.is_file():
-            getLogger().warning(f"{path} is missing; items get no titles")
+            LOGGER.warning(f"{path} is missing; items get no titles")
             return {"title": {}}
         wanted = set(tokens)
         titles: dict[str, str] = {}
@@ -129,7 +129,7 @@ class VIP5Source(Source):
             np.save(folder / f"{name}.features.npy", features, allow_pickle=False)
             lines = "".join(f"{token}\n" for token in with_features)
             (folder / f"{name}.features.txt").write_text(lines, encoding="utf-8")
-            getLogger().info(f"{len(with_features):,} of {len(tokens):,} items have features of {features.shape[1]}")
+            LOGGER.info(f"{len(with_features):,} of {len(tokens):,} items have features of {features.shape[1]}")
 
     def _write_explanations(self, target: Path, tokens: set[str]) -> None:
         path = self._folder / EXPLANATIONS

@@ -1,7 +1,6 @@
 """User groups: k-means on user vectors, random and given groups, and regrouping by likelihood."""
 
 import warnings
-from logging import getLogger
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.nn.users.sasrec import left_pad
 
 _LOGITS_AT_ONCE = 2**25  # 128 MB of float32
@@ -209,11 +209,10 @@ def warn_if_groups_are_small(groups: np.ndarray, sequence_length: np.ndarray, n_
     """
     sizes = np.bincount(groups)
     targets = np.bincount(groups, weights=sequence_length)
-    logger = getLogger()
-    logger.info(f"user groups: {len(sizes)} of {', '.join(map(str, sizes))} users")
+    LOGGER.info(f"user groups: {len(sizes)} of {', '.join(map(str, sizes))} users")
     small = np.flatnonzero(targets < n_items)
     if len(small):
-        logger.warning(
+        LOGGER.warning(
             f"{len(small)} of {len(sizes)} groups have fewer training interactions ({int(targets.min()):,} in the "
             f"smallest) than the catalogue has items ({n_items:,}): personal modules may do worse than GlobalPEFT; "
             "try a smaller n_groups, group_negative_ratio: 0.0 or regroup_every: 2"

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from logging import getLogger
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
 from recbole_perpeft.models.vip5.visual import VisualSettings, read_features
 from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings
@@ -112,6 +112,6 @@ def _from_file(path: Path, item_tokens: Sequence[str]) -> tuple[Tensor, Tensor, 
             f"image_features: {path} has none of the items; write their ids to {path.with_suffix('.txt')}"
         )
     if n_missing:
-        getLogger().warning(f"image_features: {n_missing} of {len(rows) - 1} items have none; a learned one stands in")
+        LOGGER.warning(f"image_features: {n_missing} of {len(rows) - 1} items have none; a learned one stands in")
     features = np.where(rows[:, None] >= 0, np.asarray(vectors)[np.maximum(rows, 0)], 0).astype(np.float32)
     return torch.from_numpy(features), torch.from_numpy(rows >= 0), f"{path.name} of width {features.shape[1]}"

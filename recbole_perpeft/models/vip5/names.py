@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from logging import getLogger
 from math import isqrt
 from types import MappingProxyType
 from typing import Literal
@@ -11,6 +10,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from transformers import PreTrainedTokenizerBase
 
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.data.dataset import HistoryIndex
 from recbole_perpeft.models.vip5.item_order import (
@@ -158,7 +158,7 @@ def item_ranks(
     if settings.id_order == "random":
         return shuffled
     if settings.id_order == "appearance":
-        getLogger().warning(
+        LOGGER.warning(
             "id_order: appearance numbers items as they appear in the users' sequences, held-out items included: "
             "numbers tell what comes next, and results mean nothing. It exists to show this."
         )

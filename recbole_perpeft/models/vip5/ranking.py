@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from logging import getLogger
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.models.vip5.item_order import random_ranks
 from recbole_perpeft.models.vip5.network import Encoded, VIP5Network
@@ -35,7 +35,7 @@ class RankingSettings(Settings):
     def warn_of_cost(self, trie: ItemTrie) -> None:
         """Warns if exact scoring of the catalogue reads very many positions a prompt."""
         if self.decode == "exact" and trie.n_nodes > _MANY_NODES:
-            getLogger().warning(
+            LOGGER.warning(
                 f"decode: exact reads {trie.n_nodes} positions a prompt, because of how items are named; id_scheme: "
                 "code needs the square root of the number of items, decode: beam a few"
             )
@@ -99,7 +99,7 @@ class RankingTemplates:
             )
         for key, one in (("eval_prompt", catalogue), ("candidates_prompt", suited[name])):
             if one.task not in trained:
-                getLogger().warning(
+                LOGGER.warning(
                     f"{key}: {one.name} belongs to the group {one.task}, which is not trained; give it a weight in "
                     "task_weights"
                 )

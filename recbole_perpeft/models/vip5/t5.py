@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from logging import getLogger
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5C
 
 from recbole_perpeft.core.digest import sha256, tensor_sample
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.models.vip5.tiny_backbone import TinyBackboneSettings, tiny_backbone
 from recbole_perpeft.nn.adapt.bottleneck import T5AdapterSettings, insert_t5_adapters
 from recbole_perpeft.pretrained.dual import drop_frozen_weights, supply_frozen_weights
@@ -193,7 +193,7 @@ def _pretrained(name: str) -> tuple[T5ForConditionalGeneration, PreTrainedTokeni
         name = str(Path(name).expanduser())
     _check_folder(name)
     if not Path(name).is_dir():
-        getLogger().info(f"backbone: asking the Hugging Face hub for {name}")
+        LOGGER.info(f"backbone: asking the Hugging Face hub for {name}")
     try:
         kind = AutoConfig.from_pretrained(name).model_type
         if kind == T5Config.model_type:

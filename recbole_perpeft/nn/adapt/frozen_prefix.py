@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from logging import getLogger
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.nn.adapt.bank import AdapterBank
 from recbole_perpeft.pretrained.layers import find, find_layout, find_tower
 from recbole_perpeft.store.streamed import StreamedArray, mapped_or_written
@@ -178,7 +178,7 @@ def _computed(
     show_progress: bool,
 ) -> Iterator[dict[str, Tensor]]:
     """States of all rows, chunk by chunk; tokens that a chunk's texts do not reach are zeros."""
-    getLogger().info(f"storing the states of frozen blocks of the tower(s) of {' and '.join(last)}")
+    LOGGER.info(f"storing the states of frozen blocks of the tower(s) of {' and '.join(last)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bank.template.to(device)
     chunks = torch.arange(source.n_rows).split(chunk_size)

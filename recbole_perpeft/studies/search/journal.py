@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from logging import getLogger
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 from ray.tune import Callback
 
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.runs.record import RunRecord, Schema, read_json
 from recbole_perpeft.studies.search.trial import ERROR_FILE, RUN_FOLDER, TrialPlan
@@ -148,4 +148,4 @@ class Journal(Callback):
         return " ".join(text.split()) or f"its worker is gone; ray/{trial.trial_id}/error.txt may say why"
 
     def _log(self, trial, text: str) -> None:
-        getLogger().info(f"trial {trial.trial_id} {text}")
+        LOGGER.info(f"trial {trial.trial_id} {text}")

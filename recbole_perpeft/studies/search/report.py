@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pandas as pd
 import yaml
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.folder import RESULT_FILE, RunFolder
@@ -188,7 +188,7 @@ def _write_tensorboard(folder: Path, table: pd.DataFrame, parameters: tuple[str,
         values = {key: _tensorboard_value(row[key]) for key in parameters}
         with SummaryWriter(str(target / row["trial"])) as writer:
             writer.add_hparams(values, {f"best {metric}": float(row["score"])}, run_name=".")
-    getLogger().info(f"curves: tensorboard --logdir={folder}")
+    LOGGER.info(f"curves: tensorboard --logdir={folder}")
 
 
 def _tensorboard_value(value: Any) -> Any:

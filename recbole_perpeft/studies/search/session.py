@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from logging import FileHandler, Formatter, StreamHandler, getLogger
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER, SHORT_TIME, logged
 from recbole_perpeft.core.settings import Settings, setting, settings_from
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.core.yaml_values import read_yaml
@@ -145,7 +143,7 @@ class _Search:
 
     def carry_out(self, folder: Path) -> SearchReport:
         """Run or resume the trials, then write the report, which an interrupted search has too."""
-        with _logging(folder):
+        with logged(folder / "search.log", "%(asctime)s %(message)s", SHORT_TIME):
             plan = TrialPlan(
                 folder=folder / TRIALS,
                 space=self.space,
@@ -187,7 +185,7 @@ class _Search:
         trainable = tune.with_resources(tune.with_parameters(train_trial, plan=plan), dict(resources))
         state = folder / RAY_STATE
         if tune.Tuner.can_restore(str(state)) and any(state.glob("experiment_state-*.json")):
-            getLogger().info(f"the search goes on: {folder}")
+            LOGGER.info(f"the search goes on: {folder}")
             return tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
         shutil.rmtree(state, ignore_errors=True)
         shutil.rmtree(plan.folder, ignore_errors=True)
@@ -195,7 +193,7 @@ class _Search:
         settings, seed = self.settings, self.config["seed"]
         epochs = max_epochs(self.config, self.space)
         grace = settings.grace_period or max(1, epochs // 10)
-        getLogger().info(
+        LOGGER.info(
             f"{self.sampling.n_trials} trials of {self.config['model']} on {self.config['dataset']}, at most {epochs} "
             f"epochs each, {settings.searcher} points, scheduler {settings.scheduler}: {folder}"
         )
@@ -238,7 +236,7 @@ def remove_lost_trials(trials_folder: Path, known: Collection[str]) -> None:
     """
     for path in sorted(trials_folder.iterdir()):
         if path.is_dir() and path.name not in known:
-            getLogger().info(f"trial {path.name} was lost when the search was killed; it is removed")
+            LOGGER.info(f"trial {path.name} was lost when the search was killed; it is removed")
             shutil.rmtree(path)
 
 
@@ -277,24 +275,3 @@ def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     with written_whole(path) as draft:
         text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=119)
         draft.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _logging(folder: Path) -> Iterator[None]:
-    """Send the log of the search to `search.log`, and to the terminal unless the program has set up logging."""
-    root = getLogger()
-    handlers: list = [FileHandler(folder / "search.log", encoding="utf-8")]
-    if not root.handlers:
-        handlers.append(StreamHandler(sys.stderr))
-    level = root.level
-    root.setLevel("INFO")
-    for handler in handlers:
-        handler.setFormatter(Formatter("%(asctime)s %(message)s", "%d %b %H:%M:%S"))
-        root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-        for handler in handlers:
-            root.removeHandler(handler)
-            handler.close()

@@ -1,0 +1,76 @@
+"""The log: one logger of this package, and where its lines go while a run or a search lasts."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from recbole_perpeft.core.errors import PerPEFTError
+
+LOGGER = logging.getLogger("recbole_perpeft")
+SHORT_TIME = "%d %b %H:%M:%S"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class _PlainFormatter(logging.Formatter):
+    """Without the colours that RecBole writes into its messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _COLOUR.sub("", super().format(record))
+
+
+def level_of(name: str | None) -> int:
+    """The level that RecBole's setting `state` names.
+
+    Raises:
+        PerPEFTError: there is no such level.
+    """
+    levels = logging.getLevelNamesMapping() if sys.version_info >= (3, 11) else logging._nameToLevel
+    level = levels.get(str(name or "INFO").upper())
+    if level is None:
+        raise PerPEFTError(f"state must be DEBUG, INFO, WARNING, ERROR or CRITICAL, not {name!r}")
+    return level
+
+
+@contextmanager
+def logged(
+    file: Path, line: str, time: str | None = None, level: int = logging.INFO, ending: str | None = None
+) -> Iterator[None]:
+    """Send all that is logged, by RecBole too, to a file, and to the terminal unless the program logs already.
+
+    Args:
+        file: lines are appended to it.
+        line: format of a line.
+        time: format of the time in the file, by default to the millisecond; the terminal gets `SHORT_TIME`.
+        level: what is less important is left out.
+        ending: how the line begins that tells the file, and not the terminal, which error ended the block; without
+            it none is told. A command prints the error itself.
+    """
+    root = logging.getLogger()
+    written = logging.FileHandler(file, encoding="utf-8")
+    written.setFormatter(_PlainFormatter(line, time))
+    shown: list[logging.Handler] = [] if root.handlers else [logging.StreamHandler(sys.stderr)]
+    for handler in shown:
+        handler.setFormatter((logging.Formatter if sys.stderr.isatty() else _PlainFormatter)(line, SHORT_TIME))
+    level_before = root.level
+    root.setLevel(level)
+    for handler in (written, *shown):
+        root.addHandler(handler)
+    try:
+        yield
+    except Exception as error:
+        for handler in shown:
+            root.removeHandler(handler)
+        if ending is not None:
+            LOGGER.error("%s: %s", ending, error)
+            LOGGER.debug("where it happened", exc_info=True)
+        raise
+    finally:
+        root.setLevel(level_before)
+        for handler in (written, *shown):
+            root.removeHandler(handler)
+            handler.close()
