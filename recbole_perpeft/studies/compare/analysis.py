@@ -10,8 +10,7 @@ from recbole.evaluator.register import metrics_dict
 from sklearn.metrics import adjusted_rand_score
 
 from recbole_perpeft.studies.compare.records import DatasetRecord
-from recbole_perpeft.studies.compare.statistics import PairedTest, holm, paired_test
-from recbole_perpeft.studies.compare.tpme import tpme
+from recbole_perpeft.studies.compare.statistics import PairedTest, holm, paired_test, tpme
 
 N_HISTORY_BINS = 4
 # Shares of the catalogue, by interactions in the train part. The rest is the tail; items without any are cold.

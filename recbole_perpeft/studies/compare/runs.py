@@ -7,20 +7,28 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.whole import alone
+from recbole_perpeft.runs.folder import RESULT_FILE, SETTINGS_FILE
 from recbole_perpeft.runs.record import DamagedFileError, RunRecord
+from recbole_perpeft.runs.run import resume, run
 from recbole_perpeft.studies.compare.plan import Job
 
-_WORKER = "recbole_perpeft.studies.compare.worker"
+_WORKER = "recbole_perpeft.studies.compare.runs"  # this file as a program
 _SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_TO_END = 10
 _LINES_SHOWN = 3
+PARENT_GONE = 3  # exit status
 
 
 @dataclass(frozen=True)
@@ -163,3 +171,62 @@ def _environment(n_parallel: int) -> dict[str, Any]:
     if n_parallel > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n_parallel)))
     return environment
+
+
+def work() -> int:
+    """The program of a process: reads a job from standard input, and answers `{"error": message or null}`.
+
+    It ends with its parent: it watches the other end of its standard input.
+
+    Returns:
+        Exit status.
+    """
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with redirect_stdout(sys.stderr):
+        error = carry_out(Path(job["folder"]), job["settings"])
+    print(json.dumps({"error": error}), flush=True)
+    return 0 if error is None else 1
+
+
+def carry_out(folder: Path, settings: dict[str, Any]) -> str | None:
+    """Start the run, continue it, or find it finished; two processes never work on one run.
+
+    A finished run with a damaged file is continued from its last checkpoint, which writes all files anew.
+
+    Args:
+        folder: the run folder.
+        settings: all settings of the run.
+
+    Returns:
+        What went wrong; None if the run is finished.
+    """
+    try:
+        with alone(folder.parent / ".locks" / folder.name):
+            record = RunRecord(folder)
+            if record.finished:
+                if record.damage() is None:
+                    return None
+                (folder / RESULT_FILE).unlink()
+            if (folder / SETTINGS_FILE).is_file():
+                here = ("data_path", "cache_folder", "use_gpu", "gpu_id", "show_progress")
+                resume(folder, {key: settings[key] for key in here})
+            else:
+                run(config_dict=settings | {"run_folder": str(folder)})
+    except (PerPEFTError, OSError, MemoryError) as error:
+        return str(error) or type(error).__name__
+    except Exception as error:  # a fault in one model must not end the comparison; the parent lists it
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _end_with_parent() -> None:
+    # Nothing more comes through the pipe: reading returns when the parent closes it, or is gone. Unbuffered, because
+    # a thread that holds the lock of sys.stdin would not let the interpreter end.
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(PARENT_GONE)
+
+
+if __name__ == "__main__":
+    sys.exit(work())

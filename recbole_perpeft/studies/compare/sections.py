@@ -12,7 +12,7 @@ from plotly.graph_objects import Figure
 
 from recbole_perpeft.studies.compare import analysis
 from recbole_perpeft.studies.compare.records import DatasetRecord
-from recbole_perpeft.studies.compare.tpme import WEIGHTS
+from recbole_perpeft.studies.compare.statistics import TPME_WEIGHTS
 from recbole_perpeft.studies.report.page import COLOURS, add_curve, in_plot, new_figure
 from recbole_perpeft.studies.report.tables import Cell, Table, places
 
@@ -135,7 +135,7 @@ def _cost(record: DatasetRecord) -> Table:
         marks = [0] * len(table) if name == "epochs" else places(table[name], bigger=False)
         texts = ("" if np.isnan(value) else form.format(value).rstrip("%") for value in table[name])
         columns.append([Cell(text, mark) for text, mark in zip(texts, marks, strict=True)])
-    weights = ", ".join(f"{weight:.2f}" for weight in WEIGHTS)
+    weights = ", ".join(f"{weight:.2f}" for weight in TPME_WEIGHTS)
     note = (
         "Means over seeds. Seconds: median over the epochs of a run, training alone. TPME (lower is better) weighs "
         f"time, trainable parameters and peak memory of these {len(table)} models by {weights}; another set of models "

@@ -1,4 +1,4 @@
-"""Metrics of single users from ranks, and tests of differences between two models over users."""
+"""Metrics of single users from ranks, tests of differences between models over users, and TPME."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from types import MappingProxyType
 import numpy as np
 from scipy import stats
 
+from recbole_perpeft.core.errors import PerPEFTError
+
+TPME_WEIGHTS = (0.45, 0.10, 0.45)
 _NAME = re.compile(r"(?P<metric>[a-z]+)@(?P<cut>\d+)")
 
 
@@ -66,11 +69,11 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     Returns:
         float64 [m], adjusted p-values, at most 1. Source: Holm (1979), Scandinavian Journal of Statistics 6.
     """
-    p_values = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p_values)
-    factors = len(p_values) - np.arange(len(p_values))
-    adjusted = np.empty_like(p_values)
-    adjusted[order] = np.minimum(np.maximum.accumulate(factors * p_values[order]), 1.0)
+    values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(values)
+    factors = len(values) - np.arange(len(values))
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(factors * values[order]), 1.0)
     return adjusted
 
 
@@ -110,3 +113,44 @@ def _p_of_t(differences: np.ndarray) -> float:
     if np.ptp(differences) == 0:  # everybody gains the same; the statistic is infinite
         return 0.0
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def tpme(
+    seconds: Sequence[float],
+    parameters: Sequence[float],
+    memory: Sequence[float],
+    weights: Sequence[float] = TPME_WEIGHTS,
+) -> np.ndarray:
+    """Training-time, Parameter and GPU Memory Efficiency of K models that are compared; lower is better.
+
+    `a1 t' + a2 p' + a3 m'`, where `x' = (x - min) / (max - min)` over the K models, and 0 if all are alike. The score
+    says nothing outside the set: another model in it changes all scores. Source: IISAN (SIGIR 2024), section 4.
+
+    Args:
+        seconds: [K] seconds of a training epoch.
+        parameters: [K] trainable parameters.
+        memory: [K] peak memory, in any unit.
+        weights: `a1, a2, a3`, with the sum 1; by default the paper's.
+
+    Returns:
+        float64 [K], between 0 and 1.
+
+    Raises:
+        PerPEFTError: lengths differ, a number is not finite, or the weights do not add up to 1.
+    """
+    columns = [np.asarray(column, dtype=np.float64) for column in (seconds, parameters, memory)]
+    if len({column.shape for column in columns}) != 1 or columns[0].ndim != 1:
+        raise PerPEFTError(f"TPME needs one number a model of each kind, not {[column.shape for column in columns]}")
+    if not all(np.isfinite(column).all() for column in columns):
+        raise PerPEFTError("TPME needs finite seconds, parameters and memory")
+    if len(weights) != 3 or min(weights) < 0 or not np.isclose(sum(weights), 1):
+        raise PerPEFTError(f"the weights of TPME are {tuple(weights)}: they must be three numbers with the sum 1")
+    score = np.zeros_like(columns[0])
+    for weight, column in zip(weights, columns, strict=True):
+        score += weight * _scaled(column)
+    return score
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    lowest, span = values.min(initial=np.inf), np.ptp(values) if len(values) else 0.0
+    return (values - lowest) / span if span > 0 else np.zeros_like(values)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,6 @@ from typing import Any
 import psutil
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.studies.search.watchdog import ended_with_this_program
 
 _MB = 2**20
 _SMALLEST_STORE = 160 * _MB
@@ -220,3 +221,46 @@ def _usable_cpus() -> int | None:
 
 def _interrupt(signal_number: int, frame: Any) -> None:
     raise KeyboardInterrupt
+
+
+@contextmanager
+def ended_with_this_program(processes: Sequence[psutil.Process]) -> Iterator[None]:
+    """End processes after the block, however the block ends: a watching process reads a pipe until nobody holds it.
+
+    Ray's own processes end with the program, but its agents linger for a minute, trying to report that.
+
+    Args:
+        processes: those to end. They are known by the time of their start too, so that no later one is meant.
+    """
+    if not processes:
+        yield
+        return
+    words = [f"{process.pid}:{process.create_time()}" for process in processes]
+    watch = subprocess.Popen(
+        [sys.executable, "-m", __name__, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is not meant for it
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    try:
+        yield
+    finally:
+        watch.communicate()  # closes its pipe
+
+
+def _watch(words: Sequence[str]) -> None:
+    sys.stdin.read()
+    for word in words:
+        pid, _, started = word.partition(":")
+        try:
+            process = psutil.Process(int(pid))
+            if process.create_time() == float(started):
+                process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+if __name__ == "__main__":
+    _watch(sys.argv[1:])

@@ -25,8 +25,7 @@ from recbole_perpeft.studies.search.outcome import SearchReport
 from recbole_perpeft.studies.search.report import write_report
 from recbole_perpeft.studies.search.searchers import SCORE, check_names, make_sampling, make_scheduler
 from recbole_perpeft.studies.search.shipping import absolute_paths, ship, size_of
-from recbole_perpeft.studies.search.space import SearchSpace, max_epochs
-from recbole_perpeft.studies.search.space_files import read_space
+from recbole_perpeft.studies.search.space import SearchSpace, max_epochs, read_space
 from recbole_perpeft.studies.search.trial import TrialPlan, train_trial
 
 SEARCH_FILE, TRIALS, RAY_STATE = "search.yaml", "trials", "ray"

@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recbole_perpeft.studies.compare.description import DataDescription
-from recbole_perpeft.studies.compare.plan import DatasetPlan, Job
+from recbole_perpeft.studies.compare.plan import DataDescription, DatasetPlan, Job
 from recbole_perpeft.studies.compare.records import collect
 from recbole_perpeft.studies.compare.runs import Outcome
 from recbole_perpeft.studies.compare.specs import ModelSpec

@@ -15,8 +15,8 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs.run import run
 from recbole_perpeft.studies.compare.comparison import compare
 from recbole_perpeft.studies.compare.plan import plan
+from recbole_perpeft.studies.compare.runs import carry_out
 from recbole_perpeft.studies.compare.specs import parse_models
-from recbole_perpeft.studies.compare.worker import carry_out
 from recbole_perpeft.training.trainer import RunTrainer
 
 ROOT = Path(__file__).parents[3]

@@ -133,8 +133,8 @@ def test_the_worker_ends_with_its_parent():
     """The parent is killed: nothing closes pipes in good order, nobody sends a signal."""
     code = """
         import sys, threading, time
-        from recbole_perpeft.studies.compare import worker
-        threading.Thread(target=worker._end_with_parent, daemon=True).start()
+        from recbole_perpeft.studies.compare import runs
+        threading.Thread(target=runs._end_with_parent, daemon=True).start()
         print("ready", flush=True)
         time.sleep(120)
     """

@@ -6,8 +6,7 @@ from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.studies.search.checks import check_search
 from recbole_perpeft.studies.search.searchers import check_names
-from recbole_perpeft.studies.search.space import max_epochs
-from recbole_perpeft.studies.search.space_files import read_space
+from recbole_perpeft.studies.search.space import max_epochs, read_space
 
 
 @pytest.fixture

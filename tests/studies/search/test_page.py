@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from recbole_perpeft.studies.search.page import _axis, parameter_importance
-from recbole_perpeft.studies.search.space_files import read_space
+from recbole_perpeft.studies.search.space import read_space
 
 
 def test_an_axis_shows_numbers_in_order_and_what_is_not_set_below_them():

@@ -8,14 +8,11 @@ import pytest
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.run import run
-from recbole_perpeft.studies.search.cluster import store_size
 from recbole_perpeft.studies.search.journal import TrialEntry
 from recbole_perpeft.studies.search.report import write_report
 from recbole_perpeft.studies.search.session import remove_lost_trials
-from recbole_perpeft.studies.search.space_files import read_space
+from recbole_perpeft.studies.search.space import read_space
 from recbole_perpeft.studies.search.trial import TrialPlan
-
-MB = 2**20
 
 
 @pytest.fixture
@@ -127,11 +124,3 @@ def test_a_search_without_a_model_is_an_error(tmp_path, search):
     with pytest.raises(PerPEFTError, match="found nothing: it broke"):
         write_report(folder, empty, config, n_trials=1, ended=True)
     assert (folder / "report.html").is_file()
-
-
-def test_the_object_store_is_small_unless_data_are_shipped():
-    assert store_size(0, 16_000 * MB) == 160 * MB
-    assert store_size(1000 * MB, 16_000 * MB) == 2000 * MB
-    assert store_size(3000 * MB, 16_000 * MB) == int(0.3 * 16_000 * MB)
-    with pytest.raises(PerPEFTError, match="leave out --ship_data"):
-        store_size(8000 * MB, 16_000 * MB)

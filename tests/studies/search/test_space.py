@@ -9,8 +9,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.models import list_models
 from recbole_perpeft.runs.config import properties_folder
 from recbole_perpeft.studies.search.checks import check_search
-from recbole_perpeft.studies.search.space import with_point
-from recbole_perpeft.studies.search.space_files import read_space
+from recbole_perpeft.studies.search.space import read_space, with_point
 
 MODELS = (*list_models(), "SASRec")
 

@@ -1,4 +1,4 @@
-"""Processes end with the program that has started them, however that ends."""
+"""Processes end with the program that has started them, however that ends; the size of the object store."""
 
 import subprocess
 import sys
@@ -6,8 +6,10 @@ import sys
 import psutil
 import pytest
 
-from recbole_perpeft.studies.search.watchdog import ended_with_this_program
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.studies.search.cluster import ended_with_this_program, store_size
 
+MB = 2**20
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
@@ -40,7 +42,7 @@ def test_a_process_that_is_gone_or_another_by_now_is_left_alone(sleeper):
 def test_processes_end_with_a_program_that_is_killed(sleeper):
     program = f"""
 import psutil, time
-from recbole_perpeft.studies.search.watchdog import ended_with_this_program
+from recbole_perpeft.studies.search.cluster import ended_with_this_program
 with ended_with_this_program([psutil.Process({sleeper.pid})]):
     print("ready", flush=True)
     time.sleep(600)
@@ -50,3 +52,11 @@ with ended_with_this_program([psutil.Process({sleeper.pid})]):
         assert sleeper.poll() is None
         killed.kill()
     assert sleeper.wait(timeout=60) != 0
+
+
+def test_the_object_store_is_small_unless_data_are_shipped():
+    assert store_size(0, 16_000 * MB) == 160 * MB
+    assert store_size(1000 * MB, 16_000 * MB) == 2000 * MB
+    assert store_size(3000 * MB, 16_000 * MB) == int(0.3 * 16_000 * MB)
+    with pytest.raises(PerPEFTError, match="leave out --ship_data"):
+        store_size(8000 * MB, 16_000 * MB)
