@@ -23,7 +23,8 @@ from recbole_perpeft.nn.layer_drop import LayerDropSettings
 from recbole_perpeft.nn.side_content import SideContent
 from recbole_perpeft.nn.side_network import PRESETS
 from recbole_perpeft.nn.tuned_content import InputsOfRoles, TunedEncoders, joint_fingerprint
-from recbole_perpeft.pretrained.dual import FoundationModel, Processor
+from recbole_perpeft.pretrained.dual import FoundationModel
+from recbole_perpeft.pretrained.processor import Processor
 from recbole_perpeft.pretrained.tower import Backbone, describe_backbone
 from recbole_perpeft.store.inputs import ContentCache
 

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import Settings, setting
+from recbole_perpeft.pretrained.tower import WITHOUT_BLOCKS
 
 LayerDropRule = Literal["max_span", "eq5"]
 
@@ -89,8 +90,13 @@ class LayerDropSettings(Settings):
             Indexes of hidden states for each tower, ascending; 0 is the output of the embedding and comes first.
 
         Raises:
-            PerPEFTError: A backbone lacks a block.
+            PerPEFTError: A backbone lacks a block, or its blocks differ in width.
         """
+        if 0 in n_layers:
+            raise PerPEFTError(
+                "text_encoder, image_encoder: a side network reads states of one width, and the stages of one encoder "
+                f"differ in width; {WITHOUT_BLOCKS}"
+            )
         explicit = (("text_blocks", self.text_blocks), ("image_blocks", self.image_blocks))
         return tuple(
             (0, *(self._by_rule(depth) if blocks is None else check_blocks(blocks, depth, key)))

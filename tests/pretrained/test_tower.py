@@ -1,13 +1,11 @@
 import json
 import logging
-import os
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 from transformers import (
     BertConfig,
     CLIPConfig,
@@ -18,29 +16,18 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
-    ResNetConfig,
     RobertaConfig,
     SiglipConfig,
     SiglipVisionConfig,
-    T5Config,
     ViTConfig,
 )
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.pretrained import fingerprint as backbone_files
-from recbole_perpeft.pretrained.fingerprint import weights_fingerprint
-from recbole_perpeft.pretrained.layers import find_layout
-from recbole_perpeft.pretrained.tower import Backbone, describe_backbone
+from recbole_perpeft.pretrained.tower import Backbone
+from support.foundations import BERT_TEXT as TEXT
+from support.foundations import BERT_TOWER as TOWER
+from support.tiny_backbones import encode
 
-TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
-TEXT = {
-    **TOWER,
-    "vocab_size": 50,
-    "max_position_embeddings": 20,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 VISION = {**TOWER, "image_size": 16, "patch_size": 8}
 DUAL = {"text_config": TEXT, "vision_config": VISION}
 GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 2, "vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2}
@@ -83,14 +70,14 @@ def inputs_of(kind, n=4):
 def test_hidden_states_are_those_of_transformers(name):
     _, kind, pooling = ENCODERS[name]
     backbone, inputs = make(name), inputs_of(kind)
-    output = backbone(**inputs)
+    output = encode(backbone, **inputs)
     assert (backbone.n_layers, backbone.width, backbone.pooling, backbone.kind) == (3, 32, pooling, kind)
-    assert len(backbone.layers) == 3 and len(output.hidden_states) == 4
+    assert len(backbone.layers) == 3 and len(output.states) == 4
     theirs = {"pixel_values": inputs["pixel_values"] / 127.5 - 1} if kind == "image" else dict(inputs)
     if name == "siglip text":
         del theirs["attention_mask"]
     expected = backbone.model(**theirs, output_hidden_states=True)
-    for ours, state in zip(output.hidden_states, expected.hidden_states, strict=True):
+    for ours, state in zip(output.states, expected.hidden_states, strict=True):
         torch.testing.assert_close(ours, state, rtol=1e-4, atol=1e-5)
     if name in ("clip images", "clip vision"):  # transformers normalises the class token alone
         torch.testing.assert_close(output.last[:, 0], expected.pooler_output, rtol=1e-4, atol=1e-5)
@@ -103,9 +90,9 @@ def test_hidden_states_are_those_of_transformers(name):
 def test_pooled_states_are_pooled_hidden_states(name):
     _, kind, pooling = ENCODERS[name]
     backbone, inputs = make(name), inputs_of(kind)
-    output, mask = backbone(**inputs), inputs.get("attention_mask")
+    output, mask = encode(backbone, **inputs), inputs.get("attention_mask")
     states, final = backbone.pooled_states((0, 2, 3), pooling, **inputs)
-    expected = [backbone.pooled(output.hidden_states[layer], None, mask) for layer in (0, 2, 3)]
+    expected = [backbone.pooled(output.states[layer], None, mask) for layer in (0, 2, 3)]
     torch.testing.assert_close(states, torch.stack(expected, dim=1))
     torch.testing.assert_close(final, backbone.pooled(output.last, pooling, mask))
     nothing, final_alone = backbone.pooled_states((), pooling, **inputs)
@@ -156,34 +143,11 @@ def test_pooling_equals_a_loop(lengths, pooling):
 
 
 @pytest.mark.parametrize(
-    ("config", "kind", "message"),
-    [
-        (T5Config(d_model=32, num_layers=2), "text", "T5Model has no list of transformer blocks"),
-        (ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1]), "image", "ResNetModel has no list"),
-        (BertConfig(**TEXT), "image", "BertModel takes input_ids; choose an encoder of images"),
-        (ViTConfig(**VISION), "text", "ViTModel takes pixel_values; choose an encoder of texts"),
-        (ViTConfig(**VISION), "sound", "'sound' is not one of text, image"),
-    ],
-)
-def test_other_models_are_refused(config, kind, message):
-    with pytest.raises(PerPEFTError, match=message), torch.device("meta"):
-        Backbone.from_config(config, kind)
-
-
-@pytest.mark.parametrize(
     ("name", "pooling"), [("siglip images", "cls"), ("vit", "eos"), ("vit", "mean_all"), ("bert", "max")]
 )
 def test_poolings_that_do_not_go_with_an_encoder(name, pooling):
     with pytest.raises(PerPEFTError, match=f"_pooling: '{pooling}' does not go with"):
         make(name).check_pooling(pooling)
-
-
-def test_blocks_are_found_under_the_names_of_transformers_4():
-    vit = nn.Module()
-    vit.encoder, vit.layernorm = nn.Module(), nn.LayerNorm(4)
-    vit.encoder.layer = nn.ModuleList([nn.Linear(4, 4)])
-    layout = find_layout(vit, "image")
-    assert (layout.blocks, layout.norm) == ("encoder.layer", "layernorm")
 
 
 def test_frozen_in_eval_mode_and_outside_of_state_dicts():
@@ -199,20 +163,8 @@ def test_frozen_in_eval_mode_and_outside_of_state_dicts():
 def test_gradients_reach_inputs_of_trained_parts():
     backbone = make("bert")
     backbone.layers[1].requires_grad_(True)
-    backbone(**inputs_of("text")).last.sum().backward()
+    encode(backbone, **inputs_of("text")).last.sum().backward()
     assert all(parameter.grad is not None for parameter in backbone.layers[1].parameters())
-
-
-@pytest.fixture
-def bert_folder(tmp_path, siglip_folder):
-    """A BERT with the tokenizer of another model."""
-    torch.manual_seed(0)
-    folder = tmp_path / "bert"
-    backbone = Backbone.from_config(BertConfig(**TEXT), "text")
-    backbone.model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((siglip_folder / name).read_bytes())
-    return folder
 
 
 @torch.no_grad()
@@ -220,50 +172,13 @@ def test_folders_and_towers_are_loaded(bert_folder, clip_folder):
     torch.manual_seed(0)
     expected = Backbone.from_config(BertConfig(**TEXT), "text")
     inputs = inputs_of("text")
-    assert torch.equal(Backbone.from_pretrained(bert_folder, "text")(**inputs).last, expected(**inputs).last)
+    loaded = Backbone.from_pretrained(bert_folder, "text")
+    assert torch.equal(encode(loaded, **inputs).last, encode(expected, **inputs).last)
     images = Backbone.from_pretrained(clip_folder, "image")
-    assert images.n_layers == 2 and images(**inputs_of("image")).last.shape[-1] == 32
+    assert images.n_layers == 2 and encode(images, **inputs_of("image")).last.shape[-1] == 32
     torch.testing.assert_close(images.pixel_shift.flatten(), torch.tensor([0.48 / 0.27, 0.46 / 0.26, 0.41 / 0.28]))
     skeleton = Backbone.skeleton(clip_folder, "text")
     assert next(skeleton.parameters()).is_meta and skeleton.pooling == "eos"
-
-
-def test_a_description_follows_weights_and_configuration_only(bert_folder, tmp_path, monkeypatch):
-    stamps = tmp_path / "stamps"
-    before = describe_backbone(bert_folder, "text", stamps)
-    assert before[1:] == (3, 32) and describe_backbone(bert_folder, "text") == before
-    hashed = []
-    original = backbone_files.large_file_hash
-    monkeypatch.setattr(backbone_files, "large_file_hash", lambda path: hashed.append(path) or original(path))
-    assert describe_backbone(bert_folder, "text", stamps) == before and not hashed
-    weights = bert_folder / "model.safetensors"
-    os.utime(weights, ns=(1, 1))
-    assert describe_backbone(bert_folder, "text", stamps) == before and len(hashed) == 1
-    config = json.loads((bert_folder / "config.json").read_text())
-    (bert_folder / "config.json").write_text(json.dumps(config | {"transformers_version": "4.49.0"}))
-    assert describe_backbone(bert_folder, "text", stamps) == before
-    (bert_folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4}))
-    assert describe_backbone(bert_folder, "text", stamps).fingerprint != before.fingerprint
-    (bert_folder / "config.json").write_text(json.dumps(config))
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    assert describe_backbone(bert_folder, "text", stamps).fingerprint != before.fingerprint
-    (stamps / "encoder-hashes.json").write_text("{")
-    assert describe_backbone(bert_folder, "text", stamps) == describe_backbone(bert_folder, "text")
-
-
-def test_sharded_weights_are_hashed_whole(bert_folder):
-    weights = bert_folder / "model.safetensors"
-    weights.rename(bert_folder / "part.safetensors")
-    index = bert_folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": "part.safetensors", "b": "part.safetensors"}}))
-    before = weights_fingerprint(str(bert_folder), "text")
-    (bert_folder / "part.safetensors").write_bytes(b"other")
-    assert weights_fingerprint(str(bert_folder), "text") != before
-    (bert_folder / "part.safetensors").unlink()
-    with pytest.raises(PerPEFTError, match="lacks part.safetensors"):
-        weights_fingerprint(str(bert_folder), "text")
 
 
 def test_incomplete_or_unusable_models(bert_folder, monkeypatch):

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, SiglipConfig, SiglipModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
+)
 
 WORDS = ["red", "blue", "green", "round", "square", "mug", "shoe", "lamp", "on", "a", "table", "with", "stripes"]
 SPECIALS = ["<pad>", "<unk>", "<bos>", "<eos>"]
@@ -20,6 +28,15 @@ _TEXT = {
     "pad_token_id": 0,
     "bos_token_id": 2,
     "eos_token_id": 3,
+}
+BERT_TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+BERT_TEXT = {
+    **BERT_TOWER,
+    "vocab_size": 50,
+    "max_position_embeddings": 20,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 _VISION = {**_TOWER, "image_size": IMAGE_SIZE, "patch_size": 8}
 
@@ -96,3 +113,14 @@ def tiny_clip():
         return CLIPModel(clip_config())
 
     return make
+
+
+@pytest.fixture
+def bert_folder(tmp_path, siglip_folder) -> Path:
+    """A BERT with the tokenizer of another model."""
+    torch.manual_seed(0)
+    folder = tmp_path / "bert"
+    BertModel(BertConfig(**BERT_TEXT)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((siglip_folder / name).read_bytes())
+    return folder

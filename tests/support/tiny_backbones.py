@@ -45,4 +45,11 @@ def output(some_backbone):
     kind, inputs = some_backbone.kind, Source().inputs
     names = ("pixel_values",) if kind == "image" else ("input_ids", "attention_mask")
     with torch.no_grad():
-        return some_backbone(**{name: inputs[name] for name in names}).last
+        return encode(some_backbone, **{name: inputs[name] for name in names}).last
+
+
+def encode(some_backbone, **inputs):
+    """All hidden states, in their order, and the last one after the final norm."""
+    encoded = some_backbone.encode(range(some_backbone.n_layers + 1), lambda state: state, **inputs)
+    states = tuple(encoded.states[index] for index in range(some_backbone.n_layers + 1))
+    return encoded._replace(states=states)

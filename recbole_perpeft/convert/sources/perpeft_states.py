@@ -21,7 +21,6 @@ from recbole_perpeft.core.whole import alone
 from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
 from recbole_perpeft.data.images import digest_of_file, file_stamp
 from recbole_perpeft.nn.layer_drop import kept_blocks
-from recbole_perpeft.pretrained.layers import find, find_layout
 from recbole_perpeft.pretrained.processor import Processor
 from recbole_perpeft.pretrained.tower import Backbone
 from recbole_perpeft.store.encode import (
@@ -156,8 +155,7 @@ def _import_field(
     show_progress: bool,
 ) -> HiddenStateCache:
     backbone = Backbone.from_pretrained(settings.encoder, kind_of(field))
-    layout = find_layout(backbone.model, kind_of(field))
-    norm = None if layout.norm is None or layout.norms_last_state else find(backbone.model, layout.norm)
+    norm = None if backbone.family.norms_last_state else backbone.norm
     settings, origin, width = origin_of(field, settings, cache_folder)
     folder = cache_folder / folder_name(content.name, field, settings)
     with alone(folder):

@@ -2,23 +2,19 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
 from recbole_perpeft.core.digest import sha256, tensor_sample
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.models.vip5.tiny_backbone import TinyBackboneSettings, tiny_backbone
 from recbole_perpeft.nn.adapt.bottleneck import T5AdapterSettings, insert_t5_adapters
-from recbole_perpeft.pretrained.dual import drop_frozen_weights, supply_frozen_weights
-from recbole_perpeft.pretrained.processor import LOADING_ERRORS
+from recbole_perpeft.pretrained.frozen import FrozenModel, load_weights
+from recbole_perpeft.pretrained.locate import load_part, locate_model
 
 TINY = "tiny"
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_TOKENIZERS = ("tokenizer.json", "spiece.model")
 _NORMS = ("layer_norm.weight", "final_layer_norm.weight")
 
 
@@ -44,8 +40,8 @@ class BackboneSettings:
             raise PerPEFTError("backbone: tiny has random weights, useless when frozen; set freeze_backbone: False")
 
 
-class T5Backbone(nn.Module):
-    """T5 with adapters. Frozen weights never enter a state dict, and strict loading does not ask for them.
+class T5Backbone(FrozenModel):
+    """T5 with adapters.
 
     Args:
         model: Model of transformers; adapters are put into it.
@@ -55,12 +51,10 @@ class T5Backbone(nn.Module):
         train_norms: Whether norms are trained nevertheless.
 
     Attributes:
-        model: The model.
         tokenizer: Its tokenizer.
         width: d.
         n_words: Rows of its table of words.
         fingerprint: Short hash of its frozen weights and of its vocabulary.
-        checkpointed: Names of tensors that do enter the state dict.
     """
 
     def __init__(
@@ -71,8 +65,7 @@ class T5Backbone(nn.Module):
         freeze: bool = True,
         train_norms: bool = True,
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.tokenizer = tokenizer
         self.width = model.config.d_model
         self.n_words = model.get_input_embeddings().num_embeddings
@@ -85,8 +78,6 @@ class T5Backbone(nn.Module):
         self.checkpointed = frozenset(f"model.{name}" for name, tensor in tensors.items() if tensor.requires_grad)
         frozen = {name: tensor for name, tensor in tensors.items() if not tensor.requires_grad}
         self.fingerprint = _fingerprint(frozen, tokenizer)
-        self.register_state_dict_post_hook(drop_frozen_weights)
-        self.register_load_state_dict_pre_hook(supply_frozen_weights)
 
     @classmethod
     def load(
@@ -107,10 +98,8 @@ class T5Backbone(nn.Module):
         Raises:
             PerPEFTError: The folder is incomplete or no T5, or the hub cannot be reached.
         """
-        if settings.backbone == TINY:
-            model, tokenizer = tiny_backbone(texts, tiny)
-        else:
-            model, tokenizer = _pretrained(settings.backbone)
+        is_tiny = settings.backbone == TINY
+        model, tokenizer = tiny_backbone(texts, tiny) if is_tiny else _pretrained(settings.backbone)
         return cls(model, tokenizer, adapters, settings.freeze_backbone, settings.train_norms)
 
     def word_vectors(self, words: Tensor) -> Tensor:
@@ -188,39 +177,21 @@ class T5Backbone(nn.Module):
         return (by_depth - by_position).masked_fill(~ancestors.unsqueeze(1), hidden)
 
 
-def _pretrained(name: str) -> tuple[T5ForConditionalGeneration, PreTrainedTokenizerBase]:
-    if Path(name).expanduser().is_dir():
-        name = str(Path(name).expanduser())
-    _check_folder(name)
-    if not Path(name).is_dir():
-        LOGGER.info(f"backbone: asking the Hugging Face hub for {name}")
-    try:
-        kind = AutoConfig.from_pretrained(name).model_type
-        if kind == T5Config.model_type:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            model, report = T5ForConditionalGeneration.from_pretrained(
-                name, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-    except (*LOADING_ERRORS, ImportError) as error:
-        if Path(name).is_dir():
-            raise PerPEFTError(f"backbone: the T5 in {name} cannot be read ({error})") from error
-        raise PerPEFTError(
-            f"backbone: {name!r} is no folder, and cannot be had from the Hugging Face hub; check the name and the "
-            "network, download the model elsewhere and give the path of its folder, or set backbone: tiny"
-        ) from error
+def _pretrained(name_or_path: str) -> tuple[T5ForConditionalGeneration, PreTrainedTokenizerBase]:
+    name = locate_model(name_or_path, "backbone", ("text",))
+    kind = load_part("configuration", AutoConfig, name, "backbone").model_type
     if kind != T5Config.model_type:
         raise PerPEFTError(f"backbone: {name} is of the type {kind!r}, not t5; name a T5")
+    tokenizer = load_part("tokenizer", AutoTokenizer, name, "backbone")
+    model, report = load_weights(T5ForConditionalGeneration, name, "backbone", ignore_mismatched_sizes=True)
     _check_parts(name, model, report, tokenizer)
     return model.float(), tokenizer
 
 
-def _check_parts(name: str, model: T5ForConditionalGeneration, report: dict, tokenizer) -> None:
+def _check_parts(
+    name: str, model: T5ForConditionalGeneration, report: dict, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Refuses weights, configuration and tokenizer that are not of one model."""
-    if report["missing_keys"]:
-        raise PerPEFTError(
-            f"backbone: the weights in {name} lack {len(report['missing_keys'])} tensors of a T5, "
-            f"{min(report['missing_keys'])} among them; take the complete model"
-        )
     if report["mismatched_keys"]:
         raise PerPEFTError(
             f"backbone: {len(report['mismatched_keys'])} tensors in {name} have other sizes than its configuration "
@@ -232,20 +203,6 @@ def _check_parts(name: str, model: T5ForConditionalGeneration, report: dict, tok
             f"backbone: the tokenizer in {name} ({len(tokenizer)} words, end mark {tokenizer.eos_token}) is not that "
             f"of the model ({n_words} words); take the model's own"
         )
-
-
-def _check_folder(name: str) -> None:
-    folder = Path(name)
-    if not folder.is_dir():
-        if name.count("/") > 1 or name.startswith((".", "/", "~")):
-            raise PerPEFTError(f"backbone: the folder {name} does not exist; name a folder or a hub id")
-        return
-    for what, names in (("configuration", ("config.json",)), ("weights", _WEIGHTS), ("tokenizer", _TOKENIZERS)):
-        if not any((folder / file).is_file() for file in names):
-            raise PerPEFTError(
-                f"backbone: {folder} has no {what} ({' or '.join(names)}); write the folder with save_pretrained of "
-                "the model and of its tokenizer"
-            )
 
 
 def _fingerprint(tensors: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase) -> str:

@@ -18,7 +18,7 @@ from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.nn.adapt.groups import GroupModules
 from recbole_perpeft.nn.adapt.methods import check_same_settings, make_peft_config, module_names, read_peft_config
 from recbole_perpeft.pretrained.dual import FoundationModel
-from recbole_perpeft.pretrained.layers import KINDS, find_tower
+from recbole_perpeft.pretrained.families import KINDS, find_tower
 
 _IN_FOUNDATION = "model.base_model.model."
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.nn.adapt.bank import AdapterBank
-from recbole_perpeft.pretrained.layers import find, find_layout, find_tower
+from recbole_perpeft.pretrained.families import find, find_encoder
 from recbole_perpeft.store.streamed import StreamedArray, mapped_or_written
 
 KINDS = ("image", "text")
@@ -131,23 +131,23 @@ def frozen_depths(bank: AdapterBank) -> dict[str, int]:
 
 
 def _frozen_depth(bank: AdapterBank, kind: str, adapted: set[int]) -> int:
-    tower = find_tower(bank.base_model, kind)
-    layout = find_layout(tower, kind)
-    blocks = find(tower, layout.blocks)
-    depth = len(blocks)
+    tower, family = find_encoder(bank.base_model, kind)
+    if family.blocks is None:
+        return 0
+    depth = len(find(tower, family.blocks))
     for name, module in tower.named_modules():
         if id(module) not in adapted:
             continue
-        if name.startswith(layout.blocks + "."):
-            depth = min(depth, int(name.removeprefix(layout.blocks + ".").split(".")[0]))
-        elif layout.norm is None or not name.startswith(layout.norm):
+        if name.startswith(family.blocks + "."):
+            depth = min(depth, int(name.removeprefix(family.blocks + ".").split(".")[0]))
+        elif family.norm is None or not name.startswith(family.norm):
             return 0
     return depth
 
 
 def _blocks(bank: AdapterBank, kind: str) -> nn.ModuleList:
-    tower = find_tower(bank.base_model, kind)
-    return find(tower, find_layout(tower, kind).blocks)
+    tower, family = find_encoder(bank.base_model, kind)
+    return find(tower, str(family.blocks))
 
 
 def _tensor_of(output: Any) -> Tensor:

@@ -11,6 +11,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.pretrained.families import peft_targets
 
 _INPUTS = "it changes the input sequence of a language model instead of the layers of an encoder"
 _REFUSED = {
@@ -29,12 +30,9 @@ _REFUSED = {
     "trainable_tokens": "it adapts the rows of a vocabulary only, and leaves images alone",
     "xlora": "it mixes adapters that were trained before; use lora",
 }
-_ATTENTION = ("q_proj", "v_proj")
-# The settings of PerPEFT's authors for lora and ia3; elsewhere what peft leaves open.
+# The settings of PerPEFT's authors for lora; elsewhere what peft leaves open. What is adapted depends on the model.
 _DEFAULTS: Mapping[str, dict] = {
     "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "bias": "none"},
-    "ia3": {"target_modules": ["k_proj", "v_proj", "fc1"], "feedforward_modules": ["fc1"]},
-    "ln_tuning": {"target_modules": ["layer_norm1", "layer_norm2"]},
     "shira": {"random_seed": 0},
 }
 
@@ -65,7 +63,7 @@ def make_peft_config(peft_type: str, overrides: Mapping | None, model: nn.Module
             f"choose none or one of {', '.join(supported_peft_types())}"
         )
     config_class = next(cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items() if kind.value.lower() == name)
-    settings = _with_defaults(name, config_class, dict(overrides or {}))
+    settings = _with_defaults(name, config_class, dict(overrides or {}), model)
     for key in ("target_modules", "feedforward_modules"):
         _check_targets(key, settings.get(key), model)
     try:
@@ -137,7 +135,9 @@ def module_names(model: nn.Module, most: int = 12) -> str:
     return ", ".join(sorted(name for name in leaves if not name.isdigit())[:most])
 
 
-def _with_defaults(name: str, config_class: type[PeftConfig], overrides: dict) -> dict:
+def _with_defaults(
+    name: str, config_class: type[PeftConfig], overrides: Mapping, model: nn.Module | None = None
+) -> dict:
     common = {field.name for field in dataclasses.fields(PeftConfig)}
     keys = {field.name for field in dataclasses.fields(config_class)} - common
     for key in overrides:
@@ -146,7 +146,7 @@ def _with_defaults(name: str, config_class: type[PeftConfig], overrides: dict) -
                 f"peft_config: {name} has no key {key!r}{_suggestion(str(key), keys)}; "
                 f"its keys are {', '.join(sorted(keys))}"
             )
-    defaults = {"target_modules": list(_ATTENTION), **_DEFAULTS.get(name, {})}
+    defaults = {**peft_targets(name, model), **_DEFAULTS.get(name, {})}
     settings = {**defaults, **overrides}
     targets = settings["target_modules"]
     if "feedforward_modules" in defaults and "feedforward_modules" not in overrides and not isinstance(targets, str):

@@ -11,17 +11,8 @@ from torch import nn
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.nn.adapt.bottleneck import insert_houlsby_adapters
 from recbole_perpeft.nn.adapt.methods import module_names
+from recbole_perpeft.pretrained.families import ATTENTION_OUTPUT, FEED_FORWARD_OUTPUT, QUERY, VALUE
 from recbole_perpeft.pretrained.tower import Backbone
-
-# Names inside a block, for the models of transformers 4 and 5.
-_ROLES = {
-    "query projection": r"(.+\.)?(query|q_proj|q_lin|q)",
-    "value projection": r"(.+\.)?(value|v_proj|v_lin|v)",
-    "attention output projection": r"attention\.output\.dense|(.+\.)?(o_proj|out_proj|out_lin|attn\.o|attn\.Wo)",
-    "feed-forward output projection": r"output\.dense|(.+\.)?(fc2|down_proj|lin2|weights_out|mlp\.Wo)",
-}
-# Parts of a model that follow its last hidden states: the vector of a text or image is pooled without them.
-_HEADS = frozenset({"pooler", "head", "lm_head", "text_projection", "visual_projection"})
 
 Adaptation = Literal["full", "adapter", "lora", "bitfit"]
 
@@ -84,7 +75,7 @@ def tune(backbone: Backbone, settings: TuningSettings) -> dict[str, Literal["sid
 
 def _train_all(backbone: Backbone, _settings: TuningSettings) -> None:
     for name, parameter in backbone.named_parameters():
-        if _HEADS.isdisjoint(name.split(".")):
+        if backbone.family.heads.isdisjoint(name.split(".")):
             if not parameter.is_floating_point():
                 raise PerPEFTError(
                     f"adaptation: full cannot train the quantised weights of {type(backbone.model).__name__}; choose "
@@ -102,18 +93,14 @@ def _train_biases(backbone: Backbone, _settings: TuningSettings) -> None:
 
 def _insert_adapters(backbone: Backbone, settings: TuningSettings) -> None:
     for block in backbone.layers:
-        projections = [
-            _find(block, role, backbone) for role in ("attention output projection", "feed-forward output projection")
-        ]
+        projections = [_find(block, role, backbone) for role in (ATTENTION_OUTPUT, FEED_FORWARD_OUTPUT)]
         insert_houlsby_adapters(block, projections, backbone.width, settings.adapter_rank)
 
 
 def _insert_lora(backbone: Backbone, settings: TuningSettings) -> None:
     name_of = {id(module): name for name, module in backbone.model.named_modules()}
     targets = [
-        f"{name_of[id(block)]}.{_find(block, role, backbone)}"
-        for block in backbone.layers
-        for role in ("query projection", "value projection")
+        f"{name_of[id(block)]}.{_find(block, role, backbone)}" for block in backbone.layers for role in (QUERY, VALUE)
     ]
     config = LoraConfig(
         r=settings.lora_rank,
@@ -130,7 +117,7 @@ def _insert_lora(backbone: Backbone, settings: TuningSettings) -> None:
 
 def _find(block: nn.Module, role: str, backbone: Backbone) -> str:
     """Name in a block of the one module that has a role."""
-    found = [name for name, _ in block.named_modules() if re.fullmatch(_ROLES[role], name)]
+    found = [name for name, _ in block.named_modules() if re.fullmatch(backbone.family.projections[role], name)]
     if len(found) != 1:
         raise PerPEFTError(
             f"adaptation: a block of {type(backbone.model).__name__} has {len(found)} modules that look like its "

