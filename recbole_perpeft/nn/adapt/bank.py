@@ -97,11 +97,6 @@ class AdapterBank(nn.Module):
         """The model of transformers with the adapter in it."""
         return self.template.model.get_base_model()
 
-    @property
-    def n_parameters_per_module(self) -> int:
-        """Trainable numbers of one module."""
-        return sum(parameter.numel() for parameter in self.parameters_of(None))
-
     def parameters_of(self, group: int | None) -> list[nn.Parameter]:
         """Weights of a group's module; None is the global module."""
         return list(self.modules_of_groups.of(group).values())

@@ -253,7 +253,7 @@ def test_parameter_counts_of_the_paper(peft_type, n_parameters):
         assert sum(parameter.numel() for parameter in model.parameters()) == 151_277_313
         bank = _bank(model, peft_type)
     assert bank.content_size == 1024
-    assert bank.n_parameters_per_module == n_parameters
+    assert sum(parameter.numel() for parameter in bank.parameters_of(None)) == n_parameters
 
 
 def test_dropout_of_the_adapter_follows_train_and_that_of_the_foundation_does_not(tiny_clip, batch):
