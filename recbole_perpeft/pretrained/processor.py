@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Pretrain
 from recbole_perpeft.core.digest import value_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.pretrained.families import has_fixed_length
-from recbole_perpeft.pretrained.locate import load_part, locate_encoder, locate_foundation
+from recbole_perpeft.pretrained.locate import load_part, locate_encoder, locate_foundation, timm_configuration
+from recbole_perpeft.pretrained.timm_images import TimmImageProcessor
 
 
 class Pixels(NamedTuple):
@@ -35,6 +36,9 @@ def pixels_of(image_processor: Any) -> Pixels:
 
 def load_image_processor(name: str, key: str = "foundation_model") -> Any:
     """The model's own image processor on PIL and NumPy: torchvision is no dependency, and pixels stay reproducible."""
+    images = timm_configuration(name, key)
+    if images is not None:
+        return TimmImageProcessor(images, key)
     has_backends = importlib.util.find_spec("transformers.image_processing_backends") is not None
     choice: dict[str, Any] = {"backend": "pil"} if has_backends else {"use_fast": False}
     return load_part("image processor", AutoImageProcessor, name, key, **choice)

@@ -6,7 +6,7 @@ travel back to the process that writes the cache.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,14 +14,17 @@ import numpy as np
 import torch
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.pretrained.families import Family, added_families, register_family
 from recbole_perpeft.store.encode import EncodedChunk, HiddenStateSettings, StateChunk, StateEncoder
 
 
 class _Worker:
     """Encodes chunks in a process of Ray; an encoder is loaded once a worker."""
 
-    def __init__(self, kind: str, settings: HiddenStateSettings, n_threads: int):
+    def __init__(self, kind: str, settings: HiddenStateSettings, n_threads: int, families: Sequence[Family] = ()):
         torch.set_num_threads(n_threads)
+        for family in families:
+            register_family(family)
         self._encoder = StateEncoder(kind, settings)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
@@ -57,7 +60,7 @@ def encode_with_ray(kind: str, settings: HiddenStateSettings, chunks: list[State
         n_cpus = max(1, int(resources["CPU"]) // n_workers)
         results = ray.data.from_items([{"chunk": chunk} for chunk in chunks]).map_batches(
             _Worker,
-            fn_constructor_args=(kind, settings, n_cpus),
+            fn_constructor_args=(kind, settings, n_cpus, added_families()),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=n_workers),
             num_cpus=n_cpus,

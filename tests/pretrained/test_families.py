@@ -61,6 +61,7 @@ def test_a_family_of_a_type_comes_before_those_that_look_alike():
     assert Backbone(bert, "text").pooling == "mean"
     again = register_family(Family("mine", "text", "encoder.layer", None, "cls"))
     assert find_encoder(bert, "text")[1] is again
+    assert [family.name for family in families.added_families()] == ["other", "mine"]
     assert pickle.loads(pickle.dumps(again)) == copy.deepcopy(again) == again
 
 

@@ -117,7 +117,7 @@ def _insert_lora(backbone: Backbone, settings: TuningSettings) -> None:
 
 def _find(block: nn.Module, role: str, backbone: Backbone) -> str:
     """Name in a block of the one module that has a role."""
-    found = [name for name, _ in block.named_modules() if re.fullmatch(backbone.family.projections[role], name)]
+    found = [name for name, _ in block.named_modules() if re.fullmatch(backbone.family.projection(role), name)]
     if len(found) != 1:
         raise PerPEFTError(
             f"adaptation: a block of {type(backbone.model).__name__} has {len(found)} modules that look like its "
