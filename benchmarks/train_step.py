@@ -30,7 +30,7 @@ def prepared(settings: dict):
     dataset = create_dataset(config)
     train_data, valid_data, _ = data_preparation(config, dataset)
     model = config.model_class(config, train_data.dataset).to(config["device"])
-    users = train_data.dataset.inter_feat[model.USER_ID]
+    users = train_data.dataset.interactions.users
     groups = torch.full((model.n_users,), -1)
     groups[users] = torch.from_numpy(random_groups(len(users), model.group_settings.n_groups, 1, seed=0))
     model.personalise(groups, torch.zeros(model.group_settings.n_groups, config["hidden_size"]))

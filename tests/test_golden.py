@@ -88,6 +88,7 @@ def test_one_epoch_gives_the_recorded_numbers_names_and_files(name, aspects_sett
     settings = aspects_settings | {
         "epochs_global": 1,
         "epochs": 1,
+        "train_windows": "newest",
         "cache_folder": str(tmp_path / "cache"),
         "run_folder": str(tmp_path / "run"),
         "metric_decimal_place": 10,

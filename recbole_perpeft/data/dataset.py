@@ -1,9 +1,9 @@
-"""Interaction logs as sequences: one train row a user, evaluation rows as RecBole's leave-one-out."""
+"""Interaction logs as sequences: train rows cut from whole histories, evaluation rows as RecBole's leave-one-out."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,9 +12,10 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import Settings, setting, settings_from
 from recbole_perpeft.data.log import CheckedLog
 
-__all__ = ["HistoryIndex", "SequenceDataset", "history_of", "positive_item_list_field"]
+__all__ = ["HistoryIndex", "SequenceDataset", "WindowSettings", "history_of", "positive_item_list_field"]
 
 # How many of a user's last rows leave the train part, and which part takes the last one.
 HELD_OUT = {"valid_and_test": ("valid", "test"), "valid_only": ("valid",), "test_only": ("test",)}
@@ -26,6 +27,42 @@ EARLIER_PHASES = {"train": ("train",), "valid": ("train",), "test": ("train", "v
 def positive_item_list_field(config) -> str:
     """Name of the field of train targets, `pos_item_id_list` with RecBole's default names."""
     return "pos_" + config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
+
+
+@dataclass(frozen=True)
+class WindowSettings(Settings):
+    """How a user's train items become train rows."""
+
+    train_windows: Literal["all", "newest"] = setting(
+        "all",
+        "all: rows over the whole history, each interaction but the first a target once | newest: one row a user.",
+    )
+    train_overlap: float = setting(
+        0.0, "With all: share of a row that repeats earlier items, as context of its first target.", least=0, below=1
+    )
+
+    def cut(self, n_targets: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Cuts the targets of users, numbered from 0 in time order, into rows, from the end: the first is short.
+
+        Args:
+            n_targets: of each user, int64 [n_users], 1 or more.
+            width: L, inputs of a row at most, and so its targets.
+
+        Returns:
+            Position of the user, first target, border after the last one, and inputs before that of the first target,
+            each int64 [n_rows]; users in order, rows of a user in time order.
+        """
+        n_context = int(self.train_overlap * width)
+        step = width - n_context
+        n_rows = np.ones_like(n_targets)
+        if self.train_windows == "all":
+            n_rows += np.maximum(0, -((width - n_targets) // step))
+        user = np.repeat(np.arange(len(n_rows)), n_rows)
+        age = np.repeat(np.cumsum(n_rows), n_rows) - 1 - np.arange(len(user))  # 0: the user's newest row
+        end = n_targets[user] - age * step
+        is_oldest = age == n_rows[user] - 1
+        start = np.maximum(0, end - np.where(is_oldest, width, step))
+        return user, start, end, np.where(is_oldest, 0, n_context)
 
 
 @dataclass(frozen=True)
@@ -61,6 +98,11 @@ class HistoryIndex:
     def lengths(self) -> np.ndarray:
         """Number of items of every user, int64 [n_users]."""
         return np.diff(self.indptr)
+
+    @property
+    def users(self) -> np.ndarray:
+        """Users with items, int64, ascending."""
+        return np.flatnonzero(self.lengths)
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Users and items of all interactions, each int64 [n_interactions]."""
@@ -132,7 +174,7 @@ def _row_interactions(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 class SequenceDataset(CheckedLog, SequentialDataset):
-    """RecBole's sequential data set with one train row a user and a vectorised `build()`.
+    """RecBole's sequential data set with train rows of several targets and a vectorised `build()`.
 
     A user's interactions in time order are split by leave-one-out as RecBole does it: the last item is the test
     target, the one before the valid target; a user of three interactions has no valid row, one of two interactions
@@ -140,8 +182,8 @@ class SequenceDataset(CheckedLog, SequentialDataset):
 
     Rows (item 0 pads on the right, `L = MAX_ITEM_LIST_LENGTH`):
 
-    * train, in order of user ids: `user_id`, `item_id_list` [L] (the inputs), `item_length` (how many, 1..L),
-      `pos_item_id_list` [L] (the item that follows every input);
+    * train, in order of user ids and time: `user_id`, `item_id_list` [L] (the inputs), `item_length` (how many, 1..L),
+      `pos_item_id_list` [L] (the item that follows every input; 0 where an earlier row of the user has that target);
     * valid and test, in RecBole's order: `user_id`, `item_id_list` [L], `item_length`, `item_id` (the target).
 
     Attributes:
@@ -209,12 +251,18 @@ class SequenceDataset(CheckedLog, SequentialDataset):
         """Occurrences of each id of a field, for the train part the same as with RecBole's rows (train targets)."""
         if self.phase_history is None or self.iid_field in self.inter_feat:
             return super().counter(field)
-        users, items = self.phase_history.pairs()
+        users, items = self.interactions.pairs()
         is_target = np.ones(len(items), dtype=bool)
         is_target[self.phase_history.indptr[:-1][self.phase_history.lengths > 0]] = False
         columns = {self.uid_field: users, self.iid_field: items}
         ids, occurrences = np.unique(columns[field][is_target], return_counts=True)
         return Counter(dict(zip(ids.tolist(), occurrences.tolist(), strict=True)))
+
+    def target_counts(self) -> np.ndarray:
+        """Targets of each user in the rows of the train part, int64 [n_users]."""
+        per_row = (self.inter_feat[positive_item_list_field(self.config)] != 0).sum(1)
+        users = self.inter_feat[self.uid_field]
+        return torch.zeros(self.user_num, dtype=torch.int64).index_add_(0, users, per_row).numpy()
 
     @property
     def avg_actions_of_users(self) -> float:
@@ -259,9 +307,13 @@ class SequenceDataset(CheckedLog, SequentialDataset):
 
     def _train(self, items: np.ndarray, users: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> "SequenceDataset":
         """Train part: `items[starts[r]:ends[r]]` are the train items of user `users[r]`."""
-        n_targets = np.minimum(ends - starts - 1, self.max_item_list_len)
-        rows = self._sequence_fields(items, users, ends - 1, n_targets)
-        rows[positive_item_list_field(self.config)] = self._windows(items, ends, n_targets)
+        settings, width = settings_from(self.config, WindowSettings), self.max_item_list_len
+        row_user, first, end, n_context = settings.cut(ends - starts - 1, width)
+        lengths = end - first + n_context
+        rows = self._sequence_fields(items, users[row_user], starts[row_user] + end, lengths)
+        targets = self._windows(items, starts[row_user] + end + 1, lengths)
+        targets[torch.arange(width) < torch.from_numpy(n_context).unsqueeze(1)] = 0
+        rows[positive_item_list_field(self.config)] = targets
         return self._part(rows, np.repeat(users, ends - starts), items[_ranges(starts, ends - starts)])
 
     def _evaluation(

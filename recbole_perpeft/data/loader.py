@@ -57,7 +57,7 @@ def _sampler(config, dataset: SequenceDataset) -> GroupAwareSampler:
 
 
 class SequenceTrainDataLoader:
-    """Batches of train rows with negatives, `train_batch_size` users each; every user once an epoch.
+    """Batches of `train_batch_size` train rows with negatives; every row once an epoch.
 
     Without groups a batch mixes all users. With groups (`set_groups`) all users of a batch belong to one group, so the
     group of a batch is that of its first user, and the batches of all groups come in shuffled order.
@@ -74,7 +74,7 @@ class SequenceTrainDataLoader:
     Attributes:
         dataset: the train part.
         shuffle: as given.
-        batch_size: users a batch.
+        batch_size: rows a batch.
     """
 
     def __init__(

@@ -1,6 +1,5 @@
 """What every recommender that reads item content shares: item encoder, user encoder, loss and scores."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.settings import settings_from
+from recbole_perpeft.core.settings import Settings, setting, settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.dataset import SequenceDataset
 from recbole_perpeft.data.sampler import Draws
@@ -26,21 +25,10 @@ from recbole_perpeft.training.rates import ContentTrainer
 
 
 @dataclass(frozen=True)
-class IdSettings:
-    """What is asked of id vectors.
+class IdSettings(Settings):
+    """What is asked of id vectors."""
 
-    Args:
-        id_embedding_reg: Weight of the Frobenius norm of the id embedding, which is added to the loss.
-
-    Raises:
-        PerPEFTError: If the weight is negative or not finite.
-    """
-
-    id_embedding_reg: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.id_embedding_reg < math.inf:
-            raise PerPEFTError(f"id_embedding_reg must be a finite number, at least 0, got {self.id_embedding_reg}")
+    id_embedding_reg: float = setting(0.0, "Weight of the Frobenius norm of the id embedding in the loss.", least=0)
 
 
 class ContentRecommender(SequentialRecommender):

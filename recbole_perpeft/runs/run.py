@@ -57,7 +57,8 @@ def run(
     Returns:
         `best_valid_score`, `valid_score_bigger`, `best_valid_result` and `test_result` as RecBole, and `run_folder`,
         `model`, `dataset`, `seed`, `parameters`, `trainable_parameters`, `epochs`, `seconds_per_epoch` (mean by
-        stage), `median_epoch_seconds` (training alone), `seconds`, `peak_memory_mb`, `peak_gpu_memory_mb`.
+        stage), `median_epoch_seconds` (training alone), `train_targets` of `train_interactions` (our models'),
+        `seconds`, `peak_memory_mb`, `peak_gpu_memory_mb`.
 
     Raises:
         PerPEFTError: wrong settings or data.
@@ -92,7 +93,10 @@ def resume(
     for key in ("model", "dataset"):
         if changes.get(key, settings[key]) != settings[key]:
             raise PerPEFTError(f"{folder.path} is a run with {key} {settings[key]}, not {changes[key]}")
-    return _run(Config(config_dict=settings | changes), folder, True, callback_fn, with_test)
+    # Version 0.1.0, which knew no other rows, did not write the key.
+    return _run(
+        Config(config_dict={"train_windows": "newest"} | settings | changes), folder, True, callback_fn, with_test
+    )
 
 
 def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -> tuple:
@@ -204,6 +208,9 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
         dataset, (train_data, valid_data, test_data), model = _build(config)
         LOGGER.info(dataset)
         LOGGER.debug(model)
+        targets = _train_targets(train_data)
+        if targets:
+            LOGGER.info("{train_targets:,} of {train_interactions:,} train interactions are targets".format(**targets))
         LOGGER.info(f"{config['model']} on {config['device']}, mask_history {config['mask_history']}")
         trainer = get_trainer(config)(config, model)
         trainer.keeps_files = saved
@@ -218,6 +225,7 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
             folder.write_test_ranks(dataset, trainer.target_ranks, getattr(model, "user_group", None))
         trainer.close()
         result = _result(config, model, trainer.history) | {
+            **targets,
             "best_valid_score": float(score) if valid_result else None,
             "valid_score_bigger": config["valid_metric_bigger"],
             "best_valid_result": _numbers(valid_result),
@@ -231,6 +239,14 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
         LOGGER.info(f"best valid: {result['best_valid_result']}")
         LOGGER.info(f"test result: {result['test_result']}")
     return result
+
+
+def _train_targets(train_data) -> dict[str, int]:
+    """How many interactions of the train part are targets, and how many it has; nothing for RecBole's own rows."""
+    part = train_data._dataset
+    if not isinstance(part, SequenceDataset):
+        return {}
+    return {"train_targets": int(part.target_counts().sum()), "train_interactions": len(part.interactions.items)}
 
 
 def _result(config: Config, model: torch.nn.Module, history: list[dict[str, Any]]) -> dict[str, Any]:

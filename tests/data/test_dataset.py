@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from recbole.data.dataset import Dataset, SequentialDataset
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.dataset import HistoryIndex, SequenceDataset, history_of
+from recbole_perpeft.data.dataset import HistoryIndex, SequenceDataset, WindowSettings, history_of
 
 # RecBole sorts torch tensors with numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
@@ -55,8 +55,8 @@ def test_evaluation_rows_are_recboles(log_folder, mode):
     check()
 
 
-def test_train_rows_are_the_last_train_items_of_every_user(log_folder):
-    config = log_folder.config()
+def test_newest_train_rows_are_the_last_train_items_of_every_user(log_folder):
+    config = log_folder.config(train_windows="newest")
     length = config["MAX_ITEM_LIST_LENGTH"]
 
     @given(logs())
@@ -79,6 +79,58 @@ def test_train_rows_are_the_last_train_items_of_every_user(log_folder):
                 assert not fields[field][len(inputs) :].any()
 
     check()
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.34, 0.67, 0.99])
+def test_every_train_interaction_but_a_users_first_is_a_target_once(log_folder, overlap):
+    config = log_folder.config(train_windows="all", train_overlap=overlap)
+    width, n_context = config["MAX_ITEM_LIST_LENGTH"], int(overlap * config["MAX_ITEM_LIST_LENGTH"])
+
+    @given(logs())
+    @settings(max_examples=50, deadline=None)
+    def check(rows):
+        log_folder.write(rows)
+        train = SequenceDataset(config).build()[0]
+        assert train.inter_feat["user_id"].tolist() == sorted(train.inter_feat["user_id"].tolist())
+        targets = {}
+        for row in range(len(train)):
+            fields = {field: values[row] for field, values in train.inter_feat.interaction.items()}
+            user, length = train.id2token("user_id", int(fields["user_id"])), int(fields["item_length"])
+            inputs, nexts = (fields[field].tolist() for field in ("item_id_list", "pos_item_id_list"))
+            assert all(inputs[:length]) and not any(inputs[length:] + nexts[length:])
+            context = nexts[:length].count(0)
+            assert not any(nexts[:context]) and all(nexts[context:length])
+            # Inside a row, an item's target is the next input.
+            assert nexts[context : length - 1] == inputs[context + 1 : length]
+            known = targets.setdefault(user, [])
+            assert context == (n_context if known else 0)
+            assert not known or tokens(train, inputs[:context]) == known[-1 - context : -1]
+            assert not known or length == width
+            known += tokens(train, nexts)
+        expected = {user: items[: max(2, len(items) - 2)][1:] for user, items in sequences(rows).items()}
+        assert targets == expected
+        n_targets = {train.id2token("user_id", user): n for user, n in enumerate(train.target_counts()) if n}
+        assert n_targets == {user: len(items) for user, items in expected.items()}
+
+    check()
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=5), st.integers(1, 12), st.floats(0, 0.99))
+def test_no_row_is_wider_than_the_limit_and_few_are_needed(n_targets, width, overlap):
+    user, start, end, context = WindowSettings("all", overlap).cut(np.array(n_targets), width)
+    assert (end - start >= 1).all() and (end - start + context <= width).all() and (context <= start).all()
+    step = width - int(overlap * width)
+    assert np.bincount(user).tolist() == [1 + max(0, -(-(n - width) // step)) for n in n_targets]
+    alone = WindowSettings("newest", overlap).cut(np.array(n_targets), width)
+    assert alone[0].tolist() == list(range(len(n_targets))) and not alone[3].any()
+    np.testing.assert_array_equal(alone[2] - alone[1], np.minimum(n_targets, width))
+
+
+@pytest.mark.parametrize("wrong", [{"train_windows": "some"}, {"train_overlap": 1.0}, {"train_overlap": -0.1}])
+def test_wrong_windows_name_the_key(log_folder, wrong):
+    log_folder.write([("a", f"i{number}", number) for number in range(4)])
+    with pytest.raises(PerPEFTError, match=next(iter(wrong))):
+        SequenceDataset(log_folder.config(**wrong)).build()
 
 
 def test_train_targets_and_counts_are_recboles(log_folder):

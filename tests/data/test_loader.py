@@ -30,7 +30,7 @@ def random_log(n_users=N_USERS, n_items=40, seed=0):
 @pytest.fixture(scope="module")
 def parts(log_folder):
     log_folder.write(random_log())
-    return SequenceDataset(log_folder.config()).build()
+    return SequenceDataset(log_folder.config(train_windows="newest")).build()
 
 
 @pytest.fixture
@@ -78,6 +78,23 @@ def test_a_batch_has_one_group_and_the_order_of_groups_is_mixed(loader, user_gro
     assert len(orders[0]) == sum(-(-sizes // 8))
     assert len(set(map(tuple, orders))) > 1
     assert any(order != sorted(order) for order in orders)
+
+
+def test_all_rows_of_a_user_have_his_group_and_avoid_his_whole_history(log_folder, user_group):
+    log_folder.write(random_log())
+    config = log_folder.config(train_batch_size=8, train_overlap=0.4)
+    train = SequenceDataset(config).build()[0]
+    assert len(train) > 1.5 * N_USERS
+    loader = train_loader(config, train)
+    loader.set_groups(user_group)
+    batches = epoch(loader)
+    users = torch.cat([batch["user_id"] for batch in batches])
+    assert len(batches) == len(loader) and torch.equal(users.sort().values, train.inter_feat["user_id"])
+    for batch in batches:
+        assert len(set(user_group[batch["user_id"].numpy()])) == 1
+        assert torch.equal(batch["neg_item_id_list"] == 0, batch["pos_item_id_list"] == 0)
+        for user, drawn in zip(batch["user_id"].tolist(), batch["neg_item_id_list"], strict=True):
+            assert not set(drawn[drawn > 0].tolist()) & set(train.interactions.rows(np.array([user]))[1].tolist())
 
 
 def test_rows_and_negatives(loader, parts, user_group):

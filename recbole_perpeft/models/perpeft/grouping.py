@@ -134,9 +134,9 @@ def global_user_vectors(model, users: np.ndarray, history) -> Tensor:
 
 @torch.no_grad()
 def sequence_log_likelihood(model, rows, group: int, batch_size: int = 256) -> Tensor:
-    """Log-likelihood of each user's training sequence under a group's modules.
+    """Log-likelihood of each training row under a group's modules; a user's is the sum over his rows.
 
-    Sum over the slots of log softmax(<h_t, e_g(i)> over the whole catalogue)[next item]; training items only.
+    Sum over the slots of log softmax(<h_t, e_g(i)> over the whole catalogue)[next item]; targets of the row only.
 
     Args:
         model: A `ContentRecommender` in evaluation mode.

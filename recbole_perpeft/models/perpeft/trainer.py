@@ -44,7 +44,7 @@ class PerPEFTTrainer(ContentTrainer):
             return super().fit(train_data, valid_data, saved=saved, **arguments)
         settings, last_stage = self.group_settings, (self.epochs, self.stopping_step)
         if self.stage == "global":
-            check_group_sizes(len(train_data.dataset), settings.n_groups, settings.min_group_size)
+            check_group_sizes(len(train_data.dataset.interactions.users), settings.n_groups, settings.min_group_size)
             self._announce(f"stage 1 of 3: global PEFT, {settings.epochs_global} epochs", verbose)
             self.epochs, self.stopping_step = settings.epochs_global, np.inf
             super().fit(train_data, valid_data, saved=False, **arguments)
@@ -75,8 +75,7 @@ class PerPEFTTrainer(ContentTrainer):
     def _refresh_centroids(self) -> None:
         """Centroids of the groups as they are now: the user encoder has learnt since the grouping."""
         self.model.eval()
-        users = self._train_data.dataset.inter_feat[self.model.USER_ID]
-        groups = self.model.group_of(users)
+        groups = self.model.group_of(torch.from_numpy(self._train_data.dataset.interactions.users))
         centroids = mean_vectors(self._global_user_vectors(self._train_data), groups, self.model.n_groups)
         self.model.set_groups(self.model.user_group, centroids)
 
@@ -88,8 +87,8 @@ class PerPEFTTrainer(ContentTrainer):
         user_group = torch.full((self.model.n_users,), -1)
         user_group[users] = groups
         self.model.personalise(user_group, mean_vectors(self._global_user_vectors(train_data), groups, n_groups))
-        lengths = train_data.dataset.inter_feat[self.model.ITEM_SEQ_LEN].numpy()
-        warn_if_groups_are_small(groups.numpy(), lengths, self.model.n_items - 1)
+        n_targets = train_data.dataset.target_counts()[users]
+        warn_if_groups_are_small(groups.numpy(), n_targets, self.model.n_items - 1)
         self.stage = "personalised"
         self.start_epoch = self.group_settings.epochs_global
         self.optimizer = self._build_optimizer()
@@ -97,13 +96,12 @@ class PerPEFTTrainer(ContentTrainer):
         self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
         self.best_valid_result = None
 
-    def _group_users(self, train_data, valid_data) -> tuple[Tensor, Tensor]:
-        """Users with training rows, [n], and their groups, [n]."""
-        settings, rows = self.group_settings, train_data.dataset.inter_feat
-        users = rows[self.model.USER_ID]
-        seed = self.config["seed"]
+    def _group_users(self, train_data, valid_data) -> tuple[np.ndarray, Tensor]:
+        """Users with training items, [n], and their groups, [n]."""
+        settings, seed = self.group_settings, self.config["seed"]
+        users = train_data.dataset.interactions.users
         if settings.grouping == "user_field":
-            groups = given_groups(train_data.dataset, settings.group_field, users.numpy())
+            groups = given_groups(train_data.dataset, settings.group_field, users)
         elif settings.grouping == "random":
             groups = random_groups(len(users), settings.n_groups, settings.min_group_size, seed)
         else:
@@ -113,26 +111,26 @@ class PerPEFTTrainer(ContentTrainer):
         return users, torch.from_numpy(groups)
 
     def _global_user_vectors(self, train_data, valid_data=None) -> Tensor:
-        """Vectors of the users of the training rows under the global module, [n, d] on the CPU.
+        """Vectors of the users with training items under the global module, [n, d] on the CPU.
 
         Args:
             train_data: Gives the users and their training items.
             valid_data: If given, the validation item is part of the history.
         """
-        history = train_data.dataset.phase_history
+        history = train_data.dataset.interactions
+        users = history.users
         if valid_data is not None:
             history = history_of([train_data.dataset, valid_data.dataset, valid_data.dataset], "test")
-        users = train_data.dataset.inter_feat[self.model.USER_ID].numpy()
         return global_user_vectors(self.model, users, history)
 
     def _regroup(self, train_data) -> None:
-        """Hard E-step: every user moves to the group whose modules make his training sequence most likely."""
+        """Hard E-step: every user moves to the group whose modules make his training rows most likely."""
         model, settings = self.model.eval(), self.group_settings
-        rows = train_data.dataset.inter_feat
-        users = rows[model.USER_ID]
-        log_likelihood = torch.stack([sequence_log_likelihood(model, rows, g) for g in range(model.n_groups)], dim=1)
-        before = model.group_of(users).numpy()
-        groups = most_likely_groups(log_likelihood.double().numpy(), before, settings.min_group_size)
+        rows, users = train_data.dataset.inter_feat, train_data.dataset.interactions.users
+        of_rows = torch.stack([sequence_log_likelihood(model, rows, g) for g in range(model.n_groups)], dim=1).double()
+        of_users = of_rows.new_zeros(model.n_users, model.n_groups).index_add_(0, rows[model.USER_ID], of_rows)
+        before = model.group_of(torch.from_numpy(users)).numpy()
+        groups = most_likely_groups(of_users[users].numpy(), before, settings.min_group_size)
         user_group = model.user_group.cpu().clone()
         user_group[users] = torch.from_numpy(groups)
         model.set_groups(user_group, model.group_centroids)

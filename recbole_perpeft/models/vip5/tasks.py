@@ -101,7 +101,7 @@ class TaskSampler(nn.Module):
             template: What is asked.
             users: int64 [B].
             item_seq: Inputs of the rows, int64 [B, L], right-padded.
-            targets: The item after each input, [B, L].
+            targets: The item after each input, [B, L]; 0 where it is asked in another row.
             length: Inputs of each row, [B].
         """
         n_prompts = self.settings.prompts_per_user
@@ -111,13 +111,16 @@ class TaskSampler(nn.Module):
     def _sequential(
         self, template: Template, users: Tensor, item_seq: Tensor, targets: Tensor, length: Tensor
     ) -> Sample:
-        place = _uniform(length)
+        n_targets = (targets != 0).sum(1)
+        place = length - n_targets + _uniform(n_targets)
         items = targets.gather(1, place.unsqueeze(1)).squeeze(1)
         return self._question(template, users, items, left_pad(item_seq, place + 1))
 
     def _direct(self, template: Template, users: Tensor, item_seq: Tensor, targets: Tensor, length: Tensor) -> Sample:
         bought = torch.cat([item_seq[:, :1], targets], dim=1)
-        items = bought.gather(1, _uniform(length + 1).unsqueeze(1)).squeeze(1)
+        n_targets = (targets != 0).sum(1)
+        n_asked = n_targets + (n_targets == length)  # the first item too, where no other row asks for it
+        items = bought.gather(1, (length + 1 - n_asked + _uniform(n_asked)).unsqueeze(1)).squeeze(1)
         if "candidates" not in template.slots:
             return self._question(template, users, items, None)
         others = self.negatives(users, self.settings.n_candidates - 1)

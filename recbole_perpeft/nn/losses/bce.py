@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
+from recbole_perpeft.core.settings import Settings
 from recbole_perpeft.data.sampler import Draws
 from recbole_perpeft.nn.losses.loss import NextItems, register_loss
 
 
 @register_loss("bce")
 @dataclass(frozen=True)
-class BCELoss:
+class BCELoss(Settings):
     """`next_item_bce_loss`, with one negative a target."""
 
     draws = Draws(negatives=1)

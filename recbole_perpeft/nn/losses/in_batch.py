@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.data.sampler import Draws
 from recbole_perpeft.nn.losses.loss import NextItems, register_loss
 
@@ -17,28 +18,19 @@ _SCORES_AT_ONCE = 2**20
 
 @register_loss("in_batch")
 @dataclass(frozen=True)
-class InBatchLoss:
-    """`in_batch_debiased_loss`; nothing is drawn.
+class InBatchLoss(Settings):
+    """`in_batch_debiased_loss`; nothing is drawn."""
 
-    Args:
-        popularity_power: Exponent of the item counts that correct for popularity; 0 for no correction.
-
-    Raises:
-        PerPEFTError: If the exponent is negative or not finite.
-    """
-
-    popularity_power: float = 1.0
+    popularity_power: float = setting(
+        1.0, "Exponent of the counts that correct for popularity; 0 for no correction.", least=0
+    )
     draws = Draws()
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.popularity_power < math.inf:
-            raise PerPEFTError(f"popularity_power must be a finite number, at least 0, got {self.popularity_power}")
 
     def __call__(self, batch: NextItems) -> Tensor:
         """As in `Loss`."""
         rows = torch.cat([batch.inputs, batch.targets[:, -1:]], dim=1)  # (B, L + 1)
         log_p = batch.log_popularity(self.popularity_power)
-        return in_batch_debiased_loss(batch.hidden, rows, batch.items, batch.vectors, log_p)
+        return in_batch_debiased_loss(batch.hidden, rows, batch.items, batch.vectors, log_p, batch.targets != 0)
 
 
 def log_popularity(item_counts: Tensor, power: float = 1.0) -> Tensor:
@@ -59,7 +51,9 @@ def log_popularity(item_counts: Tensor, power: float = 1.0) -> Tensor:
     return result.float()
 
 
-def in_batch_debiased_loss(hidden: Tensor, rows: Tensor, items: Tensor, vectors: Tensor, log_p: Tensor) -> Tensor:
+def in_batch_debiased_loss(
+    hidden: Tensor, rows: Tensor, items: Tensor, vectors: Tensor, log_p: Tensor, learns: Tensor | None = None
+) -> Tensor:
     r"""In-batch debiased cross-entropy, IISAN (arXiv 2404.02059), section 3.3, as its authors compute it.
 
     A slot's candidates are the slots of the whole batch: its own target and every slot whose item does not occur in
@@ -76,6 +70,7 @@ def in_batch_debiased_loss(hidden: Tensor, rows: Tensor, items: Tensor, vectors:
         items: The distinct ids in `rows`, ascending, with or without the pad, [n], as from `torch.unique`.
         vectors: Their item vectors, [n, d].
         log_p: Of all items, [n_items], as from `log_popularity`; on any device.
+        learns: Input slots whose next item is a target, [B, L]; None for all that have one.
 
     Returns:
         Scalar.
@@ -87,7 +82,7 @@ def in_batch_debiased_loss(hidden: Tensor, rows: Tensor, items: Tensor, vectors:
     predicts = real[:, :-1]
     if bool((predicts & ~real[:, 1:]).any()):
         raise PerPEFTError("rows of the in-batch loss must be left-padded: an item is followed by a pad")
-    user, slot = predicts.nonzero(as_tuple=True)  # (P,)
+    user, slot = (predicts if learns is None else learns).nonzero(as_tuple=True)  # (P,)
     if not len(user):
         raise PerPEFTError("the in-batch loss needs a row with an item and the one after it; the batch has none")
     place = torch.searchsorted(items, rows)  # (B, L + 1)

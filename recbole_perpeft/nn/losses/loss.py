@@ -50,7 +50,7 @@ def vectors_of(ids: Tensor, items: Tensor, vectors: Tensor) -> Tensor:
 
 
 class Loss(Protocol):
-    """A training loss: a dataclass whose fields are settings of the run.
+    """A training loss: a dataclass, with `Settings` as its base, whose fields are settings of the run.
 
     Attributes:
         draws: What the loader draws for it.

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.models.perpeft import trainer
 from recbole_perpeft.models.perpeft.trainer import PerPEFTTrainer
 from recbole_perpeft.runs.run import load, resume, run
 
@@ -108,6 +109,29 @@ def test_regrouping_moves_users_and_says_so(aspects_settings, caplog):
     caplog.set_level(logging.INFO)
     run(model="PerPEFT", config_dict=aspects_settings | {"regroup_every": 1, "learning_rate": 0.01})
     assert "regrouped:" in caplog.text
+
+
+def test_a_user_of_several_rows_has_one_group_one_vector_and_one_likelihood(aspects_settings, monkeypatch):
+    """Histories of up to seven train items in rows of two targets."""
+    settings = {"MAX_ITEM_LIST_LENGTH": 3, "train_overlap": 0.4, "regroup_every": 1, "epochs": 1, "min_group_size": 1}
+    likelihoods, seen = {}, []
+
+    def likelihood(model, rows, group):
+        likelihoods[group] = torch.randn(len(rows), generator=torch.Generator().manual_seed(group))
+        seen[:] = [rows["user_id"]]
+        return likelihoods[group]
+
+    monkeypatch.setattr(trainer, "sequence_log_likelihood", likelihood)
+    result = run(model="PerPEFT", config_dict=aspects_settings | settings)
+    assert result["train_targets"] == result["train_interactions"] - 150
+    _, model, _, train_data, *_ = load(result["run_folder"])
+    users, loader = seen[0], iter(train_data)
+    assert len(users) == len(train_data.dataset) > 200 and "neg_item_id_list" in next(loader)
+    best = [
+        max(range(3), key=lambda group, rows=users == user: likelihoods[group][rows].double().sum().item())
+        for user in range(1, 151)
+    ]
+    assert model.user_group.tolist() == [-1, *best]
 
 
 @pytest.mark.parametrize(("n_groups", "least"), [(151, 1), (20, 10)])

@@ -231,6 +231,17 @@ def test_sequential_samples_are_a_history_and_what_followed():
     assert seen == {(user, n) for user, length in enumerate(batch[3].tolist(), 1) for n in range(1, length + 1)}
 
 
+@pytest.mark.parametrize(("task", "slot"), [("sequential", "history"), ("direct", "candidates")])
+def test_items_that_another_row_asks_for_are_history_alone(task, slot):
+    torch.manual_seed(0)
+    sampler, (users, inputs, targets, length), rows = make_sampler(task, prompts_per_user=50)
+    targets = targets.masked_fill((torch.arange(5) < 2) & (length == 5).unsqueeze(1), 0)
+    drawn = sampler.draw(template(f"{{{slot}}}", task=task), users, inputs, targets, length)
+    for user, n_items in enumerate((6, 6, 4, 2), 1):
+        first = 3 if n_items == 6 else int(task == "sequential")
+        assert set(drawn.items[drawn.users == user].tolist()) == set(rows[user - 1, first:n_items].tolist())
+
+
 def test_questions_are_half_about_items_that_were_not_bought():
     torch.manual_seed(0)
     sampler, batch, rows = make_sampler("direct", prompts_per_user=200)
