@@ -17,14 +17,12 @@ import pandas as pd
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from recbole_perpeft.models.vip5.item_order import random_ranks
-from recbole_perpeft.models.vip5.names import token_names
+from recbole_perpeft.models.vip5.names import random_ranks, token_names
 from recbole_perpeft.models.vip5.network import NetworkSettings, VIP5Network
 from recbole_perpeft.models.vip5.prompts import PromptSettings, PromptWriter, Sample, template_words
-from recbole_perpeft.models.vip5.scoring import exact_scores
-from recbole_perpeft.models.vip5.t5 import T5Backbone
+from recbole_perpeft.models.vip5.ranking import exact_scores
+from recbole_perpeft.models.vip5.t5 import T5Backbone, TinyBackboneSettings, tiny_backbone, word_tokenizer
 from recbole_perpeft.models.vip5.templates import read_templates
-from recbole_perpeft.models.vip5.tiny_backbone import TinyBackboneSettings, tiny_backbone, word_tokenizer
 from recbole_perpeft.models.vip5.trie import ItemTrie
 from recbole_perpeft.models.vip5.visual import VisualSettings, VisualTokens
 from recbole_perpeft.nn.adapt.bottleneck import T5AdapterSettings

@@ -15,10 +15,8 @@ import numpy as np
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.dataset import history_of
-from recbole_perpeft.models.vip5.item_inputs import load_item_inputs
-from recbole_perpeft.models.vip5.item_order import successor_share
-from recbole_perpeft.models.vip5.names import ItemTokenSettings, item_ranks
-from recbole_perpeft.models.vip5.visual import VisualSettings
+from recbole_perpeft.models.vip5.names import ItemTokenSettings, item_ranks, successor_share
+from recbole_perpeft.models.vip5.visual import VisualSettings, load_item_inputs
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.run import create_dataset
 

@@ -2,8 +2,7 @@
 
 import torch
 
-from recbole_perpeft.models.vip5.t5 import T5Backbone
-from recbole_perpeft.models.vip5.tiny_backbone import TinyBackboneSettings, tiny_backbone
+from recbole_perpeft.models.vip5.t5 import T5Backbone, TinyBackboneSettings, tiny_backbone
 from recbole_perpeft.nn.adapt.bottleneck import T5AdapterSettings
 
 TINY = TinyBackboneSettings(tiny_width=32, tiny_inner_width=48, tiny_heads=2, tiny_layers=2)

@@ -16,28 +16,25 @@ from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.dataset import HistoryIndex
 from recbole_perpeft.data.explanations import SUFFIX, are_interactions, read_explanations
 from recbole_perpeft.data.sampler import Draws
-from recbole_perpeft.models.vip5.appearance_dataset import AppearanceDataset
-from recbole_perpeft.models.vip5.item_inputs import ItemInputs, load_item_inputs
-from recbole_perpeft.models.vip5.item_order import random_ranks
 from recbole_perpeft.models.vip5.names import (
+    AppearanceDataset,
     ItemTokenSettings,
     TokenNames,
     content_vectors,
     item_ranks,
     mean_vectors,
+    random_ranks,
     token_names,
 )
 from recbole_perpeft.models.vip5.network import RANDOM, Encoded, NameVectors, NetworkSettings, VIP5Network
 from recbole_perpeft.models.vip5.prompts import PromptSettings, PromptWriter, Sample, template_words
-from recbole_perpeft.models.vip5.ranking import CandidateLists, RankingSettings, RankingTemplates
-from recbole_perpeft.models.vip5.scoring import answer_scores
-from recbole_perpeft.models.vip5.t5 import BackboneSettings, T5Backbone
+from recbole_perpeft.models.vip5.ranking import CandidateLists, RankingSettings, RankingTemplates, answer_scores
+from recbole_perpeft.models.vip5.t5 import BackboneSettings, T5Backbone, TinyBackboneSettings
 from recbole_perpeft.models.vip5.tasks import TaskSampler, TaskSettings
 from recbole_perpeft.models.vip5.templates import Template, read_templates
-from recbole_perpeft.models.vip5.tiny_backbone import TinyBackboneSettings
 from recbole_perpeft.models.vip5.trainer import VIP5Trainer
 from recbole_perpeft.models.vip5.trie import ItemTrie
-from recbole_perpeft.models.vip5.visual import VisualSettings, VisualTokens
+from recbole_perpeft.models.vip5.visual import ItemInputs, VisualSettings, VisualTokens, load_item_inputs
 from recbole_perpeft.nn.adapt.bottleneck import T5AdapterSettings
 from recbole_perpeft.nn.users.sasrec import left_pad
 

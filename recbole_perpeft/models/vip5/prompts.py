@@ -14,8 +14,8 @@ from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.models.vip5.names import TokenNames
 from recbole_perpeft.models.vip5.network import N_WHOLE_WORDS
 from recbole_perpeft.models.vip5.segments import Prompt, Segment, assemble, mentions_segment, words_segment
+from recbole_perpeft.models.vip5.t5 import WORD_MARK
 from recbole_perpeft.models.vip5.templates import Template, parts_of
-from recbole_perpeft.models.vip5.tiny_backbone import WORD_MARK
 
 SEPARATOR = ","
 YES, NO = "yes", "no"

@@ -8,8 +8,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.models.vip5.names import token_names
 from recbole_perpeft.models.vip5.network import NetworkSettings, VIP5Network
 from recbole_perpeft.models.vip5.segments import Prompt
-from recbole_perpeft.models.vip5.t5 import BackboneSettings, T5Backbone
-from recbole_perpeft.models.vip5.tiny_backbone import tiny_backbone, word_tokenizer
+from recbole_perpeft.models.vip5.t5 import BackboneSettings, T5Backbone, tiny_backbone, word_tokenizer
 from recbole_perpeft.models.vip5.trie import ItemTrie
 from recbole_perpeft.models.vip5.visual import VisualSettings, VisualTokens
 from recbole_perpeft.nn.adapt.bottleneck import T5AdapterSettings

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.models.vip5 import ranking
-from recbole_perpeft.models.vip5.item_order import random_ranks
+from recbole_perpeft.models.vip5.names import random_ranks
 from recbole_perpeft.models.vip5.prompts import Sample
-from recbole_perpeft.models.vip5.ranking import CandidateLists
-from recbole_perpeft.models.vip5.scoring import beam_scores, candidate_scores, exact_scores
+from recbole_perpeft.models.vip5.ranking import CandidateLists, beam_scores, candidate_scores, exact_scores
 from recbole_perpeft.models.vip5.trie import ItemTrie
 from recbole_perpeft.runs.run import run
 

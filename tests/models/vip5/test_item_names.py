@@ -7,15 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_perpeft.data.dataset import HistoryIndex
-from recbole_perpeft.models.vip5.item_order import (
+from recbole_perpeft.models.vip5.names import (
     appearance_ranks,
+    code_base,
     collaborative_vectors,
+    content_vectors,
+    mean_vectors,
     random_ranks,
     similarity_ranks,
     successor_share,
+    token_names,
 )
-from recbole_perpeft.models.vip5.names import code_base, content_vectors, mean_vectors, token_names
-from recbole_perpeft.models.vip5.tiny_backbone import word_tokenizer
+from recbole_perpeft.models.vip5.t5 import word_tokenizer
 from recbole_perpeft.models.vip5.trie import ItemTrie
 
 TOKENIZER = word_tokenizer(["no words"])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recbole_perpeft.models.vip5.network import COMMON_VARIANCE, RANDOM, NameVectors, NetworkSettings, VIP5Network
-from recbole_perpeft.models.vip5.tiny_backbone import WORD_SPREAD
+from recbole_perpeft.models.vip5.t5 import WORD_SPREAD
 from recbole_perpeft.models.vip5.trie import ItemTrie
 from support.small_t5 import make_backbone
 

@@ -10,9 +10,9 @@ from recbole_perpeft.data.dataset import HistoryIndex
 from recbole_perpeft.models.vip5.names import TokenNames
 from recbole_perpeft.models.vip5.prompts import PromptSettings, PromptWriter, Sample, template_words
 from recbole_perpeft.models.vip5.segments import assemble, mentions_segment, words_segment
+from recbole_perpeft.models.vip5.t5 import word_tokenizer
 from recbole_perpeft.models.vip5.tasks import TaskSampler, TaskSettings
 from recbole_perpeft.models.vip5.templates import TASKS, Template, read_templates
-from recbole_perpeft.models.vip5.tiny_backbone import word_tokenizer
 
 TOKENIZER = word_tokenizer(["buy", "then", "?", ",", "red mug", "blue lamp", "good thing", "yes no", "rate it 12345"])
 N_WORDS = len(TOKENIZER)

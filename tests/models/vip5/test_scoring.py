@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.models.vip5.prompts import Sample
-from recbole_perpeft.models.vip5.scoring import beam_scores, exact_scores
+from recbole_perpeft.models.vip5.ranking import beam_scores, exact_scores
 from recbole_perpeft.models.vip5.trie import ItemTrie
 
 

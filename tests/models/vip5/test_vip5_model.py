@@ -10,8 +10,8 @@ import yaml
 from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import history_of
-from recbole_perpeft.models.vip5.item_order import successor_share
-from recbole_perpeft.models.vip5.tiny_backbone import TinyBackboneSettings, tiny_backbone
+from recbole_perpeft.models.vip5.names import successor_share
+from recbole_perpeft.models.vip5.t5 import TinyBackboneSettings, tiny_backbone
 from recbole_perpeft.models.vip5.trainer import VIP5Trainer
 from recbole_perpeft.runs.explain import explain
 from recbole_perpeft.runs.run import get_trainer, load, resume, run
