@@ -36,7 +36,7 @@ if __name__ == "__main__":
 MOST_MODULES, MOST_LINES = 14, 400
 # What the move left to be mended; the list only grows shorter.
 NOT_YET = {
-    "recbole_perpeft.data.explanations -> recbole_perpeft.convert.reading.json_tables",
+    "recbole_perpeft.data.explanations -> recbole_perpeft.data.json_lines",
     "tests/cli/test_bad_input.py",
     "tests/scripts/test_import_reference.py",
     "tests/store/test_inputs.py",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime, timezone
@@ -12,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recbole_perpeft.convert.reading.lines import column_place, csv_columns, csv_rows, line_error, text_lines
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.lines import column_place, csv_columns, csv_rows, line_error, text_lines
+from recbole_perpeft.data.json_lines import json_object
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
@@ -71,21 +71,6 @@ def _json_rows(path: Path, show_progress: bool) -> Iterator[tuple[int, dict[str,
         if not line.strip():
             continue
         yield number, json_object(path, number, line)
-
-
-def json_object(path: Path, number: int, line: str) -> dict[str, Any]:
-    """The JSON object of one line.
-
-    Raises:
-        PerPEFTError: the line holds something else.
-    """
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise line_error(path, number, f"not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise line_error(path, number, "not a JSON object {...}")
-    return value
 
 
 def _parquet(path: Path) -> pq.ParquetFile:

@@ -12,8 +12,8 @@ from recbole_perpeft.convert.events import Events, batched_events
 from recbole_perpeft.convert.filters import FilterSettings
 from recbole_perpeft.convert.reading.image_files import ImageReference
 from recbole_perpeft.convert.reading.image_lmdb import images_of
-from recbole_perpeft.convert.reading.lines import find_file, line_error, text_lines
 from recbole_perpeft.convert.source import ExpectedCounts, Source
+from recbole_perpeft.core.lines import find_file, line_error, text_lines
 
 SEQUENCES = "am_*_users*.tsv"
 TITLES = "*_items.tsv"

@@ -12,10 +12,10 @@ from typing import Any
 from recbole_perpeft.convert.events import Events, batched_events
 from recbole_perpeft.convert.reading.archive import images_of_zip, opened_zip, unpack_member
 from recbole_perpeft.convert.reading.image_files import ImageReference, images_of_folder
-from recbole_perpeft.convert.reading.lines import line_error, text_lines
 from recbole_perpeft.convert.reading.pickles import load_plain
 from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.lines import line_error, text_lines
 
 # Table of the paper (arXiv 2602.09445); it does not count interactions.
 EXPECTED = {

@@ -11,10 +11,10 @@ from typing import Any
 
 from recbole_perpeft.convert.events import Events, batched_events
 from recbole_perpeft.convert.reading.image_files import ImageFile, ImageReference, images_of_folder
-from recbole_perpeft.convert.reading.lines import line_error
 from recbole_perpeft.convert.reading.tables import id_text, number, seconds, table_columns, table_rows
 from recbole_perpeft.convert.source import Source
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.lines import line_error
 from recbole_perpeft.core.logs import LOGGER
 
 TIME = "timestamp"

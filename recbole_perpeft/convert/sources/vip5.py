@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from recbole_perpeft.convert.events import Events, batched_events
-from recbole_perpeft.convert.reading.lines import line_error, text_lines
 from recbole_perpeft.convert.reading.pickles import load_plain
 from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.lines import line_error, text_lines
 from recbole_perpeft.core.logs import LOGGER
 
 SEQUENCES, MAPS, META, EXPLANATIONS = "sequential_data.txt", "datamaps.json", "meta.json.gz", "exp_splits.pkl"

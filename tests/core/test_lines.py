@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_perpeft.convert.reading import lines as reading
-from recbole_perpeft.convert.reading.lines import (
+from recbole_perpeft.core import lines as reading
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.lines import (
     column_place,
     csv_columns,
     csv_rows,
@@ -15,7 +16,6 @@ from recbole_perpeft.convert.reading.lines import (
     line_blocks,
     text_lines,
 )
-from recbole_perpeft.core.errors import PerPEFTError
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json as paj
 
-from recbole_perpeft.convert.reading.lines import line_blocks, line_error
-from recbole_perpeft.convert.reading.tables import json_object
+from recbole_perpeft.core.lines import line_blocks, line_error
 
 PARSED_BYTES = 2**20
 
@@ -38,6 +37,21 @@ def json_tables(path: Path, schema: pa.Schema, show_progress: bool = False) -> I
             yield np.arange(first_line, first_line + len(table)), table
         else:
             yield _parsed_slowly(path, first_line, block, schema)
+
+
+def json_object(path: Path, number: int, line: str) -> dict[str, Any]:
+    """The JSON object of one line.
+
+    Raises:
+        PerPEFTError: the line holds something else.
+    """
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise line_error(path, number, f"not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise line_error(path, number, "not a JSON object {...}")
+    return value
 
 
 def _parsed(block: bytes, schema: pa.Schema) -> pa.Table | None:
