@@ -114,7 +114,7 @@ def measure_memory(content: ItemContent, folder: Path, side: int) -> float:
     """Peak in GiB; prints what the parts take."""
     with PeakMemory() as building:
         start = time.perf_counter()
-        cache = ContentCache.open_or_build(content, PlainProcessor(side), folder, 2)
+        cache = ContentCache.open_or_build(content, PlainProcessor(side), folder)
         print(f"built {cache.n_rows} items of {side} px with 2 workers in {time.perf_counter() - start:.1f} s")
     with PeakMemory() as reading:
         times = []
@@ -133,7 +133,7 @@ def measure_time(folder: Path, side: int) -> float:
     plain, built = [], []
     for turn in range(3):
         plain.append(seconds(plain_loop, content, processor))
-        arguments = (content, processor, folder / f"cache{turn}", 1, False)
+        arguments = (content, processor, folder / f"cache{turn}", False)
         built.append(seconds(ContentCache.open_or_build, *arguments))
     print(f"{N_TIMED} items in one process: plain loop {min(plain):.2f} s, building {min(built):.2f} s")
     return min(built) / min(plain)
@@ -157,4 +157,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["LOKY_MAX_CPU_COUNT"] = "2"  # workers
     sys.exit(main())

@@ -39,8 +39,6 @@ NOT_YET = {
     "recbole_perpeft.data.explanations -> recbole_perpeft.data.json_lines",
     "tests/cli/test_bad_input.py",
     "tests/scripts/test_import_reference.py",
-    "tests/store/test_inputs.py",
-    "tests/store/test_states.py",
 }
 
 

@@ -3,13 +3,14 @@
 import io
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from recbole_perpeft.core.digest import row_digests
+from recbole_perpeft.core.digest import DIGEST_BYTES, row_digests
 from recbole_perpeft.core.logs import LOGGER
 
 IMAGE_FOLDER = "images"
@@ -122,3 +123,62 @@ def decode_image(data: bytes) -> Image.Image:
             raise
         except Exception as error:  # as above
             raise DamagedImageError(f"truncated or damaged: {error}") from error
+
+
+class ProcessedImages(NamedTuple):
+    """Images of some items as a store keeps them.
+
+    Attributes:
+        pixels: uint8 [n, 3, H, W]; zeros where there is no image, or none that can be used.
+        digests: of the bytes of their files, uint8 [n, DIGEST_BYTES].
+        stamps: of their files, int64 [n, 3], see `file_stamp`.
+        damaged: why an image cannot be used, by its place among them.
+    """
+
+    pixels: np.ndarray
+    digests: np.ndarray
+    stamps: np.ndarray
+    damaged: dict[int, str]
+
+
+def process_images(
+    paths: Sequence[Path | None],
+    process: Callable[[Image.Image], np.ndarray],
+    size: tuple[int, int],
+    run: Callable[..., Iterable[Any]] = map,
+) -> ProcessedImages:
+    """Read, decode and process images.
+
+    Args:
+        paths: their files; None where there is no image.
+        process: RGB image to uint8 [3, H, W].
+        size: H and W.
+        run: as `map`; that of an executor takes its threads.
+    """
+    n = len(paths)
+    pixels, digests = np.zeros((n, 3, *size), dtype=np.uint8), np.zeros((n, DIGEST_BYTES), dtype=np.uint8)
+    stamps = np.zeros((n, 3), dtype=np.int64)
+    damaged: dict[int, str] = {}
+
+    def fill(place: int) -> None:
+        path = paths[place]
+        # Before the file is read: should it change meanwhile, the older stamp makes the next opening look again.
+        stamps[place] = file_stamp(path)
+        if path is None:
+            return
+        try:
+            data = read_image_file(path)
+            digests[place] = image_digest(data)
+            pixels[place] = _processed(decode_image(data), process)
+        except DamagedImageError as error:
+            damaged[place] = str(error)
+
+    list(run(fill, range(n)))
+    return ProcessedImages(pixels, digests, stamps, dict(sorted(damaged.items())))
+
+
+def _processed(image: Image.Image, process: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    try:
+        return process(image)
+    except ValueError as error:
+        raise DamagedImageError(f"the processor fails on this image of {image.size} pixels: {error}") from error

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,19 +10,13 @@ import torch
 from joblib import cpu_count
 from torch import Tensor
 
-from recbole_perpeft.core.digest import DIGEST_BYTES, row_digests
+from recbole_perpeft.core.digest import row_digests
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import IMAGE
-from recbole_perpeft.data.images import (
-    DamagedImageError,
-    decode_image,
-    file_stamp,
-    image_digest,
-    read_image_file,
-)
+from recbole_perpeft.data.images import process_images
 from recbole_perpeft.pretrained.processor import Processor
 from recbole_perpeft.pretrained.tower import Backbone
-from recbole_perpeft.store.inputs_build import STAMP
+from recbole_perpeft.store.recipe import STAMP, Chunk, ComputedChunk
 
 FIRST_STATE, STATES, FINAL, DIGEST = "state_0", "states", "final", "content_digest"
 
@@ -70,31 +63,10 @@ class HiddenStateSettings:
 
 
 @dataclass(frozen=True)
-class StateChunk:
-    """Items of consecutive rows, from row `start` on; `texts` of a text field, `image_paths` of images."""
-
-    index: int
-    start: int
-    tokens: list[str]
-    texts: list[str] | None
-    image_paths: list[Path | None] | None
-
-
-@dataclass(frozen=True)
-class EncodedChunk:
-    """Rows of every array, and why an image cannot be used, by row."""
-
-    index: int
-    start: int
-    rows: dict[str, np.ndarray]
-    damaged: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class _Inputs:
     """A chunk as the encoder takes it."""
 
-    chunk: StateChunk
+    chunk: Chunk
     arrays: dict[str, np.ndarray]
     rows: dict[str, np.ndarray]
     damaged: dict[str, str] = field(default_factory=dict)
@@ -105,7 +77,7 @@ class StateEncoder:
 
     Args:
         kind: `text` or `image`.
-        settings: With a pooling.
+        settings: How they are encoded.
     """
 
     def __init__(self, kind: str, settings: HiddenStateSettings):
@@ -116,8 +88,9 @@ class StateEncoder:
         if settings.quantization is None:
             self._backbone.to(self._device)
         self._dtype = getattr(torch, settings.dtype)
+        self._pooling = self._backbone.check_pooling(settings.pooling)
 
-    def encode(self, chunks: Iterable[StateChunk]) -> Iterator[EncodedChunk]:
+    def encode(self, chunks: Iterable[Chunk]) -> Iterator[ComputedChunk]:
         """Rows of every chunk. While one is computed, the next is tokenised or decoded.
 
         Raises:
@@ -133,51 +106,35 @@ class StateEncoder:
             if inputs is not None:
                 yield self._compute(inputs)
 
-    def _prepare(self, chunk: StateChunk) -> _Inputs:
-        return self._prepare_texts(chunk) if chunk.image_paths is None else self._prepare_images(chunk)
+    def _prepare(self, chunk: Chunk) -> _Inputs:
+        size = self._processor.image_size
+        return self._prepare_texts(chunk) if size is None else self._prepare_images(chunk, size)
 
-    def _prepare_texts(self, chunk: StateChunk) -> _Inputs:
+    def _prepare_texts(self, chunk: Chunk) -> _Inputs:
         ids, mask = self._processor.text(chunk.texts)
         mask[~mask.any(axis=1), 0] = 1  # an empty text of a tokenizer without special tokens
         if self._processor.trim_text:
             # Padding at the right, whatever side the tokenizer prefers.
             order = np.argsort(mask == 0, axis=1, kind="stable")
             ids, mask = np.take_along_axis(ids, order, axis=1), np.take_along_axis(mask, order, axis=1)
-        if self._settings.pooling == "mean_all":
+        if self._pooling == "mean_all":
             ids = ids * mask  # the authors pad with token 0
         return _Inputs(chunk, {"input_ids": ids, "attention_mask": mask}, {DIGEST: text_digests(chunk.texts)})
 
-    def _prepare_images(self, chunk: StateChunk) -> _Inputs:
-        n = len(chunk.tokens)
-        pixels = np.zeros((n, 3, *self._processor.image_size), dtype=np.uint8)
-        rows = {DIGEST: np.zeros((n, DIGEST_BYTES), dtype=np.uint8), STAMP: np.zeros((n, 3), dtype=np.int64)}
-        damaged: dict[str, str] = {}
-
-        def fill(i: int) -> None:
-            path = chunk.image_paths[i]
-            # Before the file is read: should it change meanwhile, the older stamp makes the next opening look again.
-            rows[STAMP][i] = file_stamp(path)
-            if path is None:
-                return
-            try:
-                data = read_image_file(path)
-                rows[DIGEST][i] = image_digest(data)
-                pixels[i] = self._processor.image(decode_image(data))
-            except (DamagedImageError, ValueError) as error:
-                damaged[str(chunk.start + i)] = str(error)
-
+    def _prepare_images(self, chunk: Chunk, size: tuple[int, int]) -> _Inputs:
         with ThreadPoolExecutor(cpu_count()) as decoders:
-            list(decoders.map(fill, range(n)))
-        return _Inputs(chunk, {"pixel_values": pixels}, rows, dict(sorted(damaged.items())))
+            images = process_images(chunk.image_paths, self._processor.image, size, decoders.map)
+        damaged = {str(chunk.start + place): why for place, why in images.damaged.items()}
+        return _Inputs(chunk, {"pixel_values": images.pixels}, {DIGEST: images.digests, STAMP: images.stamps}, damaged)
 
     @torch.inference_mode()
-    def _compute(self, inputs: _Inputs) -> EncodedChunk:
+    def _compute(self, inputs: _Inputs) -> ComputedChunk:
         n, layers, width = len(inputs.chunk.tokens), self._settings.layers, self._backbone.width
         states = torch.empty(n, len(layers), width, dtype=self._dtype)
         final = torch.empty(n, width, dtype=self._dtype)
         for places in self._batches(inputs):
             batch = self._batch(inputs.arrays, places)
-            exact = self._backbone.pooled_states(layers, self._settings.pooling, **batch)
+            exact = self._backbone.pooled_states(layers, self._pooling, **batch)
             for stored, values in zip((states, final), exact, strict=True):
                 stored[places] = self._checked(values.cpu(), inputs.chunk, places)
         rows = dict(inputs.rows) | {FINAL: final.numpy()}
@@ -185,7 +142,7 @@ class StateEncoder:
             rows[FIRST_STATE] = states[:, 0].contiguous().numpy()
         if others := [place for place, layer in enumerate(layers) if layer]:
             rows[STATES] = states[:, others[0] :].contiguous().numpy()
-        return EncodedChunk(inputs.chunk.index, inputs.chunk.start, rows, inputs.damaged)
+        return ComputedChunk(inputs.chunk.index, inputs.chunk.start, rows, inputs.damaged)
 
     def _batches(self, inputs: _Inputs) -> list[Tensor]:
         """Items of every batch; texts of similar length go together, so that little padding is computed."""
@@ -197,7 +154,7 @@ class StateEncoder:
 
     @property
     def _may_trim(self) -> bool:
-        return self._processor.trim_text and self._settings.pooling != "mean_all"
+        return self._processor.trim_text and self._pooling != "mean_all"
 
     def _batch(self, arrays: dict[str, np.ndarray], places: Tensor) -> dict[str, Tensor]:
         batch = {name: torch.from_numpy(values)[places] for name, values in arrays.items()}
@@ -206,7 +163,7 @@ class StateEncoder:
             batch = {name: values[:, :length].long() for name, values in batch.items()}
         return {name: values.to(self._device) for name, values in batch.items()}
 
-    def _checked(self, values: Tensor, chunk: StateChunk, places: Tensor) -> Tensor:
+    def _checked(self, values: Tensor, chunk: Chunk, places: Tensor) -> Tensor:
         """As they are stored."""
         stored = values.to(self._dtype)
         if stored.isfinite().all():

@@ -15,7 +15,8 @@ import torch
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.pretrained.families import Family, added_families, register_family
-from recbole_perpeft.store.encode import EncodedChunk, HiddenStateSettings, StateChunk, StateEncoder
+from recbole_perpeft.store.encode import HiddenStateSettings, StateEncoder
+from recbole_perpeft.store.recipe import Chunk, ComputedChunk
 
 
 class _Worker:
@@ -35,7 +36,7 @@ class _Worker:
             return {"encoded": [None], "error": [str(error)]}
 
 
-def encode_with_ray(kind: str, settings: HiddenStateSettings, chunks: list[StateChunk]) -> Iterator[EncodedChunk]:
+def encode_with_ray(kind: str, settings: HiddenStateSettings, chunks: list[Chunk]) -> Iterator[ComputedChunk]:
     """As `StateEncoder.encode`, in the order in which chunks are finished.
 
     Connects to the cluster that `RAY_ADDRESS` names, or starts Ray on this machine and stops it afterwards.

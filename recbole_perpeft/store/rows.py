@@ -1,41 +1,36 @@
-"""Arrays on disk with one row an item, written by ranges of rows from several processes."""
+"""Arrays on disk with one row an item: written by ranges of rows, and mapped to be read."""
 
+import errno
 import io
+import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_perpeft.core.digest import checksum
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.whole import draft_of
-from recbole_perpeft.data.content import PAD_TOKEN
+
+# Mapped pages that were read count as memory of the process until they are released.
+MAX_MAPPED_BYTES = 128 * 2**20
+FAULT_BYTES = 2 * 2**20  # the most that the system maps around a page that is read
+
+Layout = dict[str, tuple[str, tuple[int, ...]]]
 
 
-def rows_of_tokens(tokens: Sequence[str], item_tokens: Sequence[str], folder: Path) -> Tensor:
-    """Row of each item, int64 [n]; -1 for the pad.
-
-    Args:
-        tokens: items in the order of the rows.
-        item_tokens: items to find, [n].
-        folder: where the rows are, for the message.
-
-    Raises:
-        PerPEFTError: an item has no row.
-    """
-    row_of = {token: row for row, token in enumerate(tokens)}
-    row_of[PAD_TOKEN] = -1
-    try:
-        return torch.tensor([row_of[str(token)] for token in item_tokens], dtype=torch.long)
-    except KeyError as error:
-        raise PerPEFTError(f"{folder}: has no item {error.args[0]!r}; add it to the item file.") from error
+class UnusableRowsError(PerPEFTError):
+    """What is on the disk cannot be used; computing it again mends that."""
 
 
 def draft_of_cache(folder: Path) -> Path:
-    """Where a cache is built by whoever has its lock. A build that version 0.1.0 has left goes on there."""
+    """Where a cache is built by whoever has its lock; what version 0.1.0 has left of it goes there."""
     draft, earlier = draft_of(folder), folder.with_name(f"{folder.name}.partial")
     if earlier.is_dir() and not draft.exists():
         earlier.rename(draft)
@@ -56,7 +51,7 @@ class RowFiles:
     """
 
     folder: Path
-    layout: dict[str, tuple[str, tuple[int, ...]]]
+    layout: Layout
     n_rows: int
 
     def path(self, name: str) -> Path:
@@ -87,16 +82,7 @@ class RowFiles:
             for name in self.layout
         )
 
-    def check(self) -> None:
-        """Open every array.
-
-        Raises:
-            PerPEFTError: a file is missing, cut off, or holds something else.
-        """
-        for name in self.layout:
-            self.map(name)
-
-    def write(self, start: int, rows: dict[str, np.ndarray]) -> None:
+    def write(self, start: int, rows: Mapping[str, np.ndarray]) -> None:
         """Write some rows of some arrays, from row `start` on."""
         for name, values in rows.items():
             dtype, _ = self.layout[name]
@@ -119,11 +105,16 @@ class RowFiles:
             with open(self.path(name), "r+b") as file:
                 os.fsync(file.fileno())
 
+    def stamps(self, besides: str) -> dict[str, list[int]]:
+        """Size and time of change in ns of every file but one."""
+        status = {name: self.path(name).stat() for name in self.layout if name != besides}
+        return {name: [found.st_size, found.st_mtime_ns] for name, found in status.items()}
+
     def map(self, name: str) -> np.memmap:
         """An array as a private memory map.
 
         Raises:
-            PerPEFTError: the file is missing, cut off, or holds something else.
+            UnusableRowsError: the file is missing, cut off, or holds something else.
         """
         dtype, row_shape = self.layout[name]
         path = self.path(name)
@@ -131,10 +122,29 @@ class RowFiles:
             # Copy on write: torch warns about tensors that share read-only memory. Nothing is ever written.
             array = np.load(path, mmap_mode="c", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise PerPEFTError(f"{path}: not a complete array ({error}).") from error
+            raise UnusableRowsError(f"{path}: not a complete array ({error}).") from error
         if array.shape != (self.n_rows, *row_shape) or array.dtype != np.dtype(dtype):
-            raise PerPEFTError(f"{path}: holds {array.dtype} {array.shape}, not {dtype} {(self.n_rows, *row_shape)}.")
+            raise UnusableRowsError(
+                f"{path}: holds {array.dtype} {array.shape}, not {dtype} {(self.n_rows, *row_shape)}."
+            )
         return array
+
+    def refused(self, error: OSError, folder: Path, title: str) -> PerPEFTError:
+        """What to raise where the disk refuses these files.
+
+        Args:
+            error: of the disk.
+            folder: where the user wants them.
+            title: what they hold.
+        """
+        if not is_full(error):
+            return PerPEFTError(
+                f"{error.filename or folder}: {error.strerror or error}; the {title} cannot be written."
+            )
+        return PerPEFTError(
+            f"{folder}: the disk is full; {self.n_bytes() / 2**20:,.0f} MiB are needed for the {title}. Free space or "
+            f"name a cache folder on another disk."
+        )
 
     def _row_bytes(self, name: str) -> int:
         dtype, row_shape = self.layout[name]
@@ -152,3 +162,112 @@ class RowFiles:
 
     def _position(self, name: str, row: int) -> int:
         return len(self._header(name)) + row * self._row_bytes(name)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk has no space left, or none for this user."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+class MappedRows:
+    """Complete files, mapped into memory, by any number of processes: a pickled copy maps the same files.
+
+    Args:
+        files: the files.
+        chunk_rows: rows that share a checksum.
+        checksums: CRC-32 of every chunk, [n_chunks], by array; others are not looked at. A chunk is compared with its
+            checksum when one of its rows is read for the first time.
+
+    Raises:
+        UnusableRowsError: a file is missing, cut off, or holds something else.
+    """
+
+    def __init__(self, files: RowFiles, chunk_rows: int = 1, checksums: Mapping[str, np.ndarray] | None = None):
+        self.files = files
+        self._chunk_rows = chunk_rows
+        self._checksums = dict(checksums or {})
+        self._is_unread = {name: np.ones(len(values), dtype=bool) for name, values in self._checksums.items()}
+        self._map()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the memory maps, which every process makes for itself."""
+        return {name: value for name, value in vars(self).items() if name not in ("_maps", "_arrays")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._map()
+
+    def take(self, name: str, rows: Tensor) -> Tensor:
+        """Some rows of one array.
+
+        Args:
+            name: of the array.
+            rows: LongTensor [n]; -1 for the pad, whose row is zeros.
+
+        Returns:
+            [n, ...] as stored, on the CPU.
+
+        Raises:
+            PerPEFTError: there is no such row, or it was changed after it was written.
+        """
+        rows = rows.cpu()
+        if len(rows) and not -1 <= int(rows.min()) <= int(rows.max()) < self.files.n_rows:
+            raise PerPEFTError(f"{self.files.folder}: has rows 0 to {self.files.n_rows - 1}, not {int(rows.max())}.")
+        existing = rows.clamp(min=0)
+        self._verify_first_read(name, existing)
+        taken = self._gather(name, existing)
+        is_pad = rows < 0
+        if is_pad.any():
+            taken[is_pad] = 0
+        return taken
+
+    def verify(self, name: str, rows: Tensor) -> None:
+        """Compare the chunks of some rows with their checksums, unless that has been done.
+
+        Raises:
+            UnusableRowsError: they were changed after they were written.
+        """
+        is_unread = self._is_unread.get(name)
+        if is_unread is None or not is_unread.any():
+            return
+        chunks = np.unique(rows.numpy() // self._chunk_rows)
+        for chunk in chunks[is_unread[chunks]].tolist():
+            start = chunk * self._chunk_rows
+            stop = min(start + self._chunk_rows, self.files.n_rows)
+            if checksum([self._maps[name][start:stop]]) != self._checksums[name][chunk]:
+                raise UnusableRowsError(
+                    f"{self.files.path(name)}: rows {start} to {stop - 1} were changed after they were written."
+                )
+            self._release_pages(name)
+            is_unread[chunk] = False
+
+    def _verify_first_read(self, name: str, rows: Tensor) -> None:
+        try:
+            self.verify(name, rows)
+        except UnusableRowsError as error:
+            try:
+                os.utime(self.files.path(name))  # the next opening finds a changed file, and reads all of it
+            except OSError:
+                LOGGER.warning(f"{self.files.path(name)}: cannot be marked as damaged; delete the folder")
+            raise PerPEFTError(f"{error} Run again: they are computed again.") from error
+
+    def _gather(self, name: str, rows: Tensor) -> Tensor:
+        array = self._arrays[name]
+        if array.nbytes <= MAX_MAPPED_BYTES:
+            return array.index_select(0, rows)
+        taken = array.new_empty(len(rows), *array.shape[1:])
+        n_rows = max(1, MAX_MAPPED_BYTES // max(array[0].nbytes, FAULT_BYTES))
+        for some_rows, place in zip(rows.split(n_rows), taken.split(n_rows), strict=True):
+            torch.index_select(array, 0, some_rows, out=place)
+            self._release_pages(name)
+        return taken
+
+    def _release_pages(self, name: str) -> None:
+        """Unmap what was read, where there is such a call; it stays in the file cache of the system."""
+        advice, base = getattr(mmap, "MADV_DONTNEED", None), self._maps[name].base
+        if advice is not None and isinstance(base, mmap.mmap):
+            base.madvise(advice)
+
+    def _map(self) -> None:
+        self._maps = {name: self.files.map(name) for name in self.files.layout}
+        self._arrays = {name: torch.from_numpy(np.asarray(array)) for name, array in self._maps.items()}

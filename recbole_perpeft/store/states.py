@@ -5,7 +5,7 @@ IISAN trains on these alone (arXiv 2411.02992, section 3.4): no encoder is in me
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_perpeft.core.digest import digest
+from recbole_perpeft.core.digest import DIGEST_BYTES, checksum, digest
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.core.whole import alone, written_whole
 from recbole_perpeft.data.content import IMAGE, ItemContent
-from recbole_perpeft.data.images import digest_of_file
 from recbole_perpeft.pretrained.locate import locate_encoder, weights_fingerprint
 from recbole_perpeft.pretrained.tower import Backbone
 from recbole_perpeft.store.encode import (
@@ -28,44 +25,38 @@ from recbole_perpeft.store.encode import (
     FIRST_STATE,
     STATES,
     HiddenStateSettings,
+    StateEncoder,
     kind_of,
     load_processor,
     text_digests,
 )
-from recbole_perpeft.store.inputs_build import STAMP
-from recbole_perpeft.store.rows import RowFiles, draft_of_cache, rows_of_tokens
-from recbole_perpeft.store.states_build import (
-    StatesBuild,
-    checksums,
-    file_stamps,
-    layout_of,
-    read_shared_state,
-)
-from recbole_perpeft.store.states_manifest import (
-    MANIFEST,
-    ChangedStatesError,
-    Origin,
-    StatesManifest,
-    UnusableStatesError,
-)
+from recbole_perpeft.store.recipe import STAMP, Chunk, ComputedChunk, FinishedChunk, Recipe
+from recbole_perpeft.store.rows import Layout, RowFiles, UnusableRowsError
+from recbole_perpeft.store.table import Table
 
 __all__ = ["HiddenStateCache", "HiddenStateSettings"]
 
-# Mapped pages that were read count as memory of the process until they are released.
-MAX_MAPPED_BYTES = 256 * 2**20
-FAULT_BYTES = 64 * 2**10  # what the system maps around a page that is read
-N_NAMED = 3
-
-
-class _ChangedContentError(ChangedStatesError):
-    """Some texts or images are not those that the cache was built from."""
+# Texts are sorted by length within a chunk: the more batches, the less padding, and the more is lost in a kill.
+BATCHES_A_CHUNK = 8
+SHARED_STATE = "shared_state_0.npy"
+COMPARED_ROWS = 1024
+# How a message calls what hidden states depend on.
+_CALLED = {
+    "fingerprint": "weights of the encoder",
+    "quantization": "quantization",
+    "pooling": "pooling",
+    "dtype": "dtype",
+    "max_length": "text length",
+    "tokenizer": "tokenizer",
+    "image": "image processor",
+}
 
 
 class HiddenStateCache:
     """Hidden states of all items of a data set, one row an item, in the order of its item file.
 
-    A finished cache never changes, so any number of processes may map it. It lies in a folder named by data set,
-    field, encoder and pooling. A cache of more layers than asked for serves as well.
+    It lies in a folder named by data set, field, encoder and pooling. A cache of more layers than asked for serves as
+    well.
 
     Attributes:
         folder: where it lies.
@@ -73,36 +64,28 @@ class HiddenStateCache:
         layers: indexes of the states, ascending; 0 is the output of the embedding.
         n_states: number of these.
         width: size of a state, d.
+        dtype: as the states are stored.
         fingerprint: identifies what computes the states: weights, quantization, pooling, inputs, layers.
         is_first_shared: whether state 0 is the same for all items, as that of a class token is, and kept once.
         damaged: why an image cannot be used, by row.
     """
 
-    def __init__(self, folder: Path, kind: str, manifest: StatesManifest, layers: Sequence[int]):
-        self.folder = folder
-        self.n_rows = len(manifest.tokens)
+    def __init__(self, table: Table, layers: Sequence[int]):
+        origin = table.values["origin"]
+        self._table = table
+        self.folder = table.folder
+        self.n_rows = table.files.n_rows
+        self.damaged = table.damaged
         self.layers = tuple(layers)
         self.n_states = len(self.layers)
-        self.width = manifest.width
-        self.is_first_shared = manifest.is_first_shared
-        self.damaged = {int(row): why for chunk in manifest.chunks for row, why in chunk.damaged.items()}
-        parts = {name: value for name, value in manifest.origin.parts.items() if name != "dtype"}
+        self.width: int = table.values["width"]
+        self.dtype: torch.dtype = getattr(torch, origin["parts"]["dtype"])
+        self.is_first_shared: bool = table.values["is_first_shared"]
+        parts = {name: value for name, value in origin["parts"].items() if name != "dtype"}
         text = json.dumps([parts, self.layers], sort_keys=True)
         self.fingerprint = digest(text.encode()).hexdigest()
-        self._tokens = manifest.tokens
-        self._stored = [layer for layer in manifest.origin.layers if layer]
-        self._files = RowFiles(
-            folder, layout_of(kind, manifest.origin, manifest.width, manifest.is_first_shared), self.n_rows
-        )
-        self._map()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the memory maps, which every process makes for itself."""
-        return {name: value for name, value in vars(self).items() if name not in ("_arrays", "_shared")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._map()
+        self._stored = [layer for layer in origin["layers"] if layer]
+        self._shared = torch.from_numpy(_shared_state(self.folder, table.values)) if self.is_first_shared else None
 
     @classmethod
     def open(cls, folder: Path, content: ItemContent, field: str, settings: HiddenStateSettings) -> "HiddenStateCache":
@@ -111,8 +94,8 @@ class HiddenStateCache:
         Raises:
             PerPEFTError: it is damaged, or made of something else; the message says what differs.
         """
-        resolved, origin, _ = origin_of(field, settings, Path(folder).parent)
-        return cls._open(Path(folder), content, field, resolved, origin)
+        recipe = StatesRecipe(content, field, settings, Path(folder).parent)
+        return cls(Table.open(Path(folder), recipe), settings.layers)
 
     @classmethod
     def open_or_build(
@@ -123,10 +106,7 @@ class HiddenStateCache:
         cache_folder: Path,
         show_progress: bool = True,
     ) -> "HiddenStateCache":
-        """Open the cache of this content, encoder and settings; build it first where it is missing or outdated.
-
-        A build that is killed goes on with the next call. Where only some texts or images have changed, only their
-        chunks are computed again. Processes that want the same cache wait for the one that builds it.
+        """Open the cache of this content, encoder and settings; compute first what is missing, outdated or damaged.
 
         Args:
             content: the items, loaded with this field.
@@ -139,64 +119,15 @@ class HiddenStateCache:
             PerPEFTError: the encoder cannot be had or has no such states; a state is not finite; all that is wrong
                 with the content (see :meth:`ItemContent.check`); the disk is full.
         """
-        cache_folder = Path(cache_folder)
         if field not in content.fields:
             raise PerPEFTError(f"{content.name}: the field {field!r} was not loaded; name it among the fields")
         if kind_of(field) == "text" or not content.report.may_be_blank:
             content.check({})
-        settings, origin, width = origin_of(field, settings, cache_folder)
-        folder = cache_folder / folder_name(content.name, field, settings)
-        try:
-            cache = cls._open(folder, content, field, settings, origin)
-        except (UnusableStatesError, ChangedStatesError):
-            with alone(folder):
-                cache = cls._open_or_build_alone(folder, content, field, settings, origin, width, show_progress)
+        recipe = StatesRecipe(content, field, settings, cache_folder)
+        table = Table.open_or_build(recipe.folder, recipe, show_progress)
         if kind_of(field) == IMAGE:
-            content.check(cache.damaged)
-        return cache
-
-    @classmethod
-    def _open(
-        cls, folder: Path, content: ItemContent, field: str, settings: HiddenStateSettings, origin: Origin
-    ) -> "HiddenStateCache":
-        manifest = StatesManifest.read(folder)
-        try:
-            manifest.check(content.name, field, origin, content.tokens)
-        except ChangedStatesError as change:
-            raise ChangedStatesError(f"{folder}: {change}") from change
-        try:
-            cache = cls(folder, kind_of(field), manifest, settings.layers)
-            cache._files.check()
-        except PerPEFTError as error:
-            raise UnusableStatesError(str(error)) from error
-        cache._check_content(content, field)
-        cache._verify(manifest)
-        return cache
-
-    @classmethod
-    def _open_or_build_alone(
-        cls,
-        folder: Path,
-        content: ItemContent,
-        field: str,
-        settings: HiddenStateSettings,
-        origin: Origin,
-        width: int,
-        show_progress: bool,
-    ) -> "HiddenStateCache":
-        draft = draft_of_cache(folder)
-        build = StatesBuild(content, field, settings, origin, width, draft)
-        try:
-            return cls._open(folder, content, field, settings, origin)
-        except _ChangedContentError as change:
-            LOGGER.warning(f"{change} These are computed again.")
-            build.seed(folder, StatesManifest.read(folder))
-        except (UnusableStatesError, ChangedStatesError) as problem:
-            if folder.exists():
-                LOGGER.warning(f"{problem} The hidden states are computed again.")
-        build.run(show_progress)
-        build.move_to(folder)
-        return cls._open(folder, content, field, settings, origin)
+            content.check(table.damaged)
+        return cls(table, settings.layers)
 
     def rows_of(self, item_tokens: Sequence[str]) -> Tensor:
         """Row of each item, int64 [n]; -1 for the pad.
@@ -204,7 +135,7 @@ class HiddenStateCache:
         Raises:
             PerPEFTError: an item is not in the cache.
         """
-        return rows_of_tokens(self._tokens, item_tokens, self.folder)
+        return self._table.rows_of(item_tokens)
 
     def states(self, rows: Tensor) -> Tensor:
         """Kept states of some items.
@@ -213,147 +144,203 @@ class HiddenStateCache:
             rows: LongTensor [n]; -1 for the pad, whose states are zeros.
 
         Returns:
-            [n, n_states, width] as stored, on the device of the cache.
+            [n, n_states, width] as stored, on the CPU.
         """
-        existing = self._existing(rows)
         first = 1 if 0 in self.layers else 0
-        taken = torch.empty(len(rows), self.n_states, self.width, dtype=self.dtype, device=self.device)
-        if first:
-            taken[:, 0] = self._shared if self.is_first_shared else self._take(FIRST_STATE, existing)
+        taken = torch.empty(len(rows), self.n_states, self.width, dtype=self.dtype)
+        if self._shared is not None and first:
+            taken[:, 0] = torch.where(rows.cpu().unsqueeze(1) < 0, 0, self._shared)
+        elif first:
+            taken[:, 0] = self._table.take(FIRST_STATE, rows)
         if self.n_states > first:
-            states = self._take(STATES, existing)
+            states = self._table.take(STATES, rows)
             places = [self._stored.index(layer) for layer in self.layers[first:]]
             taken[:, first:] = states if len(places) == len(self._stored) else states[:, places]
-        return self._without_pads(taken, rows)
+        return taken
 
     def final(self, rows: Tensor) -> Tensor:
         """Vectors after the final norm of the encoder, [n, width]; zeros for the pad."""
-        return self._without_pads(self._take(FINAL, self._existing(rows)), rows)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """As the states are stored."""
-        return self._arrays[FINAL].dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the states are; the CPU while they are mapped."""
-        return self._arrays[FINAL].device
-
-    def to(self, device: torch.device | str) -> "HiddenStateCache":
-        """Load all states into the memory of a device, for instance a GPU, in place of the map; returns itself."""
-        self._arrays = {name: array.to(device, copy=True) for name, array in self._arrays.items()}
-        self._shared = None if self._shared is None else self._shared.to(device)
-        self._is_mapped = False
-        return self
+        return self._table.take(FINAL, rows)
 
     def n_bytes(self) -> int:
-        """What `to` takes of a device's memory."""
-        return sum(array.nbytes for array in self._arrays.values())
-
-    def _map(self) -> None:
-        names = [name for name in (FIRST_STATE, STATES, FINAL) if name in self._files.layout]
-        self._arrays = {name: torch.from_numpy(np.asarray(self._files.map(name))) for name in names}
-        shared = read_shared_state(self.folder, self.width) if self.is_first_shared else None
-        self._shared = None if shared is None else torch.from_numpy(shared)
-        self._is_mapped, self._n_mapped = True, 0
-
-    def _existing(self, rows: Tensor) -> Tensor:
-        if len(rows) and not -1 <= int(rows.min()) <= int(rows.max()) < self.n_rows:
-            raise PerPEFTError(f"{self.folder}: has rows 0 to {self.n_rows - 1}, not {int(rows.max())}.")
-        return rows.to(self.device).clamp(min=0)
-
-    def _take(self, name: str, rows: Tensor) -> Tensor:
-        taken = self._arrays[name].index_select(0, rows)
-        if self._is_mapped and self.n_bytes() > MAX_MAPPED_BYTES:
-            self._n_mapped += len(rows) * FAULT_BYTES + taken.nbytes
-            if self._n_mapped > MAX_MAPPED_BYTES:
-                self._release_pages()
-        return taken
-
-    def _release_pages(self) -> None:
-        """Map the files anew: what was read stays in the file cache of the system, not in this process."""
-        self._n_mapped = 0
-        self._arrays = {name: torch.from_numpy(np.asarray(self._files.map(name))) for name in self._arrays}
-
-    def _without_pads(self, taken: Tensor, rows: Tensor) -> Tensor:
-        is_pad = rows.to(taken.device) < 0
-        return taken.masked_fill_(is_pad.view(-1, *[1] * (taken.dim() - 1)), 0)
-
-    def _check_content(self, content: ItemContent, field: str) -> None:
-        """Raises `_ChangedContentError` unless every text or image is the one of the cache."""
-        if field != IMAGE:
-            digests = self._files.map(DIGEST)
-            changed = np.flatnonzero((digests != text_digests(content.texts[field])).any(axis=1))
-        else:
-            changed = self._changed_images(content)
-        if len(changed):
-            named = ", ".join(repr(self._tokens[row]) for row in changed[:N_NAMED])
-            more = ", ..." if len(changed) > N_NAMED else ""
-            raise _ChangedContentError(f"{self.folder}: {field} of {len(changed)} items changed ({named}{more}).")
-
-    def _changed_images(self, content: ItemContent) -> np.ndarray:
-        """Rows of images that are others now; files that were only touched or copied get their stamps renewed."""
-        stamps, now = np.array(self._files.map(STAMP)), content.image_stamps()
-        digests = self._files.map(DIGEST)
-        suspects = np.flatnonzero((stamps != now).any(axis=1))
-        is_same = [np.array_equal(digest_of_file(content.image_paths[row]), digests[row]) for row in suspects]
-        touched = suspects[np.array(is_same, dtype=bool)]
-        if len(touched):
-            stamps[touched] = now[touched]
-            with written_whole(self._files.path(STAMP)) as draft, draft.open("wb") as file:
-                np.save(file, stamps, allow_pickle=False)
-        return np.setdiff1d(suspects, touched)
-
-    def _verify(self, manifest: StatesManifest) -> None:
-        """Read everything once if the files are not those that were verified last; raise if they are damaged."""
-        stamps = file_stamps(self._files)
-        if stamps == manifest.stamps:
-            return
-        for chunk in manifest.chunks:
-            start = chunk.index * manifest.chunk_rows
-            stop = min(start + manifest.chunk_rows, self.n_rows)
-            rows = {name: self._files.read(name, start, stop) for name in self._files.layout}
-            for name, checksum in checksums(rows).items():
-                if checksum != chunk.checksums[name]:
-                    raise UnusableStatesError(f"{self._files.path(name)}: {self._damage(rows[name], start)}")
-        if self._shared is not None and not bool(self._shared.isfinite().all()):
-            raise UnusableStatesError(f"{self.folder}: the state 0 of all items is not finite.")
-        with written_whole(self.folder / MANIFEST) as draft:
-            replace(manifest, stamps=stamps).write(draft)
-
-    def _damage(self, rows: np.ndarray, start: int) -> str:
-        if rows.dtype.kind == "f":
-            bad = np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(axis=1))
-            if len(bad):
-                return f"holds a value that is not finite for the item {self._tokens[start + bad[0]]!r}."
-        first, last = self._tokens[start], self._tokens[start + len(rows) - 1]
-        return f"was changed after it was written, between the items {first!r} and {last!r}."
+        """What all rows take of the disk."""
+        return self._table.files.n_bytes()
 
 
-def origin_of(
-    field: str, settings: HiddenStateSettings, stamp_folder: Path
-) -> tuple[HiddenStateSettings, Origin, int]:
-    """Settings with a pooling, what the states depend on, and their width."""
-    kind = kind_of(field)
-    shape = Backbone.skeleton(settings.encoder, kind)
-    n_layers = len(shape.layers) if settings.layers else 0
-    beyond = [layer for layer in settings.layers if not 0 <= layer <= n_layers]
-    if beyond:
-        raise PerPEFTError(f"cache_layers: {settings.encoder} has the states 0 to {n_layers}, and no {beyond[0]}")
-    settings = replace(settings, pooling=shape.check_pooling(settings.pooling))
+class StatesRecipe(Recipe):
+    """Hidden states of one field of the items.
+
+    Args:
+        content: The items, loaded with this field.
+        field: `title`, `image`, or another column of text.
+        settings: Which states.
+        cache_folder: Folder of caches.
+
+    Attributes:
+        folder: Where their table belongs.
+        settings: With a pooling.
+        width: Size of a state.
+
+    Raises:
+        PerPEFTError: The encoder cannot be had or has no such states.
+    """
+
+    format = "recbole_perpeft hidden states, version 1"
+    digest = DIGEST
+
+    def __init__(self, content: ItemContent, field: str, settings: HiddenStateSettings, cache_folder: Path) -> None:
+        self.kind = kind_of(field)
+        shape = Backbone.skeleton(settings.encoder, self.kind)
+        n_layers = len(shape.layers) if settings.layers else 0
+        if beyond := [layer for layer in settings.layers if not 0 <= layer <= n_layers]:
+            raise PerPEFTError(f"cache_layers: {settings.encoder} has the states 0 to {n_layers}, and no {beyond[0]}")
+        self.settings = replace(settings, pooling=shape.check_pooling(settings.pooling))
+        self.width = shape.width
+        about = {
+            "data_set": content.name,
+            "field": field,
+            "origin": _origin(self.kind, self.settings, Path(cache_folder)),
+            "tokens": content.tokens,
+            "width": self.width,
+        }
+        title = f"hidden states of {content.name} ({field}, {Path(settings.encoder).name})"
+        chunk_rows = BATCHES_A_CHUNK * settings.batch_size
+        texts = None if self.kind == IMAGE else content.texts[field]
+        super().__init__(content, field, title, about, chunk_rows, texts, self.kind == IMAGE)
+        encoder = "-".join(re.split(r"[^\w.]+", settings.encoder.strip("./~"))[-2:])
+        self.folder = Path(cache_folder) / f"{content.name}-{field}-{encoder}-{self.settings.pooling}-states"
+
+    def layout(self, values: dict[str, Any]) -> Layout:
+        """As in `Recipe`."""
+        layers, width = values["origin"]["layers"], values["width"]
+        dtype = np.dtype(values["origin"]["parts"]["dtype"]).newbyteorder("<").str
+        layout: Layout = {DIGEST: ("|u1", (DIGEST_BYTES,)), FINAL: (dtype, (width,))}
+        if self.reads_images:
+            layout[STAMP] = ("<i8", (3,))
+        if n_blocks := len(layers) - (0 in layers):
+            layout[STATES] = (dtype, (n_blocks, width))
+        if 0 in layers and not values.get("is_first_shared"):
+            layout[FIRST_STATE] = (dtype, (width,))
+        return layout
+
+    def check(self, folder: Path, values: dict[str, Any]) -> None:
+        """As in `Recipe`; names what differs."""
+        about = self.about
+        changes = [
+            f"{called} ({values[name]} -> {about[name]})"
+            for name, called in (("data_set", "data set"), ("field", "field"))
+            if values[name] != about[name]
+        ]
+        changes += _changes_of_origin(values["origin"], about["origin"])
+        changes += _changes_of_items(values["tokens"], about["tokens"])
+        if changes:
+            raise UnusableRowsError(f"{folder}: changed since it was built: {'; '.join(changes)}.")
+        if values["is_first_shared"]:
+            _shared_state(folder, values)
+
+    def marks(self) -> dict[str, np.ndarray]:
+        """As in `Recipe`."""
+        return super().marks() if self.texts is None else {DIGEST: text_digests(self.texts)}
+
+    def rows(self, files: RowFiles, values: dict[str, Any], start: int, stop: int) -> dict[str, np.ndarray]:
+        """As in `Recipe`."""
+        rows = super().rows(files, values, start, stop)
+        if values["is_first_shared"]:
+            shared = _shared_state(files.folder, values)
+            rows[FIRST_STATE] = np.broadcast_to(shared, (stop - start, self.width))
+        return rows
+
+    def compute(self, files: RowFiles, chunks: list[Chunk]) -> Iterator[FinishedChunk]:
+        """As in `Recipe`.
+
+        Raises:
+            PerPEFTError: A state is not finite.
+        """
+        for encoded in self.encoded(chunks):
+            yield encoded.write(files)
+
+    def encoded(self, chunks: list[Chunk]) -> Iterator[ComputedChunk]:
+        """Rows of chunks, in any order."""
+        if self.settings.engine == "ray":
+            from recbole_perpeft.store.ray_workers import encode_with_ray
+
+            return encode_with_ray(self.kind, self.settings, chunks)
+        return StateEncoder(self.kind, self.settings).encode(chunks)
+
+    def finish(self, files: RowFiles, chunks: Sequence[FinishedChunk]) -> dict[str, Any]:
+        """As in `Recipe`: whether state 0 is the same for all items; it is then kept once."""
+        if FIRST_STATE not in files.layout or not self._is_first_constant(files):
+            return {"is_first_shared": False}
+        shared = files.read(FIRST_STATE, 0, 1)[0]
+        np.save(files.folder / SHARED_STATE, shared, allow_pickle=False)
+        return {"is_first_shared": True, "shared_checksum": checksum([shared])}
+
+    def _is_first_constant(self, files: RowFiles) -> bool:
+        """Whether state 0 differs between items by no more than rounding, as that of a class token does."""
+        first = files.read(FIRST_STATE, 0, 1).astype(np.float32)
+        tolerance = 4 * np.finfo(self.settings.dtype).eps * np.abs(first).max()
+        n = files.n_rows
+        return n > 1 and all(
+            np.abs(files.read(FIRST_STATE, start, min(start + COMPARED_ROWS, n)) - first).max() <= tolerance
+            for start in range(0, n, COMPARED_ROWS)
+        )
+
+
+def _origin(kind: str, settings: HiddenStateSettings, cache_folder: Path) -> dict[str, Any]:
+    """What hidden states depend on, content apart: the name of the encoder, which decides nothing, and `parts`."""
     processor = load_processor(kind, settings).description
     inputs = {"max_length": processor["text_length"], "tokenizer": processor["tokenizer"]} if kind == "text" else {}
     parts = {
-        "fingerprint": weights_fingerprint(locate_encoder(settings.encoder, kind), kind, stamp_folder),
+        "fingerprint": weights_fingerprint(locate_encoder(settings.encoder, kind), kind, cache_folder),
         "quantization": settings.quantization,
         "pooling": settings.pooling,
         "dtype": settings.dtype,
         **(inputs or {"image": processor["image"]}),
     }
-    return settings, Origin(settings.encoder, list(settings.layers), parts), shape.width
+    return {"encoder": settings.encoder, "layers": list(settings.layers), "parts": parts}
 
 
-def folder_name(data_set: str, field: str, settings: HiddenStateSettings) -> str:
-    encoder = "-".join(re.split(r"[^\w.]+", settings.encoder.strip("./~"))[-2:])
-    return f"{data_set}-{field}-{encoder}-{settings.pooling}-states"
+def _changes_of_origin(known: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """What has to be another for the wanted states; more layers than wanted do no harm."""
+    changes = []
+    for name in sorted(known["parts"].keys() | wanted["parts"].keys(), key=[*_CALLED].index):
+        before, after = known["parts"].get(name), wanted["parts"].get(name)
+        if before != after:
+            is_short = all(isinstance(value, str | int | None) and len(str(value)) < 20 for value in (before, after))
+            changes.append(_CALLED[name] + (f" ({before} -> {after})" if is_short else ""))
+    if missing := sorted(set(wanted["layers"]) - set(known["layers"])):
+        changes.append(f"layers ({_listed(missing)} are not among {_listed(known['layers'])})")
+    return changes
+
+
+def _changes_of_items(known: list[str], wanted: list[str]) -> list[str]:
+    if known == wanted:
+        return []
+    if set(known) == set(wanted):
+        row = next(row for row, pair in enumerate(zip(known, wanted, strict=True)) if pair[0] != pair[1])
+        return [f"order of the items (from row {row}, {known[row]!r} -> {wanted[row]!r})"]
+    differences = ((set(wanted) - set(known), "new"), (set(known) - set(wanted), "gone"))
+    return [f"{len(items)} items {what} ({min(items)!r} ...)" for items, what in differences if items]
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers)) or "none"
+
+
+def _shared_state(folder: Path, values: dict[str, Any]) -> np.ndarray:
+    """State 0 where it is the same for all items, [width].
+
+    Raises:
+        UnusableRowsError: the file is missing or damaged. Version 0.1.0 kept no checksum of it.
+    """
+    path, width = folder / SHARED_STATE, values["width"]
+    try:
+        state = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UnusableRowsError(f"{path}: not a complete array ({error}).") from error
+    if state.shape != (width,):
+        raise UnusableRowsError(f"{path}: holds {state.shape}, not {(width,)}.")
+    found = checksum([state])
+    if values.get("shared_checksum", found) != found or not np.isfinite(state).all():
+        raise UnusableRowsError(f"{path}: was changed after it was written.")
+    return state

