@@ -128,3 +128,11 @@ def test_no_file_is_too_long(part):
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / part).rglob("*.py")}
     long = {path.relative_to(ROOT).as_posix() for path, length in lengths.items() if length > MOST_LINES}
     assert long <= NOT_YET
+
+
+def test_a_package_says_what_it_is_and_lists_what_it_offers():
+    for path in PACKAGE.rglob("__init__.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree), path
+        names = [node.targets[0].id for node in tree.body if isinstance(node, ast.Assign)]
+        assert len(tree.body) == 1 or "__all__" in names, path

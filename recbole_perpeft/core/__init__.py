@@ -1,0 +1,1 @@
+"""What knows nothing of recommenders: settings, errors, digests, files that appear whole."""

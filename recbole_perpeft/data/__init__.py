@@ -1,0 +1,1 @@
+"""What a run reads: titles, photos and logs, and batches of them."""

@@ -1,0 +1,1 @@
+"""Networks of torch that know nothing of RecBole."""

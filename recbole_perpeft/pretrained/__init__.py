@@ -1,0 +1,1 @@
+"""Frozen models of the Hugging Face hub, and what belongs to them."""

@@ -1,0 +1,1 @@
+"""Many runs: comparisons of models and searches over settings."""

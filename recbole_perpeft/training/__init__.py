@@ -1,0 +1,1 @@
+"""Trainers, checkpoints and the ranks that metrics are computed from."""

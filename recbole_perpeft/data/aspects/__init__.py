@@ -1,0 +1,1 @@
+"""The bundled data set, drawn so that the truth about its users is known."""

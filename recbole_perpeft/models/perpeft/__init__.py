@@ -1,0 +1,1 @@
+"""PerPEFT: one adapter a group of users, on a shared foundation model."""

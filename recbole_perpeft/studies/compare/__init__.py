@@ -1,1 +1,1 @@
-"""Comparing models: `python -m recbole_perpeft.studies.compare`; `comparison.compare` from Python."""
+"""Comparisons of models under one protocol; `comparison.compare` from Python."""

@@ -1,0 +1,1 @@
+"""What reports of comparisons and searches share."""

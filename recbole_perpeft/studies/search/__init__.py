@@ -1,0 +1,1 @@
+"""Searches over settings with Ray Tune; `session.run_search` from Python."""
