@@ -8,7 +8,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-pytest_plugins = ("support.foundations", "support.logs", "support.prepared")
+pytest_plugins = ("support.foundations", "support.logs", "support.prepared", "support.shop")
 
 
 def pytest_addoption(parser):
