@@ -247,7 +247,7 @@ def test_wrong_files_are_named(fails, spoil, message):
         ({"folder": "nowhere"}, "there is no folder nowhere"),
         ({"user_groups": "nowhere.tsv"}, "cannot read nowhere.tsv"),
         ({"hidden_size": 32}, r"leave out --hidden_size: it follows from the files \(16\)"),
-        ({"n_heads": 3}, r"n_heads \(3\) must divide hidden_size \(16\)"),
+        ({"n_heads": 3}, "n_heads is 3: it must divide hidden_size, 16"),
         ({"item_ids": None}, "gives no row of item_emb for 80 items: .*; give the rows with --item_ids"),
         ({"n_haeds": 2}, "did you mean 'n_heads'"),
     ],
