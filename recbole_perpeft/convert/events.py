@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -95,7 +96,9 @@ class Log:
 
     def kept(self, keep: np.ndarray) -> Log:
         """The interactions of a mask [n] or of ascending places."""
-        columns = {name: None if values is None else values[keep] for name, values in vars(self).items()}
+        columns: dict[str, Any] = {
+            name: None if values is None else values[keep] for name, values in vars(self).items()
+        }
         return replace(self, **columns)
 
     def in_time(self) -> np.ndarray:
@@ -122,8 +125,7 @@ class EventSpool:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._columns: tuple[bool, bool] | None = None
-        self._last: Events | None = None
+        self._columns = (False, False)  # whether there are times, and ratings
         self.n_events = 0
 
     def fill(self, batches: Iterable[Events]) -> Log:
@@ -148,7 +150,7 @@ class EventSpool:
         if not len(events.lines):
             return
         columns = (events.times is not None, events.ratings is not None)
-        if self._columns is None:
+        if not self.n_events:
             self._columns = columns
         elif self._columns != columns:
             raise PerPEFTError(f"{events.file}: has other columns (time, rating) than the files before it")

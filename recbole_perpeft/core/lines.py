@@ -87,7 +87,7 @@ def _check_length(path: Path, line: int, content: bytes) -> None:
 
 
 @contextmanager
-def _opened(path: Path, show_progress: bool) -> Iterator[BinaryIO]:
+def _opened(path: Path, show_progress: bool) -> Iterator[BinaryIO | gzip.GzipFile]:
     with (
         open(path, "rb") as raw,
         tqdm.wrapattr(

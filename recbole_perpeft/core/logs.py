@@ -29,9 +29,8 @@ def level_of(name: str | None) -> int:
     Raises:
         PerPEFTError: there is no such level.
     """
-    levels = logging.getLevelNamesMapping() if sys.version_info >= (3, 11) else logging._nameToLevel
-    level = levels.get(str(name or "INFO").upper())
-    if level is None:
+    level = logging.getLevelName(str(name or "INFO").upper())
+    if not isinstance(level, int):
         raise PerPEFTError(f"state must be DEBUG, INFO, WARNING, ERROR or CRITICAL, not {name!r}")
     return level
 

@@ -143,7 +143,7 @@ def setting(
 ) -> Any:
     """Declare a field of a `Settings` class; arguments as in `Setting`."""
     bounds = {"least": least, "most": most, "above": above, "below": below}
-    declared = {"help": help, **bounds, "choices": tuple(choices), "kind": kind}
+    declared: dict[str, Any] = {"help": help, **bounds, "choices": tuple(choices), "kind": kind}
     declared |= {"variants": variants or {}, "registry": registry}
     if isinstance(default, list | dict | set):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=declared)
@@ -153,8 +153,9 @@ def setting(
 def same_as(cls: type[Settings], name: str) -> Any:
     """Declare a field as another class does."""
     field = cls.__dataclass_fields__[name]
-    made = {"default_factory": field.default_factory} if field.default is dataclasses.MISSING else {}
-    return dataclasses.field(**(made or {"default": field.default}), metadata=field.metadata)
+    if field.default_factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=field.default_factory, metadata=field.metadata)
+    return dataclasses.field(default=field.default, metadata=field.metadata)
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def classes_read(classes: Iterable[type[Settings]], config: Mapping[str, Any]) -
     waiting = list(classes)
     while waiting:
         found |= dict.fromkeys(waiting)
-        values = defaults_of(found) | config
+        values = {**defaults_of(found), **config}
         chosen = [cls for each in waiting for one in each.declared() for cls in one.variant(values[one.name])]
         waiting = [cls for cls in chosen if cls not in found]
     return tuple(found)
@@ -260,7 +261,7 @@ _declared: Callable[[Any], tuple[Setting, ...]] = functools.cache(_read_declarat
 
 def _default(field: dataclasses.Field) -> Any:
     make = field.default_factory
-    return field.default if make is dataclasses.MISSING else make()  # type: ignore[operator]
+    return field.default if make is dataclasses.MISSING else make()
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

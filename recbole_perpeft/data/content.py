@@ -111,7 +111,9 @@ class ItemContent:
             for token, text in zip(tokens, values, strict=True):
                 if not text.strip():
                     report.add(Problem.NO_TITLE, f"{token!r}{column}")
-        image_paths = _find_images(folder, rows, report) if IMAGE in fields else [None] * len(rows)
+        image_paths: list[Path | None] = [None] * len(rows)
+        if IMAGE in fields:
+            image_paths = _find_images(folder, rows, report)
         _compare_with_interactions(tokens, item_tokens, file, report)
         titles = texts.get(TITLE, [""] * len(rows))
         return cls(name, folder, tokens, titles, image_paths, missing_content, report, texts, fields)
@@ -134,7 +136,8 @@ class ItemContent:
         damaged = ContentReport()
         for row, reason in sorted(damaged_images.items()):
             path = self.image_paths[row]
-            damaged.add(Problem.DAMAGED, f"{self.tokens[row]!r} ({path.relative_to(self.folder)}: {reason})")
+            place = path and path.relative_to(self.folder)
+            damaged.add(Problem.DAMAGED, f"{self.tokens[row]!r} ({place}: {reason})")
         report = self.report.merged(damaged)
         if not len(report):
             return

@@ -29,7 +29,7 @@ class Problem(Enum):
 class ContentReport:
     """Problems by kind, each with one detail (an item, a line, a file) a case, in the order they were found."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._details: dict[Problem, list[str]] = {}
 
     def add(self, problem: Problem, detail: str) -> None:

@@ -16,8 +16,8 @@ from recbole_perpeft.core.errors import PerPEFTError
 N_SHOWN = 10
 
 
-class CheckedLog:
-    """Mixin for RecBole's data set classes: what RecBole would do in silence is an error, or not done.
+class CheckedLog(Dataset):
+    """Base of data set classes of RecBole: what RecBole would do in silence is an error, or not done.
 
     RecBole leaves out rows without a user or an item, puts the mean of all times where a time is missing, and compares
     times after rounding.
@@ -28,6 +28,7 @@ class CheckedLog:
     """
 
     fingerprint: dict[str, str]
+    inter_feat: Any  # a table of pandas, and from `_change_feat_format` on RecBole's Interaction
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
         super()._load_inter_feat(token, dataset_path)

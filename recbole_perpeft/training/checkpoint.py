@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from recbole.model.abstract_recommender import AbstractRecommender
 from scipy import sparse
 from torch import nn
 
@@ -81,7 +82,7 @@ def load_checkpoint(path: Path | str, model: str | None = None) -> dict[str, Any
     return _decode(content)
 
 
-def model_state(config, model: nn.Module) -> dict[str, Any]:
+def model_state(config, model: AbstractRecommender) -> dict[str, Any]:
     """What `quick_start.load` needs of a checkpoint: settings and the model's tensors."""
     return {
         "model": config["model"],

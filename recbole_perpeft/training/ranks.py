@@ -59,7 +59,7 @@ class RankCollector(Collector):
         target_ranks: ranks of the latest finished evaluation; None where users had several targets.
     """
 
-    def __init__(self, config):
+    def __init__(self, config) -> None:
         super().__init__(config)
         self._needs_hits = self.register.need("rec.topk")
         self._needs_items = self.register.need("rec.items")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -66,7 +66,10 @@ class RunTrainer(Trainer):
         keeps_files: whether `fit` writes checkpoints. If not, the best model is kept in memory.
     """
 
-    def __init__(self, config, model):
+    best_valid_score: float
+    cur_step: int
+
+    def __init__(self, config, model) -> None:
         self.folder = Path(config["checkpoint_dir"])
         with compat.tensorboard_in(self.folder / "tensorboard"):
             super().__init__(config, model)
@@ -204,7 +207,7 @@ class RunTrainer(Trainer):
         with torch.autocast(self.device.type, precision, enabled=self.enable_amp):
             losses = loss_func(interaction)
         losses = losses if isinstance(losses, tuple) else (losses,)
-        self.scaler.scale(sum(losses)).backward()
+        self.scaler.scale(reduce(torch.add, losses)).backward()
         if self.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
             clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
@@ -333,7 +336,7 @@ class RunTrainer(Trainer):
         """State of every optimiser by attribute; an attribute that is another's synonym holds that one's name."""
         states: dict[str, Any] = {}
         names: dict[int, str] = {}
-        for name, optimizer in reversed(vars(self).items()):
+        for name, optimizer in reversed(self.__dict__.items()):
             if isinstance(optimizer, Optimizer):
                 first = names.setdefault(id(optimizer), name)
                 states[name] = optimizer.state_dict() if first == name else first
@@ -348,7 +351,8 @@ class RunTrainer(Trainer):
 
 def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Go on with an optimiser; its rates are those of the settings, which a resumed run may have changed."""
-    rates = [{key: group[key] for key in ("lr", "weight_decay") if key in group} for group in optimizer.param_groups]
+    kept = ("lr", "weight_decay")
+    rates = [{key: value for key, value in group.items() if key in kept} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, rates, strict=True):
         group.update(own)

@@ -89,7 +89,7 @@ def _load(data: bytes, source: str, allowed: frozenset[str], unpickler: type[pic
             if instruction.name not in allowed:
                 raise pickle.UnpicklingError(f"it has the instruction {instruction.name}")
             # A store far beyond the objects there are would only take memory.
-            if instruction.name in _STORES and argument > place:
+            if instruction.name in _STORES and argument is not None and argument > place:
                 raise pickle.UnpicklingError("it is damaged")
         return unpickler(io.BytesIO(data), encoding="utf-8").load()
     except MemoryError:

@@ -79,8 +79,8 @@ class Amazon2023Source(Source):
 
     @classmethod
     def from_arguments(cls, arguments: dict[str, Any], show_progress: bool) -> Amazon2023Source:
-        names = ("input", "meta", "images", "download", "requests_per_second")
-        return cls(*(arguments[name] for name in names), show_progress)
+        options = {name: arguments[name] for name in ("meta", "images", "download", "requests_per_second")}
+        return cls(arguments["input"], **options, show_progress=show_progress)
 
     def input_files(self) -> list[Path]:
         return [*self._reviews, *self._meta]
@@ -128,19 +128,20 @@ class Amazon2023Source(Source):
         if self._folder is None:
             return {}
         if self._download:
-            missing = {token: url for token, url in self._addresses.items() if not self._found(token, url)}
+            missing = {token: url for token, url in self._addresses.items() if not _found(self._folder, token, url)}
             download_images(missing, self._folder, self._requests_per_second, show_progress=self._show_progress)
         elif not self._folder.is_dir():
             raise PerPEFTError(f"{self._folder} is not a folder; --download fetches images into it")
-        found = {token: self._found(token, self._addresses.get(token, "")) for token in tokens}
+        found = {token: _found(self._folder, token, self._addresses.get(token, "")) for token in tokens}
         return {token: ImageFile(path) for token, path in found.items() if path is not None}
 
-    def _found(self, token: str, address: str) -> Path | None:
-        """The file of an item's image: by the name of the item, or by its name in the address."""
-        base = unquote(posixpath.basename(urlsplit(address).path))
-        names = [f"{file_stem(token)}{suffix}" for suffix in IMAGE_SUFFIXES] + ([base] if base.strip(".") else [])
-        paths = (self._folder / name for name in names if "/" not in name and "\0" not in name)
-        return next((path for path in paths if path.is_file()), None)
+
+def _found(folder: Path, token: str, address: str) -> Path | None:
+    """The file of an item's image: by the name of the item, or by its name in the address."""
+    base = unquote(posixpath.basename(urlsplit(address).path))
+    names = [f"{file_stem(token)}{suffix}" for suffix in IMAGE_SUFFIXES] + ([base] if base.strip(".") else [])
+    paths = (folder / name for name in names if "/" not in name and "\0" not in name)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _floats(column: pa.Array) -> np.ndarray:
@@ -151,4 +152,4 @@ def _floats(column: pa.Array) -> np.ndarray:
 def image_address(pictures: list[dict[str, str | None]] | None) -> str:
     """Address of an item's main picture, in a size that is enough for all models; empty if there is none."""
     ordered = sorted(pictures or [], key=lambda picture: picture["variant"] != "MAIN")
-    return next((picture[size] for picture in ordered for size in SIZES if picture[size]), "")
+    return next((address for picture in ordered for size in SIZES if (address := picture[size])), "")

@@ -90,9 +90,14 @@ class TableSource(Source):
     @classmethod
     def from_arguments(cls, arguments: dict[str, Any], show_progress: bool) -> TableSource:
         columns = TableColumns(
-            *(arguments[f"{name}_column"] for name in ("user", "item", "time", "rating", "items_item", "title")),
-            tuple(arguments["text_columns"]),
-            arguments["image_column"],
+            user=arguments["user_column"],
+            item=arguments["item_column"],
+            time=arguments["time_column"],
+            rating=arguments["rating_column"],
+            item_of_items=arguments["items_item_column"],
+            title=arguments["title_column"],
+            texts=tuple(arguments["text_columns"]),
+            image=arguments["image_column"],
         )
         return cls(arguments["input"], arguments["items"], arguments["images"], columns, show_progress)
 
@@ -127,7 +132,7 @@ class TableSource(Source):
         if self._items is None:
             return texts
         wanted = set(tokens)
-        for line, token, cells in self._item_rows([columns.title, *columns.texts]):
+        for line, token, cells in self._item_rows(self._items, [columns.title, *columns.texts]):
             if token not in wanted:
                 continue
             if token in texts["title"]:
@@ -139,22 +144,24 @@ class TableSource(Source):
     def images(self, tokens: Sequence[str]) -> dict[str, ImageReference]:
         if self._images is None:
             return {}
-        if self._columns.image is None:
+        if self._items is None or self._columns.image is None:
             return images_of_folder(self._images, tokens)
         wanted = set(tokens)
         references: dict[str, ImageReference] = {}
-        for line, token, (given,) in self._item_rows([self._columns.image]):
+        for line, token, (given,) in self._item_rows(self._items, [self._columns.image]):
             if token in wanted and given:
-                references[token] = ImageFile(self._images / self._inside(line, str(given)))
+                references[token] = ImageFile(_inside(self._images, str(given), self._items, line))
         return {token: references[token] for token in tokens if token in references}
 
-    def _inside(self, line: int, given: str) -> str:
-        relative = posixpath.normpath(given)
-        if posixpath.isabs(relative) or relative.split("/")[0] == ".." or "\0" in relative:
-            raise line_error(self._items, line, f"the image path {given!r} leaves the folder {self._images}")
-        return relative
-
-    def _item_rows(self, names: list[str]) -> Iterator[tuple[int, str, list[Any]]]:
-        path, item = self._items, self._columns.item_of_items or self._columns.item
+    def _item_rows(self, path: Path, names: list[str]) -> Iterator[tuple[int, str, list[Any]]]:
+        item = self._columns.item_of_items or self._columns.item
         for line, (token, *cells) in table_rows(path, [item, *names]):
             yield line, id_text(path, line, token), cells
+
+
+def _inside(folder: Path, given: str, table: Path, line: int) -> Path:
+    """A path that a line of a table gives relative to a folder."""
+    relative = posixpath.normpath(given)
+    if posixpath.isabs(relative) or relative.split("/")[0] == ".." or "\0" in relative:
+        raise line_error(table, line, f"the image path {given!r} leaves the folder {folder}")
+    return folder / relative

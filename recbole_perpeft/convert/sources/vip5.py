@@ -125,7 +125,7 @@ class VIP5Source(Source):
             self._write_explanations(folder / f"{name}.explanations.jsonl", set(tokens))
         if self._features is not None:
             with_features = [token for token in tokens if (self._features / f"{token}.npy").is_file()]
-            features = self._read_features(with_features)
+            features = _read_features(self._features, with_features)
             np.save(folder / f"{name}.features.npy", features, allow_pickle=False)
             lines = "".join(f"{token}\n" for token in with_features)
             (folder / f"{name}.features.txt").write_text(lines, encoding="utf-8")
@@ -146,23 +146,24 @@ class VIP5Source(Source):
                         chosen = {column: row[field] for field, column in EXPLAINED.items() if field in row}
                         file.write(json.dumps({"split": split, **chosen}) + "\n")
 
-    def _read_features(self, tokens: Sequence[str]) -> np.ndarray:
-        vectors: list[np.ndarray] = []
-        for token in tokens:
-            path = self._features / f"{token}.npy"
-            try:
-                vector = np.load(path, allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise PerPEFTError(f"{path}: not an array that can be read ({error})") from error
-            if vector.dtype.kind != "f" or (vectors and vector.size != vectors[0].size):
-                raise PerPEFTError(f"{path}: {vector.dtype} {vector.shape} is not a vector like those before it")
-            vectors.append(vector.astype(np.float32).reshape(-1))
-        if not vectors:
-            raise PerPEFTError(f"{self._features}: no file is named after an item, as in <item>.npy")
-        return np.stack(vectors)
-
     def expected(self) -> ExpectedCounts:
         return EXPECTED.get(self._folder.name, ExpectedCounts())
+
+
+def _read_features(folder: Path, tokens: Sequence[str]) -> np.ndarray:
+    vectors: list[np.ndarray] = []
+    for token in tokens:
+        path = folder / f"{token}.npy"
+        try:
+            vector = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise PerPEFTError(f"{path}: not an array that can be read ({error})") from error
+        if vector.dtype.kind != "f" or (vectors and vector.size != vectors[0].size):
+            raise PerPEFTError(f"{path}: {vector.dtype} {vector.shape} is not a vector like those before it")
+        vectors.append(vector.astype(np.float32).reshape(-1))
+    if not vectors:
+        raise PerPEFTError(f"{folder}: no file is named after an item, as in <item>.npy")
+    return np.stack(vectors)
 
 
 def _literal(path: Path, line: int, text: str) -> dict[str, Any]:

@@ -168,7 +168,8 @@ def draw_title(rng: np.random.Generator, values: dict[str, int], left_out: froze
     shape, colour, pattern = say("shape"), say("colour"), say("pattern")
     setting = _SETTING_PHRASES[rng.integers(len(_SETTING_PHRASES))].format(say("setting"))
     opening, order = _OPENINGS[rng.integers(len(_OPENINGS))], rng.random(3)
-    before, after = [], []
+    before: list[str] = []
+    after: list[str] = []
     if "colour" not in left_out:
         (after if order[0] < 0.25 else before).append(f"in {colour}" if order[0] < 0.25 else colour)
     if "pattern" not in left_out:

@@ -81,7 +81,8 @@ class PerPEFT(ContentRecommender):
     def reset_parameters(self) -> None:
         """As PerPEFT's authors start."""
         initialise_like_perpeft(self.item_encoder.projectors)
-        initialise_like_perpeft(self.item_encoder.id_embedding)
+        if self.item_encoder.id_embedding is not None:
+            initialise_like_perpeft(self.item_encoder.id_embedding)
         super().reset_parameters()
 
     def __init__(self, config, dataset) -> None:

@@ -1,9 +1,9 @@
 """The user encoder by its name."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor
 
 from recbole_perpeft.core.registry import Registry
 from recbole_perpeft.core.settings import Settings, setting, settings_from
@@ -26,7 +26,20 @@ class UserEncoderChoice(Settings):
     )
 
 
-def build_user_encoder(config, max_seq_length: int) -> nn.Module:
+class UserEncoder(Protocol):
+    """A module that makes vectors of users from the vectors of their items, as `SASRecUserEncoder` does."""
+
+    def __call__(self, item_vectors: Tensor, item_seq: Tensor, /) -> Tensor:
+        """Hidden vectors [B, L, d] of left-padded sequences."""
+
+    def newest(self, item_vectors: Tensor, item_seq: Tensor) -> Tensor:
+        """Those of the last slot, [B, d]."""
+
+    def reset_parameters(self) -> None:
+        """Start with fresh weights."""
+
+
+def build_user_encoder(config, max_seq_length: int) -> UserEncoder:
     """The user encoder that the key `user_encoder` names.
 
     Args:

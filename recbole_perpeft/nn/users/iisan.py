@@ -93,6 +93,8 @@ class IISANUserEncoder(nn.Module):
     """
 
     settings_classes = (IISANUserEncoderSettings,)
+    causal: Tensor
+    diagonal: Tensor
 
     def __init__(self, settings: IISANUserEncoderSettings, max_seq_length: int) -> None:
         super().__init__()
