@@ -41,7 +41,7 @@ TIMM_REQUIRES = ["timm>=1.0.20"]  # its image models as encoders
 CONVERT_REQUIRES = ["lmdb>=1.4"]  # images that authors store so
 SEARCH_REQUIRES = ["optuna>=4", "hyperopt>=0.3"]  # searchers that learn from earlier trials
 TEST_REQUIRES = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
-DEV_REQUIRES = ["ruff>=0.6"]
+DEV_REQUIRES = ["mypy>=1.13", "ruff>=0.6", "types-psutil", "types-PyYAML", "types-tabulate"]
 
 setup(
     name="recbole-perpeft",

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +135,7 @@ class AdaptedContent(nn.Module):
 
     def _encode_chunk(self, batch: dict[str, Tensor], group: int | None) -> Tensor:
         device = self.bank.parameters_of(group)[0].device
-        inputs = {name: _to_device(tensor, device) for name, tensor in batch.items()}
+        inputs: dict[str, Any] = {name: _to_device(tensor, device) for name, tensor in batch.items()}
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(self.encode, group, use_reentrant=False, **inputs)
         return self.encode(group, **inputs)

@@ -68,6 +68,8 @@ class Config(RecBoleConfig):
         PerPEFTError: a setting is unknown, or its value is not possible; the message names it.
     """
 
+    parameters: dict[str, list[str]]  # the names of settings by what they are about
+
     def __init__(self, model=None, dataset=None, config_file_list=None, config_dict=None):
         try:
             super().__init__(model, dataset, config_file_list, config_dict)
@@ -99,7 +101,7 @@ class Config(RecBoleConfig):
     def compatibility_settings(self):
         compat.apply()
 
-    def _init_parameters_category(self):
+    def _init_parameters_category(self) -> None:
         super()._init_parameters_category()
         # RecBole appends to these lists, which are its module globals.
         self.parameters = {category: list(keys) for category, keys in self.parameters.items()}
@@ -108,7 +110,7 @@ class Config(RecBoleConfig):
     def _build_yaml_loader(self):
         return SettingsLoader
 
-    def _load_config_files(self, file_list):
+    def _load_config_files(self, file_list) -> dict[str, Any]:
         settings: dict[str, Any] = {}
         for name in file_list or []:
             settings |= read_yaml(_settings_file(name))

@@ -35,7 +35,11 @@ class Processor(Protocol):
     image_size: tuple[int, int] | None  # None without images
     text_length: int | None  # None without texts
     trim_text: bool
-    description: dict[str, Any]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What tells it from others."""
+        ...
 
     def image(self, image: Image.Image) -> np.ndarray:
         """RGB image to uint8 [3, H, W]."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
 from recbole_perpeft.data.images import digest_of_file, file_stamp
 from recbole_perpeft.nn.layer_drop import kept_blocks
@@ -131,7 +132,8 @@ def _settings(path: Path, states: Tensor, field: str, foundation_model: str, dty
         )
     length = Processor.from_pretrained(foundation_model).text_length
     layers = (0, *kept_blocks(shape.n_layers, states.shape[1] - 1))
-    return HiddenStateSettings(foundation_model, layers, max_length=length, dtype=dtype)
+    values = {"encoder": foundation_model, "layers": layers, "max_length": length, "dtype": dtype}
+    return settings_from(values, HiddenStateSettings)
 
 
 def _import_field(

@@ -19,6 +19,7 @@ from recbole_perpeft.data.sampler import Draws
 from recbole_perpeft.models.vip5.names import (
     AppearanceDataset,
     ItemTokenSettings,
+    Scheme,
     TokenNames,
     content_vectors,
     item_ranks,
@@ -87,7 +88,9 @@ class VIP5(SequentialRecommender):
             config, item_tokens, settings_from(config, VisualSettings), any("title" in one.slots for one in used)
         )
         backbone = T5Backbone.load(
-            *(settings_from(config, cls) for cls in (BackboneSettings, T5AdapterSettings, TinyBackboneSettings)),
+            settings_from(config, BackboneSettings),
+            settings_from(config, T5AdapterSettings),
+            settings_from(config, TinyBackboneSettings),
             self._texts(inputs, explained[2]),
         )
         self._build(config, dataset, backbone, inputs, user_tokens, item_tokens)
@@ -105,9 +108,9 @@ class VIP5(SequentialRecommender):
         user_ranks = random_ranks(user_tokens, naming.id_seed)
         user_names = _names(naming.user_scheme, user_ranks, backbone)
         visual = None
-        if inputs.features is not None:
-            settings = settings_from(config, VisualSettings)
-            visual = VisualTokens(inputs.features, inputs.has_image, backbone.width, settings)
+        if inputs.features is not None and inputs.has_image is not None:
+            tokens = settings_from(config, VisualSettings)
+            visual = VisualTokens(inputs.features, inputs.has_image, backbone.width, tokens)
         n_visual = 0 if visual is None else visual.n_tokens
         limits = settings_from(config, PromptSettings)
         self.writer = PromptWriter(
@@ -229,7 +232,7 @@ class VIP5(SequentialRecommender):
         scores = self._in_parts(
             template,
             Sample(distinct, distinct, candidates=candidates),
-            lambda encoded, part: self.ranking.candidate_scores(self.network, encoded, part.candidates),
+            lambda encoded, part: self.ranking.candidate_scores(self.network, encoded, part.column("candidates")),
         )
         return scores[row, column]
 
@@ -284,5 +287,5 @@ def _starts(
     return NameVectors(items, users)
 
 
-def _names(scheme: str, ranks: np.ndarray, backbone: T5Backbone) -> TokenNames:
+def _names(scheme: Scheme, ranks: np.ndarray, backbone: T5Backbone) -> TokenNames:
     return token_names(scheme, ranks, backbone.tokenizer)

@@ -72,6 +72,8 @@ class VIP5Network(nn.Module):
         starts: What tokens of names start from.
     """
 
+    item_vocabulary: Tensor
+
     def __init__(
         self,
         backbone: T5Backbone,
@@ -135,7 +137,7 @@ class VIP5Network(nn.Module):
 
     def item_logits(self, hidden: Tensor) -> Tensor:
         """Logits of the tokens of item names, [..., M], for decoder states [..., d]."""
-        if self._items_are_words:
+        if self._items_are_words or self.new_tokens is None:
             weight = self.backbone.output_weight[self.item_vocabulary]
         else:
             weight = self.new_tokens.weight[: self.trie.n_tokens]

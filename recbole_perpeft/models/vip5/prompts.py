@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,13 @@ class Sample:
     rows: Tensor | None = None
     is_positive: Tensor | None = None
 
+    def column(self, name: str) -> Tensor:
+        """A column that a template needs."""
+        column = getattr(self, name)
+        if column is None:
+            raise ValueError(f"the sample has no {name}")
+        return column
+
     def split(self, size: int) -> list["Sample"]:
         """Samples of at most `size` rows."""
         columns = {one.name: getattr(self, one.name) for one in fields(self)}
@@ -72,6 +80,13 @@ class PromptWriter(nn.Module):
         settings: Limits.
     """
 
+    is_start: Tensor
+    item_names: Tensor
+    user_names: Tensor
+    separator: Tensor
+    titles: Tensor
+    answers: Tensor
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -88,7 +103,9 @@ class PromptWriter(nn.Module):
         self._n_visual = n_visual
         self._tokenizer = tokenizer
         self._end = tokenizer.eos_token_id
-        starts = [piece.startswith(WORD_MARK) for piece in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
+        starts = [
+            piece.startswith(WORD_MARK) for piece in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        ]
         self._keep("is_start", torch.tensor(starts))
         n_own = 0 if item_names.words is not None else item_names.n_tokens
         names = _global_names(item_names, n_words)
@@ -139,7 +156,7 @@ class PromptWriter(nn.Module):
                 segments.extend(self._slot(template, part.slot, sample))
         n_other = 1 + sum(segment.tokens.shape[1] for segment in segments)
         if history_place is not None:
-            newest = self._newest(template, sample.history, n_other)
+            newest = self._newest(template, sample.column("history"), n_other)
             segments.insert(history_place, self._mentions(newest, self.separator))
         elif n_other > self.settings.max_input_tokens:
             self._too_long(template, n_other)
@@ -148,10 +165,10 @@ class PromptWriter(nn.Module):
     def target_words(self, template: Template, sample: Sample) -> Tensor:
         """Answers in words with the end mark, int64 [B, T]; -1 after it."""
         if template.answers == "answer":
-            return self.answers[sample.is_positive.long()].long()
+            return self.answers[sample.column("is_positive").long()].long()
         if template.target not in self._targets:
             self._targets[template.target] = self._table(self.references(template), end=True)
-        return self._here(self._targets, template.target)[sample.rows].long()
+        return self._here(self._targets, template.target)[sample.column("rows")].long()
 
     def references(self, template: Template, rows: np.ndarray | None = None) -> list[str]:
         """The answers of explanation rows (all by default) as texts."""
@@ -160,7 +177,7 @@ class PromptWriter(nn.Module):
         for part in parts_of(template.target, template.name):
             if part.slot and part.slot not in chosen:
                 self._lacks(template, part.slot)
-            values = "" if part.slot is None else chosen[part.slot]
+            values: Any = "" if part.slot is None else chosen[part.slot]
             if part.slot == "rating":
                 values = values.round().astype(int).astype(str)
             text = text + f" {part.text} " + values
@@ -177,10 +194,10 @@ class PromptWriter(nn.Module):
             visual = [] if not self._n_visual else [self._visual(sample.items.unsqueeze(1))]
             return [self._ragged(self.titles[sample.items]), *visual]
         if slot == "candidates":
-            return [self._mentions(sample.candidates, self.separator)]
+            return [self._mentions(sample.column("candidates"), self.separator)]
         if slot not in self._buffers:
             self._lacks(template, slot)
-        return [self._ragged(self._buffers[slot][sample.rows])]
+        return [self._ragged(self.get_buffer(slot)[sample.column("rows")])]
 
     def _newest(self, template: Template, history: Tensor, n_other: int) -> Tensor:
         an_item = self.item_names.shape[1] + self._n_visual + len(self.separator)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -43,7 +44,8 @@ def exact_scores(network: VIP5Network, encoded: Encoded) -> Tensor:
         counts = trie.first_edge[own + 1] - trie.first_edge[own]
         row = torch.repeat_interleave(torch.arange(len(own), device=device), counts)
         edges[:, first:last] = log_probabilities[:, row, trie.edge_token[first:last]]
-    scores = sum(edges.index_select(1, trie.item_edges[:, place]) for place in range(trie.max_length))
+    parts = (edges.index_select(1, trie.item_edges[:, place]) for place in range(trie.max_length))
+    scores = reduce(torch.add, parts)
     scores[:, 0] = -torch.inf
     return scores
 
@@ -279,6 +281,9 @@ class CandidateLists(nn.Module):
         item_tokens: Item tokens without the pad.
         seed: Of the permutation.
     """
+
+    place: Tensor
+    item_at: Tensor
 
     def __init__(self, item_tokens: Sequence[str], seed: int) -> None:
         super().__init__()

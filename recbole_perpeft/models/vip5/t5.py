@@ -54,7 +54,7 @@ class TinyBackboneSettings(Settings):
             num_heads=self.tiny_heads,
             num_layers=self.tiny_layers,
             dropout_rate=self.tiny_dropout,
-            decoder_start_token_id=0,
+            decoder_start_token_id=0,  # type: ignore[call-arg]  # every configuration takes it; its type does not say so
         )
 
 

@@ -1,6 +1,6 @@
 """What a training batch asks: a group of tasks, a template of it, and what fills its slots."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +58,12 @@ class TaskSampler(nn.Module):
     Raises:
         PerPEFTError: A group of tasks has no template or no rows, or a user owns the whole catalogue.
     """
+
+    owned: Tensor
+    explained_users: Tensor
+    explained_items: Tensor
+    explained_rows: Tensor
+    _draw: Mapping[str, Callable[..., Sample]]
 
     def __init__(
         self,

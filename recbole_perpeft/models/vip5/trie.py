@@ -44,6 +44,15 @@ class ItemTrie(nn.Module):
         item_edges: Edges of every item's name, int64 [n + 1, L]; E after its end, and for the pad.
     """
 
+    node_token: Tensor
+    node_parent: Tensor
+    node_depth: Tensor
+    first_edge: Tensor
+    edge_token: Tensor
+    edge_child: Tensor
+    edge_item: Tensor
+    item_edges: Tensor
+
     def __init__(self, names: np.ndarray, n_tokens: int, chunk_size: int = 1024) -> None:
         super().__init__()
         self.n_tokens = n_tokens

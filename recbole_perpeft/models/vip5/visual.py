@@ -112,6 +112,9 @@ class VisualTokens(nn.Module):
         stand_in: The tokens of items without an image, [k d]; None while all items have one.
     """
 
+    features: Tensor
+    has_image: Tensor
+
     def __init__(self, features: Tensor, has_image: Tensor, width: int, settings: VisualSettings) -> None:
         super().__init__()
         self.n_tokens, self.width = settings.n_visual_tokens, width
@@ -131,7 +134,7 @@ class VisualTokens(nn.Module):
             [n, k, d]
         """
         distinct, place = torch.unique(items, return_inverse=True)
-        tokens = self.mapping(self.features[distinct].to(self.mapping[0].weight.dtype))
+        tokens = self.mapping(self.features[distinct].to(next(self.mapping.parameters()).dtype))
         if self.stand_in is not None:
             tokens = torch.where(self.has_image[distinct].unsqueeze(1), tokens, self.stand_in.to(tokens.dtype))
         return tokens[place].view(len(items), self.n_tokens, self.width)
@@ -177,21 +180,21 @@ def load_item_inputs(config, item_tokens: Sequence[str], settings: VisualSetting
     Raises:
         PerPEFTError: Content or features cannot be used.
     """
-    reads_images = bool(settings.n_visual_tokens and not settings.image_features)
-    fields = ((TITLE,) if needs_titles else ()) + ((IMAGE,) if reads_images else ())
+    encoder = settings.image_encoder if settings.n_visual_tokens and not settings.image_features else None
+    fields = ((TITLE,) if needs_titles else ()) + ((IMAGE,) if encoder else ())
     content = None
     if fields:
         content = ItemContent.load(
             config.dataset_folder, config["dataset"], item_tokens[1:], config["missing_content"], fields
         )
-        if not reads_images:
+        if not encoder:
             content.check({})
-    titles = _titles(content, item_tokens) if needs_titles else []
-    if not settings.n_visual_tokens:
-        return ItemInputs(titles)
-    if settings.image_features:
+    titles = _titles(content, item_tokens) if content is not None and needs_titles else []
+    if settings.n_visual_tokens and settings.image_features:
         return ItemInputs(titles, *_from_file(config.dataset_folder / settings.image_features, item_tokens))
-    return ItemInputs(titles, *_from_encoder(config, content, item_tokens, settings))
+    if content is None or not encoder:
+        return ItemInputs(titles)
+    return ItemInputs(titles, *_from_encoder(config, content, item_tokens, encoder, settings))
 
 
 def _titles(content: ItemContent, item_tokens: Sequence[str]) -> list[str]:
@@ -199,9 +202,11 @@ def _titles(content: ItemContent, item_tokens: Sequence[str]) -> list[str]:
     return [title_of[str(token)] for token in item_tokens[1:]]
 
 
-def _from_encoder(config, content: ItemContent, item_tokens, settings: VisualSettings) -> tuple[Tensor, Tensor, str]:
+def _from_encoder(
+    config, content: ItemContent, item_tokens, encoder: str, settings: VisualSettings
+) -> tuple[Tensor, Tensor, str]:
     states = HiddenStateSettings(
-        encoder=settings.image_encoder,
+        encoder=encoder,
         layers=(),
         pooling=settings.image_pooling,
         dtype=settings.cache_dtype,

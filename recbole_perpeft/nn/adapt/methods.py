@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from peft import PeftConfig
+from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
@@ -93,7 +93,7 @@ def peft_settings(config: PeftConfig) -> tuple[str, dict]:
     Returns:
         The method, and the keys that differ from the defaults of `make_peft_config`, as JSON-able values.
     """
-    name = config.peft_type.value.lower()
+    name = PeftType(config.peft_type).value.lower()
     default = _plain(type(config)(**_with_defaults(name, type(config), {})))
     return name, {key: value for key, value in _plain(config).items() if value != default[key]}
 
@@ -110,7 +110,8 @@ def check_same_settings(found: PeftConfig, expected: PeftConfig, source: str | P
         PerPEFTError: Another method, or a key with another value.
     """
     if found.peft_type != expected.peft_type:
-        raise PerPEFTError(f"{source} is a module of {found.peft_type.value}, not of {expected.peft_type.value}")
+        methods = [PeftType(config.peft_type).value for config in (found, expected)]
+        raise PerPEFTError(f"{source} is a module of {methods[0]}, not of {methods[1]}")
     wanted = _plain(expected)
     for key, value in _plain(found).items():
         # Which modules are adapted shows in the tensors, and peft may list them in another way than the user.

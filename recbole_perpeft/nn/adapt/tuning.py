@@ -104,7 +104,7 @@ def _insert_lora(backbone: Backbone, settings: TuningSettings) -> None:
     ]
     config = LoraConfig(
         r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
+        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # peft divides it by the rank: any number does
         lora_dropout=0.0,
         bias="lora_only",
         target_modules=targets,
