@@ -12,9 +12,7 @@ from tqdm import tqdm
 
 from recbole_perpeft.nn.adapt.frozen_prefix import FrozenPrefix
 from recbole_perpeft.pretrained.dual import FoundationModel
-from recbole_perpeft.store.streamed import StreamedArray, mapped_or_written
-
-VECTORS = "vectors"
+from recbole_perpeft.store.rows import RowFiles, computed_rows
 
 
 class ContentSource(Protocol):
@@ -179,10 +177,10 @@ class FrozenContent(nn.Module):
         foundation = load_foundation()
         self.foundation_fingerprint = foundation.fingerprint
         self.content_size = foundation.content_size
-        path = Path(cache_folder) / f"content-vectors-{inputs_fingerprint}-{foundation.fingerprint}.npy"
-        array = StreamedArray(path, (source.n_rows, self.content_size))
+        self._name = f"content-vectors-{inputs_fingerprint}-{foundation.fingerprint}"
+        files = RowFiles(Path(cache_folder), {self._name: ("<f4", (self.content_size,))}, source.n_rows)
         compute = functools.partial(_computed_vectors, foundation, source, chunk_size, show_progress)
-        self._vectors = mapped_or_written({VECTORS: array}, compute)[VECTORS]
+        self._vectors = computed_rows(files, "content vectors", compute)
 
     def parameter_groups(self) -> dict[str, str]:
         """As in `ContentEncoder`; nothing is trained here."""
@@ -190,12 +188,11 @@ class FrozenContent(nn.Module):
 
     def forward(self, items: Tensor, group: int | None) -> Tensor:
         """As in `ContentEncoder`; the same for all groups."""
-        rows = self.row_of_item[items.cpu()]
-        return self._vectors[rows.clamp(min=0)].masked_fill_((rows < 0).unsqueeze(1), 0.0)
+        return self._vectors.take(self._name, self.row_of_item[items.cpu()])
 
     def encode_tokens(self, item_tokens: Sequence[str], group: int | None) -> Tensor:
         """As in `ContentEncoder`; the same for all groups."""
-        return self._vectors[self._source.rows_of(item_tokens)]
+        return self._vectors.take(self._name, self._source.rows_of(item_tokens))
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -206,10 +203,10 @@ def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
 @torch.no_grad()
 def _computed_vectors(
     foundation: FoundationModel, source: ContentSource, chunk_size: int, show_progress: bool
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[list[Tensor]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     foundation = foundation.to(device)
     chunks = torch.arange(source.n_rows).split(chunk_size)
     for rows in tqdm(chunks, desc="Encode content", unit="chunk", disable=not show_progress):
         batch = {name: _to_device(tensor, device) for name, tensor in source.batch(rows).items()}
-        yield {VECTORS: foundation(**batch)}
+        yield [foundation(**batch)]

@@ -4,8 +4,8 @@ import errno
 import io
 import mmap
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from recbole_perpeft.core.digest import checksum
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.core.whole import draft_of
+from recbole_perpeft.core.whole import alone, draft_of, remove
 
 # Mapped pages that were read count as memory of the process until they are released.
 MAX_MAPPED_BYTES = 128 * 2**20
@@ -271,3 +271,49 @@ class MappedRows:
     def _map(self) -> None:
         self._maps = {name: self.files.map(name) for name in self.files.layout}
         self._arrays = {name: torch.from_numpy(np.asarray(array)) for name, array in self._maps.items()}
+
+
+def computed_rows(files: RowFiles, title: str, compute: Callable[[], Iterator[Sequence[Tensor]]]) -> MappedRows:
+    """Arrays whose names tell all that they are made of, so that they need no manifest; computed where one is missing.
+
+    They appear whole or not at all. Processes that want the same arrays wait for the one that computes them.
+
+    Args:
+        files: Where they belong.
+        title: What they hold, for messages.
+        compute: Gives the next rows of every array, in the order of the layout.
+
+    Raises:
+        PerPEFTError: The disk does not take them.
+    """
+    try:
+        return MappedRows(files)
+    except UnusableRowsError:
+        first = files.path(next(iter(files.layout)))
+        with alone(first):
+            try:
+                return MappedRows(files)
+            except UnusableRowsError as problem:
+                if first.exists():
+                    LOGGER.warning(f"{problem} It is computed again.")
+            _write_rows(files, draft_of(first), title, compute)
+        return MappedRows(files)
+
+
+def _write_rows(files: RowFiles, draft: Path, title: str, compute: Callable[[], Iterator[Sequence[Tensor]]]) -> None:
+    written, start = replace(files, folder=draft), 0
+    try:
+        remove(draft)
+        draft.mkdir()
+        written.create()
+        for rows in compute():
+            named = zip(files.layout, rows, strict=True)
+            written.write(start, {name: values.cpu().numpy() for name, values in named})
+            start += len(rows[0])
+        written.sync()
+        for name in files.layout:
+            written.path(name).replace(files.path(name))
+    except OSError as error:
+        raise files.refused(error, files.folder, title) from error
+    finally:
+        remove(draft)

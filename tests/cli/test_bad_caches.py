@@ -101,10 +101,11 @@ def test_a_full_disk_while_caching(shop, monkeypatch, fill):
 
 
 def test_a_full_disk_while_content_vectors_are_written(shop, monkeypatch):
+    shop.run()
     with monkeypatch.context() as patch:
-        patch.setattr("recbole_perpeft.store.streamed.np.lib.format.write_array_header_1_0", disk_full)
-        shop.fails(shop.cache, peft_type="none")
-    assert not list(shop.cache.glob("content-vectors-*"))
+        patch.setattr(RowFiles, "write", disk_full)
+        shop.fails(shop.cache, "the disk is full", "MiB are needed for the content vectors", peft_type="none")
+    assert not list(shop.cache.glob("content-vectors-*.npy"))
 
 
 @pytest.mark.parametrize("name", ["last.pth", "metrics.csv", "test_ranks.parquet"])

