@@ -138,7 +138,7 @@ def test_filters_apply_in_the_documented_order():
     settings = FilterSettings("drop_items", k_core=2, min_len=3, keep_last=4)
     assert list(settings.steps()) == ["repeats drop_items", "k_core 2", "min_len 3", "keep_last 4"]
     assert not FilterSettings(k_core=1, min_len=1).steps()
-    with pytest.raises(PerPEFTError, match="keep_last: -1 is negative"):
+    with pytest.raises(PerPEFTError, match="keep_last is -1: it must be a whole number, at least 0"):
         FilterSettings(keep_last=-1)
     with pytest.raises(PerPEFTError, match="repeats"):
         FilterSettings(repeats="some")
