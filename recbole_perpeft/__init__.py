@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from recbole_perpeft.runs.recommend import Recommender
     from recbole_perpeft.runs.run import load, resume, run
     from recbole_perpeft.studies.compare.comparison import compare
-    from recbole_perpeft.studies.search.session import run_search as search
+    from recbole_perpeft.studies.search.session import search
 
 __version__ = "0.1.0"
 __all__ = [
@@ -46,7 +46,7 @@ _PLACES = {
     "load": "recbole_perpeft.runs.run:load",
     "resume": "recbole_perpeft.runs.run:resume",
     "run": "recbole_perpeft.runs.run:run",
-    "search": "recbole_perpeft.studies.search.session:run_search",
+    "search": "recbole_perpeft.studies.search.session:search",
 }
 
 

@@ -65,7 +65,7 @@ def run(options: dict[str, Any]) -> int:
 
 def _compare(flags: dict[str, Any]) -> int:
     from recbole_perpeft.runs.config import DEFAULT_DATASET
-    from recbole_perpeft.studies.compare.comparison import compare
+    from recbole_perpeft.studies.compare import compare
     from recbole_perpeft.studies.compare.specs import choose, parse_models
 
     if "models" not in flags:

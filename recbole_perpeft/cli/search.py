@@ -61,20 +61,20 @@ def run(options: dict[str, Any]) -> int:
 
 def _start(words: dict[str, Any]):
     from recbole_perpeft.core.settings import settings_from
-    from recbole_perpeft.studies.search.session import SEARCH_KEYS, SearchSettings, resume_search, run_search
+    from recbole_perpeft.studies.search.session import SEARCH_KEYS, SearchSettings, resume_search, search
 
     source = words.pop("resume", None)
     own = {key: _value(key, words.pop(key)) for key in sorted(SEARCH_KEYS & words.keys())}
-    _refuse_misspelt_flags(words, SEARCH_KEYS | {"resume"})
+    _refuse_misspelt_flags(words.keys() - {"search"}, SEARCH_KEYS | {"resume", "search"})
     if source is not None:
         if words:
             raise PerPEFTError(f"a resumed search has its settings already: leave out --{', --'.join(words)}")
         return resume_search(Path(source), own)
     if own.get("searcher") == "grid" and "num_samples" in own:
         raise PerPEFTError("a grid has as many trials as it has points: leave out --num_samples")
+    model, dataset, space = (words.pop(key, None) for key in ("model", "dataset", "search"))
     files = str(words.pop("config_files", "")).split()
-    settings = settings_from(own, SearchSettings)
-    return run_search(words.pop("model", None), words.pop("dataset", None), files, words, settings)
+    return search(model, dataset, space, files, words, settings_from(own, SearchSettings))
 
 
 def _refuse_misspelt_flags(words: Iterable[str], flags: Iterable[str]) -> None:
@@ -86,7 +86,7 @@ def _refuse_misspelt_flags(words: Iterable[str], flags: Iterable[str]) -> None:
 
 
 def _value(key: str, text: Any) -> Any:
-    is_name = key in ("search", "output", "address", "searcher", "scheduler")
+    is_name = key in ("output", "address", "searcher", "scheduler")
     return text if is_name or not isinstance(text, str) else parse_value(key, text)
 
 

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.runs.config import DEFAULT_DATASET
 from recbole_perpeft.studies.compare.plan import plan
 from recbole_perpeft.studies.compare.records import DatasetRecord, collect
 from recbole_perpeft.studies.compare.report import write_report
 from recbole_perpeft.studies.compare.runs import Outcome, carry_out_all
-from recbole_perpeft.studies.compare.specs import ModelSpec, choose
+from recbole_perpeft.studies.compare.specs import ModelSpec, choose, parse_models
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,14 @@ class Comparison:
         folder: where the report is.
         baseline: name of the model that the others are compared with.
         records: finished runs by data set.
+        tables: the numbers of the report's CSV files by their names: `runs`, `quality`, `significance`, `cost`,
+            `history`, `popularity`, `groups`; without those that have nothing to show.
     """
 
     folder: Path
     baseline: str
     records: Sequence[DatasetRecord]
+    tables: Mapping[str, pd.DataFrame]
 
     @property
     def failures(self) -> list[Outcome]:
@@ -36,9 +42,9 @@ class Comparison:
 
 
 def compare(
-    specs: Sequence[ModelSpec],
-    datasets: Sequence[str],
-    output: str | Path,
+    models: str | Sequence[str | ModelSpec],
+    dataset: str | Sequence[str] = DEFAULT_DATASET,
+    output: str | Path = "comparison",
     n_seeds: int = 3,
     baseline: str | None = None,
     n_parallel: int = 1,
@@ -55,8 +61,9 @@ def compare(
     ones are tried again.
 
     Args:
-        specs: the models, see `specs.parse_models`.
-        datasets: names of data sets.
+        models: as on the command line, `"SASRec, PerPEFT[n_groups=2] as two groups"`, or a list of such entries; see
+            `specs.parse_models`.
+        dataset: name of a data set, or several.
         output: folder of the report.
         n_seeds: how many seeds; the setting `seed` is the first, the others follow it.
         baseline: name of the model that the others are compared with; by default the first.
@@ -69,15 +76,20 @@ def compare(
             used again; by default a hash of the code.
         when_done: called after every run with its number, the number of runs and the outcome.
 
+    Returns:
+        Folder of the report, its numbers as tables, and runs that failed.
+
     Raises:
         PerPEFTError: settings or data are wrong, or no run succeeded.
     """
     for name, value in (("seeds", n_seeds), ("parallel", n_parallel)):
         if value < 1:
             raise PerPEFTError(f"--{name} is {value}: it must be at least 1")
+    specs = parse_models(models)
+    datasets = [dataset] if isinstance(dataset, str) else dataset
     baseline = choose(specs, [baseline or specs[0].name])[0].name
     of_all = (n_seeds, config_file_list, config_dict, true_group_field, code_version)
-    plans = [plan(specs, dataset, *of_all) for dataset in datasets]
+    plans = [plan(specs, name, *of_all) for name in datasets]
     # All seeds one after the other: whoever stops early has whole rows of models.
     jobs = sorted((job for part in plans for job in part.jobs), key=lambda job: job.seed)
     total = len({job.folder for job in jobs})
@@ -92,6 +104,4 @@ def compare(
         errors = dict.fromkeys(f"{outcome.job}: {outcome.error}" for outcome in outcomes)
         raise PerPEFTError("no run succeeded:\n  " + "\n  ".join(errors))
     records = [collect(part, outcomes) for part in plans]
-    comparison = Comparison(Path(output), baseline, records)
-    write_report(comparison.folder, records, baseline)
-    return comparison
+    return Comparison(Path(output), baseline, records, write_report(Path(output), records, baseline))

@@ -18,7 +18,7 @@ from recbole_perpeft.studies.report.page import Chapter, to_html
 TITLE = "Comparison of recommenders"
 
 
-def write_report(folder: Path, records: Sequence[DatasetRecord], baseline: str) -> None:
+def write_report(folder: Path, records: Sequence[DatasetRecord], baseline: str) -> dict[str, pd.DataFrame]:
     """Write all files of the report.
 
     | file | content |
@@ -34,6 +34,9 @@ def write_report(folder: Path, records: Sequence[DatasetRecord], baseline: str) 
         records: finished runs by data set.
         baseline: name of the model that the others are compared with.
 
+    Returns:
+        The tables of the CSV files by name.
+
     Raises:
         PerPEFTError: the folder cannot be written.
     """
@@ -42,10 +45,12 @@ def write_report(folder: Path, records: Sequence[DatasetRecord], baseline: str) 
     _write(folder / "report.md", to_markdown(chapters))
     _write(folder / "tables.tex", to_latex(chapters))
     _write(folder / "report.html", to_html(TITLE, chapters))
-    for name, table in _csv_tables(records, baseline).items():
+    numbers = _numbers(records, baseline)
+    for name, table in numbers.items():
         with written_whole(folder / f"{name}.csv") as draft:
             table.to_csv(draft, index=False)
     _write_ranks(folder / "ranks.parquet", records)
+    return numbers
 
 
 def _chapter(record: DatasetRecord, baseline: str) -> Chapter:
@@ -73,7 +78,7 @@ def to_latex(chapters: Sequence[Chapter]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _csv_tables(records: Sequence[DatasetRecord], baseline: str) -> dict[str, pd.DataFrame]:
+def _numbers(records: Sequence[DatasetRecord], baseline: str) -> dict[str, pd.DataFrame]:
     kinds = {
         "runs": _runs,
         "quality": analysis.quality,

@@ -33,8 +33,8 @@ class ModelSpec:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def parse_models(text: str) -> list[ModelSpec]:
-    """Models from a list separated by commas.
+def parse_models(models: str | Iterable[str | ModelSpec]) -> list[ModelSpec]:
+    """Models from a text with commas between them, or from several texts and specs.
 
     An entry is `Model`, `Model[key=value, key=value]`, either followed by `as name`, or `@file`. A file is a YAML
     mapping `name: {model: Model, key: value}` (without `model` the name is the model); a name without a path is
@@ -43,7 +43,12 @@ def parse_models(text: str) -> list[ModelSpec]:
     Raises:
         PerPEFTError: an entry cannot be read, a model does not exist, or two entries have one name.
     """
-    specs = [spec for entry in _split(text, "--models") for spec in _specs_of(entry)]
+    specs: list[ModelSpec] = []
+    for part in [models] if isinstance(models, str) else models:
+        if isinstance(part, ModelSpec):
+            specs.append(part)
+        else:
+            specs += [spec for entry in _split(part, "--models") for spec in _specs_of(entry)]
     if not specs:
         raise PerPEFTError("--models names no model: --models=SASRec,PerPEFT")
     names = [spec.name for spec in specs]

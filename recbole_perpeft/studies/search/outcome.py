@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from recbole_perpeft.core.yaml_values import read_yaml
+
 
 @dataclass(frozen=True)
 class SearchReport:
@@ -40,6 +42,11 @@ class SearchReport:
     def n_epochs(self) -> int:
         """Trained epochs of all trials."""
         return int(self.table["epochs"].sum())
+
+    @property
+    def best_settings(self) -> dict[str, Any]:
+        """`best.yaml`: settings that train the best trial, for `run(config_dict=...)`; empty if there is none."""
+        return read_yaml(self.folder / "best.yaml") if self.best else {}
 
     @property
     def unchanged_score(self) -> float | None:

@@ -37,7 +37,6 @@ _SPARE_STATES = 4
 class SearchSettings(Settings):
     """How to search."""
 
-    search: Path | None = setting(None, "file of the search space; ~ for properties/search/<Model>.yaml")
     num_samples: int = setting(16, "trials; the first has the settings as they are, a grid has its points", least=1)
     searcher: str = setting("random", "random | grid | optuna | hyperopt")
     scheduler: str = setting("asha", "asha | median | pbt | none: which trials are stopped early")
@@ -60,9 +59,10 @@ class SearchSettings(Settings):
 SEARCH_KEYS = frozenset(each.name for each in dataclasses.fields(SearchSettings))
 
 
-def run_search(
+def search(
     model: str | None = None,
     dataset: str | None = None,
+    space: str | Path | Mapping[str, Any] | None = None,
     config_file_list: Sequence[str] | None = None,
     config_dict: Mapping[str, Any] | None = None,
     settings: SearchSettings | None = None,
@@ -70,8 +70,16 @@ def run_search(
     """Search, choose the best trial on the valid items, and evaluate it on the test items.
 
     Args:
-        model, dataset, config_file_list, config_dict: as for `quick_start.run`; the same in all trials.
+        model: name of a model of this package or of RecBole.
+        dataset: name of a data set.
+        space: what to search over: a file, or what such a file holds, as
+            `{"learning_rate": {"loguniform": [1e-4, 1e-2]}}`; by default what comes with the package for the model.
+        config_file_list: YAML files with settings of all trials.
+        config_dict: settings of all trials; they win over the files.
         settings: how to search.
+
+    Returns:
+        Folder, table of the trials, best trial and its settings.
 
     Raises:
         PerPEFTError: anything about the settings, the space, the data or the cluster that does not work; nothing was
@@ -80,21 +88,24 @@ def run_search(
     """
     settings = settings or SearchSettings()
     config = Config(model, dataset, config_file_list, config_dict)
-    space_file = settings.search or _shipped_space(config["model"])
-    space = read_space(space_file)
-    fixed = {"model": config["model"], "dataset": config["dataset"]} | dict(space.fixed) | config.external_config_dict
+    source = Path(space) if isinstance(space, str) else space or _shipped_space(config["model"])
+    chosen = read_space(source)
+    fixed = {"model": config["model"], "dataset": config["dataset"]} | dict(chosen.fixed) | config.external_config_dict
     fixed |= {
         "data_path": str(config.dataset_folder.parent.absolute()),
         "cache_folder": str(Path(config["cache_folder"]).absolute()),
     }
-    search = _Search(settings, absolute_paths(fixed), space)
+    session = _Search(settings, absolute_paths(fixed), chosen)
     folder = _new_folder(settings.output, config)
     try:
-        shutil.copyfile(space_file, folder / f"space{space_file.suffix}")
-        _write_yaml(folder / SEARCH_FILE, {"search": _plain(settings), "settings": search.fixed})
+        if isinstance(source, Path):
+            shutil.copyfile(source, folder / f"space{source.suffix}")
+        else:
+            _write_yaml(folder / "space.yaml", source)
+        _write_yaml(folder / SEARCH_FILE, {"search": _plain(settings), "settings": session.fixed})
     except OSError as error:
         raise PerPEFTError(f"cannot write to {folder}: {error}") from error
-    return search.carry_out(folder)
+    return session.carry_out(folder)
 
 
 def resume_search(folder: Path, changes: Mapping[str, Any] | None = None) -> SearchReport:
@@ -105,7 +116,7 @@ def resume_search(folder: Path, changes: Mapping[str, Any] | None = None) -> Sea
         changes: fields of `SearchSettings` to change: only `address`.
 
     Raises:
-        PerPEFTError: this is no search, or as `run_search`.
+        PerPEFTError: this is no search, or as `search`.
     """
     folder = Path(folder).absolute()
     if not (folder / SEARCH_FILE).is_file():

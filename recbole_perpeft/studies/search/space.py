@@ -185,17 +185,20 @@ def _identity(point: Point) -> str:
     return json.dumps(point, sort_keys=True, default=str)
 
 
-def read_space(path: Path) -> SearchSpace:
-    """A search space from a `.yaml` or `.yml` file; any other file is read as RecBole's text.
+def read_space(source: Path | Mapping[str, Any]) -> SearchSpace:
+    """A search space.
+
+    Args:
+        source: a `.yaml` or `.yml` file; any other file, which is read as RecBole's text; or what a file holds.
 
     Raises:
         PerPEFTError: the file cannot be read, or an entry describes no values.
     """
-    entries = read_yaml(path) if path.suffix in (".yaml", ".yml") else dict(_recbole_entries(path))
+    place, entries = (source, _entries(source)) if isinstance(source, Path) else ("the search space", dict(source))
     parameters: list[Parameter] = []
     fixed: dict[str, Any] = {}
     for key, value in entries.items():
-        where = f"{path}: {key}"
+        where = f"{place}: {key}"
         kind = _kind_in(value, where)
         if kind is None:
             fixed[key] = value
@@ -203,8 +206,12 @@ def read_space(path: Path) -> SearchSpace:
             conditions = _conditions(value.get("when"), parameters, entries.keys() - fixed.keys(), where)
             parameters.append(Parameter(key, distribution(kind, value[kind], where), conditions))
     if not parameters:
-        raise PerPEFTError(f"{path} searches over nothing: give a setting values, learning_rate: {{choice: [1e-3]}}")
+        raise PerPEFTError(f"{place} searches over nothing: give a setting values, learning_rate: {{choice: [1e-3]}}")
     return SearchSpace(tuple(parameters), fixed)
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    return read_yaml(path) if path.suffix in (".yaml", ".yml") else dict(_recbole_entries(path))
 
 
 def _kind_in(value: Any, where: str) -> str | None:

@@ -13,10 +13,10 @@ import pytest
 from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs.run import run
-from recbole_perpeft.studies.compare.comparison import compare
+from recbole_perpeft.studies.compare import compare
 from recbole_perpeft.studies.compare.plan import plan
 from recbole_perpeft.studies.compare.runs import carry_out
-from recbole_perpeft.studies.compare.specs import parse_models
+from recbole_perpeft.studies.compare.specs import ModelSpec, parse_models
 from recbole_perpeft.training.trainer import RunTrainer
 
 ROOT = Path(__file__).parents[3]
@@ -121,6 +121,16 @@ print(subprocess.run([sys.executable, "-c", code], capture_output=True, text=Tru
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert 50 < float(run.stdout) < 800
+
+
+def test_a_comparison_from_python(shared, tmp_path):
+    models = ["Pop", ModelSpec("other", "Pop", {"train_batch_size": 32})]
+    found = compare(models, "toy", tmp_path / "report", 1, config_dict=shared)
+    assert found.folder == tmp_path / "report" and (found.baseline, found.failures) == ("Pop", [])
+    for name, table in found.tables.items():
+        assert table.to_csv(index=False) == (found.folder / f"{name}.csv").read_text()
+    quality = found.tables["quality"].pivot(index="model", columns="metric", values="mean")
+    assert list(quality.index) == ["Pop", "other"] and quality.loc["Pop"].equals(quality.loc["other"])
 
 
 def test_no_run_succeeds(shared, tmp_path, monkeypatch):

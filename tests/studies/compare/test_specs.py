@@ -65,6 +65,13 @@ def test_models_from_a_file_and_by_name(tmp_path):
         choose(specs, ["Big"])
 
 
+def test_models_from_python():
+    mine = ModelSpec("mine", "BPR", {"embedding_size": 8})
+    assert parse_models(["Pop, BPR", mine]) == [ModelSpec("Pop", "Pop"), ModelSpec("BPR", "BPR"), mine]
+    with pytest.raises(PerPEFTError, match="two models are named 'mine'"):
+        parse_models([mine, "Pop as mine"])
+
+
 @pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "properties" / "compare").glob("*.yaml"))])
 def test_shipped_lists_work(name):
     assert properties_folder() == ROOT / "properties"

@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.studies.search import cluster
+from recbole_perpeft.studies.search import SearchSettings, cluster, resume_search
+from recbole_perpeft.studies.search import search as start_search
 from recbole_perpeft.studies.search.cluster import running_ray
-from recbole_perpeft.studies.search.session import SearchSettings, resume_search, run_search
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -66,8 +66,9 @@ def search(fixed, tmp_path):
 
     def start(epochs=4, space=SPACE, **settings):
         (tmp_path / "space.yaml").write_text(space, encoding="utf-8")
-        settings = {"search": tmp_path / "space.yaml", "output": tmp_path / "out"} | settings
-        return run_search("BPR", config_dict=fixed | {"epochs": epochs}, settings=SearchSettings(**settings))
+        settings = SearchSettings(**{"output": tmp_path / "out"} | settings)
+        changes = {key: value for key, value in fixed.items() if key != "dataset"} | {"epochs": epochs}
+        return start_search("BPR", fixed["dataset"], tmp_path / "space.yaml", config_dict=changes, settings=settings)
 
     yield start
     gc.collect()  # Ray ends the workers of a search when nothing refers to them
@@ -180,6 +181,7 @@ def test_a_search_with_asha_data_in_the_object_store_and_a_trial_that_fails(sear
     counts = report.table["status"].value_counts()
     assert counts["finished"] >= 1 and counts["stopped"] >= 1 and counts["failed"] == 1
     assert report.n_epochs < 3 * 9 < report.max_epochs
+    assert report.best_settings["learning_rate"] == report.best["parameters"]["learning_rate"]
     assert "learning_rate" in report.table["error"].dropna().item()
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["trial"] == report.table["trial"][0] and set(result["test_result"]) >= {"ndcg@10", "hit@5"}

@@ -36,6 +36,13 @@ def test_distributions_and_fixed_values_are_told_apart(space_of):
     assert space.fixed == {"b": 3, "c": {"inter": ["x", "y"]}, "topk": [5, 10]}
 
 
+def test_a_space_from_python():
+    space = read_space({"a": {"choice": [1, 2]}, "b": 3})
+    assert [parameter.key for parameter in space.parameters] == ["a"] and space.fixed == {"b": 3}
+    with pytest.raises(PerPEFTError, match="the search space: a: choice has no values"):
+        read_space({"a": {"choice": []}})
+
+
 def test_a_parameter_without_its_condition_is_not_set(space_of):
     space = space_of(CONDITIONAL)
     point = {"peft_type": "ia3", "rank": 8, "alpha": 2}
