@@ -73,7 +73,7 @@ def is_shipped(models):
 
 
 def check_search(options):
-    check_train({key: value for key, value in options.items() if key not in SEARCH_KEYS})
+    check_train({key: value for key, value in options.items() if key not in SEARCH_KEYS | {"search"}})
 
 
 CHECKS = {"train": check_train, "compare": check_compare, "search": check_search}
