@@ -28,8 +28,8 @@ class RunSettings(Settings):
         None, "The folder of this run, instead of a name with model, data set, time and seed.", kind="place"
     )
 
-    gpu_id: str = setting("0", "The GPU, counted among those that are visible to the process.", kind="place")
-    use_gpu: bool = setting(True, "Whether to use a GPU if there is one.", kind="place")
+    gpu_id: str | None = setting("0", "The GPU, counted among those that are visible to the process.", kind="device")
+    use_gpu: bool = setting(True, "Whether to use a GPU if there is one.", kind="device")
     worker: int = setting(0, "Processes that load batches; 0 loads in the main process.", least=0)
     seed: int = setting(2020, "Seed of everything that is drawn.", least=0, most=2**32 - 1)
     reproducibility: bool = setting(True, "Whether to choose reproducible CUDA algorithms.")
@@ -50,7 +50,7 @@ class RunSettings(Settings):
     epochs: int = setting(300, "Largest number of epochs.", least=1)
     train_batch_size: int = setting(2048, "Rows of a training batch.", least=1)
     learner: str = setting("adam", f"Optimiser: {', '.join(LEARNERS)}.")
-    learning_rate: float = setting(1e-3, "Learning rate.", least=0, kind="rate")
+    learning_rate: float = setting(1e-3, "Learning rate.", above=0, kind="rate")
     weight_decay: float = setting(0.0, "Weight decay.", least=0, kind="rate")
     clip_grad_norm: dict | None = setting(None, "Limit of the norm of the gradient, such as {max_norm: 5}.")
     shuffle: bool = setting(True, "Whether each epoch has its own order.")
@@ -115,3 +115,13 @@ class RunSettings(Settings):
                 f"valid_metric is {self.valid_metric}, which metrics {self.metrics} and topk {self.topk} do not give: "
                 f"choose one of {', '.join(ranking or self.metrics)}"
             )
+
+
+@dataclass(frozen=True)
+class RecBoleModelSettings(Settings):
+    """What models of RecBole name alike that may change while they learn; each reads some."""
+
+    dropout_prob: float = setting(0.0, "Dropout.", kind="rate")
+    hidden_dropout_prob: float = setting(0.0, "Dropout of hidden states.", kind="rate")
+    attn_dropout_prob: float = setting(0.0, "Dropout of attention weights.", kind="rate")
+    reg_weight: float | list[float] = setting(0.0, "Weight of the regularisation of vectors.", kind="rate")

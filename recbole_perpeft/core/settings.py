@@ -27,9 +27,10 @@ from typing import Any, Literal, TypeVar
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.registry import Registry
 
-# What a setting does to the numbers of a run: `protocol`: models are compared under it; `place`: none, it says where
-# things are; `display`: none, it says what is shown; `rate`: it may change while a model learns.
-Kind = Literal["protocol", "place", "display", "rate"]
+# What a setting does to the numbers of a run: `protocol`: models are compared under it; `rate`: it may change while a
+# model learns; the others do nothing to them: `place` says where things are, `device` what computes, `display` what is
+# shown.
+Kind = Literal["protocol", "rate", "place", "device", "display"]
 T = TypeVar("T")
 
 _WORDS = MappingProxyType(
@@ -79,6 +80,13 @@ class Setting:
     def required(self) -> bool:
         """Whether it must be set."""
         return self.default is dataclasses.MISSING
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether some values of its type are not possible."""
+        bounds = (self.least, self.most, self.above, self.below)
+        is_list = any(typing.get_origin(hint) is Literal for hint in _alternatives(self.hint))
+        return is_list or bool(self.possible) or any(bound is not None for bound in bounds)
 
     @property
     def requirement(self) -> str:
@@ -143,8 +151,8 @@ def setting(
 ) -> Any:
     """Declare a field of a `Settings` class; arguments as in `Setting`."""
     bounds = {"least": least, "most": most, "above": above, "below": below}
-    declared: dict[str, Any] = {"help": help, **bounds, "choices": tuple(choices), "kind": kind}
-    declared |= {"variants": variants or {}, "registry": registry}
+    rest = {"choices": tuple(choices), "kind": kind, "variants": variants or {}, "registry": registry}
+    declared = {"help": help, **bounds, **rest}
     if isinstance(default, list | dict | set):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=declared)
     return dataclasses.field(default=default, metadata=declared)
@@ -153,9 +161,7 @@ def setting(
 def same_as(cls: type[Settings], name: str) -> Any:
     """Declare a field as another class does."""
     field = cls.__dataclass_fields__[name]
-    if field.default_factory is not dataclasses.MISSING:
-        return dataclasses.field(default_factory=field.default_factory, metadata=field.metadata)
-    return dataclasses.field(default=field.default, metadata=field.metadata)
+    return setting(_default(field), **field.metadata)
 
 
 @dataclass(frozen=True)
@@ -197,12 +203,13 @@ def settings_from(config: Any, cls: type[T]) -> T:
 
 
 def classes_of(owner: type) -> tuple[type[Settings], ...]:
-    """The settings classes that a class of models names in `settings_classes`.
+    """The settings classes that a class, such as a model, names in `settings_classes`; itself if it is one.
 
     Those of its base classes, of its trainer and of its data set count too. Where two classes declare a setting, the
     default of the first counts.
     """
-    named = [cls for base in owner.__mro__ for cls in vars(base).get("settings_classes", ())]
+    named = [owner] if issubclass(owner, Settings) else []
+    named += [cls for base in owner.__mro__ for cls in vars(base).get("settings_classes", ())]
     parts = (getattr(owner, name, None) for name in ("trainer_class", "dataset_class"))
     named.extend(cls for part in parts if part is not None for cls in classes_of(part))
     return tuple(dict.fromkeys(named))

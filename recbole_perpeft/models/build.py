@@ -122,9 +122,7 @@ def _side(settings: ItemEncoderSettings, around: Surroundings) -> ContentEncoder
     return SideContent(caches, [cache.rows_of(around.item_tokens) for cache in caches], side)
 
 
-def build_tuned_content(
-    settings: EncoderSettings, tuning: TuningSettings, around: Surroundings, gradient_checkpointing: bool
-) -> AdaptedContent:
+def build_tuned_content(settings: EncoderSettings, tuning: TuningSettings, around: Surroundings) -> AdaptedContent:
     """Loads encoders that train with the recommender, and fills the cache of their inputs where needed.
 
     Raises:
@@ -141,7 +139,7 @@ def build_tuned_content(
     encoders = TunedEncoders(backbones, tuning, joint_fingerprint(prints), poolings)
     source = _tower_inputs(towers, settings.max_text_length, around)
     rows = source.rows_of(around.item_tokens)
-    return AdaptedContent(encoders, source, rows, settings.encoder_chunk_size, gradient_checkpointing)
+    return AdaptedContent(encoders, source, rows, settings.encoder_chunk_size, tuning.gradient_checkpointing)
 
 
 def _tower_inputs(

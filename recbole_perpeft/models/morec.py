@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 from torch import nn
 
-from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.models.base import ContentRecommender
 from recbole_perpeft.models.build import Surroundings, build_tuned_content
 from recbole_perpeft.models.towers import EncoderSettings
-from recbole_perpeft.nn.adapt.tuning import Adaptation, TuningSettings
+from recbole_perpeft.nn.adapt.tuning import TuningSettings
 from recbole_perpeft.nn.content import ContentEncoder
 from recbole_perpeft.nn.item_encoder import ItemEncoder
 from recbole_perpeft.nn.tuned_content import FrozenStatesContent
@@ -25,9 +23,11 @@ class MoRec(ContentRecommender):
     nothing: then their final vectors are computed once and stored.
 
     Args:
-        config: RecBole configuration with the keys of `EncoderSettings` and `TuningSettings`.
+        config: RecBole configuration.
         dataset: The train part of the data set.
     """
+
+    settings_classes = (EncoderSettings, TuningSettings)
 
     def content_fields(self, config) -> tuple[str, ...]:
         """The fields of the encoders."""
@@ -35,12 +35,13 @@ class MoRec(ContentRecommender):
 
     def build_item_encoder(self, config, content: ItemContent, item_tokens: Sequence[str]) -> ItemEncoder:
         """Encoders with heads, and linear fusion."""
-        ways = dict.fromkeys(get_args(Adaptation), self._tuned_content) | {"frozen": self._frozen_content}
-        if config["adaptation"] not in ways:
-            raise PerPEFTError(f"adaptation must be one of {', '.join(ways)}, got {config['adaptation']!r}")
-        build = ways[config["adaptation"]]
+        settings = settings_from(config, TuningSettings)
+        if settings.adaptation == "frozen":
+            encoder = self._frozen_content(config, content, item_tokens)
+        else:
+            encoder = self._tuned_content(config, settings, content, item_tokens)
         return ItemEncoder(
-            build(config, content, item_tokens),
+            encoder,
             n_items=len(item_tokens),
             hidden_size=config["hidden_size"],
             content_weight=1.0,
@@ -54,9 +55,8 @@ class MoRec(ContentRecommender):
         caches = towers.open_caches(None, content, config["cache_folder"], bool(config["show_progress"]))
         return FrozenStatesContent(dict(zip(towers.by_role, caches, strict=True)), item_tokens)
 
-    def _tuned_content(self, config, content: ItemContent, item_tokens: Sequence[str]) -> ContentEncoder:
+    def _tuned_content(
+        self, config, settings: TuningSettings, content: ItemContent, item_tokens: Sequence[str]
+    ) -> ContentEncoder:
         around = Surroundings(content, item_tokens, Path(config["cache_folder"]), bool(config["show_progress"]))
-        settings = settings_from(config, EncoderSettings)
-        return build_tuned_content(
-            settings, settings_from(config, TuningSettings), around, bool(config["gradient_checkpointing"])
-        )
+        return build_tuned_content(settings_from(config, EncoderSettings), settings, around)

@@ -7,53 +7,39 @@ import torch
 from torch import Tensor, nn
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import Settings, same_as, setting
 from recbole_perpeft.nn.adapt.groups import GroupModules, personalise
+from recbole_perpeft.nn.adapt.tuning import TuningSettings
 from recbole_perpeft.nn.content import ContentEncoder
+from recbole_perpeft.nn.users.sasrec import TransformerSettings
 
 FROZEN = "none"
 
 
 @dataclasses.dataclass(frozen=True)
-class ItemEncoderSettings:
-    """How items become vectors; the defaults are those of PerPEFT's authors.
+class ItemEncoderSettings(Settings):
+    """How items become vectors; the defaults are those of PerPEFT's authors."""
 
-    Args:
-        foundation_model: A bundled model, a folder or a hub id.
-        peft_type: A method of the peft library by name, `iisan` for a side network on stored hidden states, or `none`
-            for a foundation model that stays as it is.
-        peft_config: Keys of the method's configuration; each replaces a default.
-        hidden_size: Width d of an item vector.
-        content_weight: Weight of the content part in an item vector.
-        encoder_chunk_size: Items that pass through the foundation model at once.
-        gradient_checkpointing: Compute the foundation model again in the backward pass instead of keeping activations.
-        max_text_length: Tokens of a title, special tokens included; None for the most that the model takes.
-        cache_frozen_blocks: Keep on disk what blocks below the first adapted one make of every item, instead of
-            computing it in every step.
-    """
+    foundation_model: str = setting(
+        "openai/clip-vit-base-patch32", "Dual encoder: a hub id, a folder, or the bundled aspects-clip."
+    )
+    peft_type: str = setting(
+        "lora", "A method of the peft library; iisan: a side network on stored states; none: frozen."
+    )
+    peft_config: dict | None = setting({}, "Settings of the method, over the paper's for lora and ia3.")
+    max_text_length: int | None = setting(
+        None, "Title tokens, special ones included; ~ for what the model can read.", least=1
+    )
+    hidden_size: int = same_as(TransformerSettings, "hidden_size")
+    content_weight: float = setting(0.5, "Weight of the projected content beside the id embedding.", above=0)
+    encoder_chunk_size: int = setting(64, "Items that go through the foundation model at once.", least=1)
+    cache_frozen_blocks: bool = setting(
+        True, "Whether blocks below the first adapted one are computed once and stored."
+    )
+    gradient_checkpointing: bool = same_as(TuningSettings, "gradient_checkpointing")
 
-    foundation_model: str = "openai/clip-vit-base-patch32"
-    peft_type: str = "lora"
-    peft_config: dict | None = None
-    hidden_size: int = 32
-    content_weight: float = 0.5
-    encoder_chunk_size: int = 64
-    gradient_checkpointing: bool = False
-    max_text_length: int | None = None
-    cache_frozen_blocks: bool = True
-
-    def __post_init__(self) -> None:
-        for key in ("foundation_model", "peft_type"):
-            if not getattr(self, key):
-                raise PerPEFTError(f"{key}: must not be empty")
-        for key in ("hidden_size", "encoder_chunk_size"):
-            if getattr(self, key) < 1:
-                raise PerPEFTError(f"{key}: {getattr(self, key)} is too small; choose 1 or more")
-        if not 0 < self.content_weight < float("inf"):
-            raise PerPEFTError(f"content_weight: {self.content_weight} must be a number above 0")
-        if self.max_text_length is not None and self.max_text_length < 1:
-            raise PerPEFTError(
-                f"max_text_length: {self.max_text_length} is too small; leave it empty for the model's own"
-            )
+    def check(self) -> None:
+        """What is frozen has no method to configure."""
         if self.peft_type.lower() == FROZEN and self.peft_config:
             raise PerPEFTError("peft_config: means nothing with peft_type none; leave it empty or choose a peft_type")
 

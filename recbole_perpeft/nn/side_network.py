@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import Settings, same_as, setting
 from recbole_perpeft.nn.adapt.bottleneck import Bottleneck
+from recbole_perpeft.nn.users.sasrec import TransformerSettings
 
 ROLES = ("text", "image")
 # The authors match names of modules, so blocks of the inter-modal tower learn as those of images do, gates of texts as
@@ -25,66 +27,44 @@ _GROUPS = (
 
 
 @dataclass(frozen=True)
-class SideNetworkSettings:
+class SideNetworkSettings(Settings):
     """How hidden states become vectors; the defaults are those of IISAN with encoders of equal width (VS).
 
     The first tower has the role `text`, the second the role `image`, whatever fields they read.
-
-    Args:
-        modality: `intra_inter` for a tower of each backbone and one of both, `intra` or `inter` for one kind alone.
-        side_rank_text: Inner width r of the blocks of the first tower.
-        side_rank_image: The same for the second tower. The inter-modal tower has the rank of the tower whose width
-            it has.
-        side_activation: Between the two layers of a block.
-        side_init_std: Standard deviation of the weights of blocks at the start.
-        side_init_bias_std: The same for their biases; 0 starts at zero.
-        fusion: `gated`, or `add` for plain sums (the ablation without modality gate).
-        gate_temperature: A gate is sigmoid(p / temperature) with a trained number p, 0 at the start.
-        gate_on: What the gates of intra-modal towers weigh: the `current` state or the `previous` block's output. The
-            other has one minus the gate.
-        inter_gate_on: Which tower's state the gates of the inter-modal tower weigh.
-        first_gate: Whether the first state of an intra-modal tower passes a gate, like all others.
-        use_embedding_state: Whether the first state, the output of the embedding, has a block of its own; otherwise
-            it takes the place of the previous block's output at the first block (`remove_first` of the authors).
-        dtl_side: The tower whose states a dimension transformation layer (DTL) brings to the width of the other
-            tower's for the inter-modal tower: the `wider` (none for equal widths), or always the `image` tower.
-        head: `wide` and `narrow` end each tower with two linear layers, the first of which keeps the width (`wide`)
-            or, in an intra-modal tower, has the final one (`narrow`); `concat` has no such layers.
-        hidden_size: Width of a tower's vector with heads.
-
-    Raises:
-        PerPEFTError: A number is out of range, or two settings exclude each other.
     """
 
-    modality: Literal["intra_inter", "intra", "inter"] = "intra_inter"
-    side_rank_text: int = 64
-    side_rank_image: int = 64
-    side_activation: Literal["relu", "gelu"] = "relu"
-    side_init_std: float = 0.01
-    side_init_bias_std: float = 0.0
-    fusion: Literal["gated", "add"] = "gated"
-    gate_temperature: float = 0.1
-    gate_on: Literal["current", "previous"] = "current"
-    inter_gate_on: Literal["image", "text"] = "image"
-    first_gate: bool = True
-    use_embedding_state: bool = True
-    dtl_side: Literal["wider", "image"] = "wider"
-    head: Literal["wide", "narrow", "concat"] = "wide"
-    hidden_size: int = 64
+    modality: Literal["intra_inter", "intra", "inter"] = setting(
+        "intra_inter", "intra_inter: a tower of each encoder and one of both | intra | inter alone."
+    )
+    side_rank_text: int = setting(64, "Inner width of the blocks of the first tower.", least=1)
+    side_rank_image: int = setting(64, "The same of the second; that of both has the one of equal width.", least=1)
+    side_activation: Literal["relu", "gelu"] = setting("relu", "Between the two layers of a block.")
+    side_init_std: float = setting(0.01, "Standard deviation of the blocks' weights at the start.", least=0)
+    side_init_bias_std: float = setting(0.0, "The same for their biases; 0 starts at zero.", least=0)
+    fusion: Literal["gated", "add"] = setting("gated", "gated | add: plain sums (no modality gate).")
+    gate_temperature: float = setting(
+        0.1, "A gate is sigmoid(p / temperature) with a trained number p, 0 at the start.", above=0
+    )
+    gate_on: Literal["current", "previous"] = setting(
+        "current", "What gates of intra-modal towers weigh: the current state, or the previous output."
+    )
+    inter_gate_on: Literal["image", "text"] = setting(
+        "image", "Whose states gates of the inter-modal tower weigh: image | text."
+    )
+    first_gate: bool = setting(True, "Whether the first state of an intra-modal tower passes a gate.")
+    use_embedding_state: bool = setting(
+        True, "Whether the first state, the embedding's output, has a block of its own (authors: not remove_first)."
+    )
+    dtl_side: Literal["wider", "image"] = setting(
+        "wider", "The tower whose states are brought to the other's width (DTL): wider | image."
+    )
+    head: Literal["wide", "narrow", "concat"] = setting(
+        "wide", "wide: two linear layers end a tower | narrow: the first has the final width | concat: none."
+    )
+    hidden_size: int = same_as(TransformerSettings, "hidden_size")
 
-    def __post_init__(self) -> None:
-        for key, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, key) not in get_args(hint):
-                choices = ", ".join(get_args(hint))
-                raise PerPEFTError(f"{key}: {getattr(self, key)!r} is unknown; choose one of {choices}")
-        for key in ("side_rank_text", "side_rank_image", "hidden_size"):
-            if getattr(self, key) < 1:
-                raise PerPEFTError(f"{key}: {getattr(self, key)} is too small; choose 1 or more")
-        for key in ("side_init_std", "side_init_bias_std"):
-            if not 0 <= getattr(self, key) < float("inf"):
-                raise PerPEFTError(f"{key}: {getattr(self, key)} must be a finite number, 0 or more")
-        if not 0 < self.gate_temperature < float("inf"):
-            raise PerPEFTError(f"gate_temperature: {self.gate_temperature} must be a finite number above 0")
+    def check(self) -> None:
+        """The embedding state goes somewhere."""
         if not self.first_gate and not self.use_embedding_state:
             raise PerPEFTError(
                 "first_gate: False lets the embedding state into the first block alone, use_embedding_state: False "

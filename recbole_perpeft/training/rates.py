@@ -6,40 +6,25 @@ from typing import Any, Literal
 
 from torch import nn
 
-from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.settings import settings_from
+from recbole_perpeft.core.run_settings import RunSettings
+from recbole_perpeft.core.settings import Settings, same_as, setting, settings_from
 from recbole_perpeft.training.trainer import RunTrainer
 
 __all__ = ["ContentTrainer", "LearningRateSettings"]
 
 
 @dataclass(frozen=True)
-class LearningRateSettings:
-    """Learning rates by group of parameters; the defaults are those of IISAN's authors.
+class LearningRateSettings(Settings):
+    """Learning rates by group of parameters; the defaults are those of IISAN's authors."""
 
-    Args:
-        learning_rate: Of everything that no other key names.
-        param_groups: `official` for the groups of the IISAN papers, `uniform` for one learning rate.
-        lr_side_text: Of what a method puts beside or into the text encoder.
-        lr_side_image: The same for the image encoder.
-        lr_backbone_text: Of the text encoder's own parameters.
-        lr_backbone_image: The same for the image encoder.
-
-    Raises:
-        PerPEFTError: If a rate is not a positive number.
-    """
-
-    learning_rate: float
-    param_groups: Literal["official", "uniform"] = "uniform"
-    lr_side_text: float = 1e-4
-    lr_side_image: float = 1e-4
-    lr_backbone_text: float = 5e-5
-    lr_backbone_image: float = 1e-4
-
-    def __post_init__(self) -> None:
-        for key in ("learning_rate", "lr_side_text", "lr_side_image", "lr_backbone_text", "lr_backbone_image"):
-            if not 0 < getattr(self, key) < float("inf"):
-                raise PerPEFTError(f"{key} must be a finite number above 0, got {getattr(self, key)}")
+    learning_rate: float = same_as(RunSettings, "learning_rate")
+    param_groups: Literal["official", "uniform"] = setting(
+        "uniform", "official learning rates by group (the IISAN papers), or uniform: learning_rate for all."
+    )
+    lr_side_text: float = setting(1e-4, "Of what is put beside or into the text encoder.", above=0, kind="rate")
+    lr_side_image: float = setting(1e-4, "The same for the image encoder.", above=0, kind="rate")
+    lr_backbone_text: float = setting(5e-5, "Of the text encoder's own weights.", above=0, kind="rate")
+    lr_backbone_image: float = setting(1e-4, "Of the image encoder's own weights.", above=0, kind="rate")
 
     def groups(self, model: Any) -> Iterable[Any]:
         """Parameters of a model as optimisers take them.
@@ -67,6 +52,8 @@ class LearningRateSettings:
 
 class ContentTrainer(RunTrainer):
     """Trains a `ContentRecommender` in one stage."""
+
+    settings_classes = (LearningRateSettings,)
 
     def _build_optimizer(self, **kwargs):
         """As in RecBole, with a learning rate for each group of parameters."""

@@ -29,10 +29,10 @@ def test_built_from_a_folder_of_items(tmp_path, clip_folder, kinds):
     names = {f"{kind}_encoder": str(clip_folder) if kind in kinds else None for kind in ("text", "image")}
     settings = EncoderSettings(**names, max_text_length=8)
     around = Surroundings(items, ["[PAD]", "b", "a"], tmp_path / "cache", False)
-    content = build_tuned_content(settings, TuningSettings("lora"), around, False)
+    content = build_tuned_content(settings, TuningSettings("lora"), around)
     vectors = content(torch.arange(3), None)
     assert vectors.shape == (3, 64 * len(kinds)) and not vectors[0].any() and vectors[1:].any(dim=1).all()
-    again = build_tuned_content(settings, TuningSettings("full"), around, False)
+    again = build_tuned_content(settings, TuningSettings("full"), around)
     assert again.foundation_fingerprint == content.foundation_fingerprint
 
 
@@ -43,11 +43,11 @@ def test_each_tower_reads_its_own_field(tmp_path, clip_folder, fields):
     settings = EncoderSettings(towers=towers, max_text_length=8)
     assert settings.fields == tuple(dict.fromkeys(fields))
     around = Surroundings(items, ["[PAD]", "b", "a"], tmp_path / "cache", False)
-    content = build_tuned_content(settings, TuningSettings("lora"), around, False).eval()
+    content = build_tuned_content(settings, TuningSettings("lora"), around).eval()
     vectors = content(torch.arange(3), None)
     for role, tower in settings.by_role.items():
         alone = {"towers": [{"field": tower.field, "encoder": str(clip_folder)}], "max_text_length": 8}
-        other = build_tuned_content(EncoderSettings(**alone), TuningSettings("lora"), around, False).eval()
+        other = build_tuned_content(EncoderSettings(**alone), TuningSettings("lora"), around).eval()
         other.bank.heads[tower.kind].load_state_dict(content.bank.heads[role].state_dict())
         place = 0 if len(fields) == 1 or role == "image" else 64
         torch.testing.assert_close(vectors[:, place : place + 64], other(torch.arange(3), None))

@@ -272,13 +272,13 @@ def test_frozen_content_does_not_change_its_file(make_frozen, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"foundation_model": ""}, "foundation_model: must not be empty"),
-        ({"peft_type": ""}, "peft_type: must not be empty"),
-        ({"hidden_size": 0}, "hidden_size: 0 is too small"),
-        ({"encoder_chunk_size": 0}, "encoder_chunk_size: 0 is too small"),
-        ({"content_weight": 0.0}, "content_weight: 0.0"),
-        ({"content_weight": float("nan")}, "content_weight: nan"),
-        ({"max_text_length": 0}, "max_text_length: 0 is too small"),
+        ({"foundation_model": ""}, "foundation_model is '': it must be text"),
+        ({"peft_type": ""}, "peft_type is '': it must be text"),
+        ({"hidden_size": 0}, "hidden_size is 0: it must be"),
+        ({"encoder_chunk_size": 0}, "encoder_chunk_size is 0: it must be"),
+        ({"content_weight": 0.0}, "content_weight is 0.0"),
+        ({"content_weight": float("nan")}, "content_weight is nan"),
+        ({"max_text_length": 0}, "max_text_length is 0: it must be"),
         ({"peft_type": "none", "peft_config": {"r": 4}}, "peft_config: means nothing"),
     ],
 )

@@ -101,23 +101,17 @@ _NORMS = ("layer_norm.weight", "final_layer_norm.weight")
 
 
 @dataclass(frozen=True)
-class BackboneSettings:
-    """Which T5, and what of it is trained.
+class BackboneSettings(Settings):
+    """Which T5, and what of it is trained."""
 
-    Args:
-        backbone: A hub id or folder of a T5, or `tiny` for a small one with random weights.
-        freeze_backbone: Whether only adapters and norms are trained.
-        train_norms: Whether the norms of a frozen backbone are trained.
+    backbone: str = setting(
+        "google-t5/t5-small", "A T5: a hub id, a folder, or tiny for a small one with random weights."
+    )
+    freeze_backbone: bool = setting(True, "Whether only adapters, norms and what is new are trained.")
+    train_norms: bool = setting(True, "Whether the norms of a frozen backbone are trained.")
 
-    Raises:
-        PerPEFTError: A backbone with random weights would stay frozen.
-    """
-
-    backbone: str = "google-t5/t5-small"
-    freeze_backbone: bool = True
-    train_norms: bool = True
-
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Random weights are trained."""
         if self.backbone == TINY and self.freeze_backbone:
             raise PerPEFTError("backbone: tiny has random weights, useless when frozen; set freeze_backbone: False")
 

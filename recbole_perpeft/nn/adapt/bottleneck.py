@@ -9,6 +9,7 @@ from typing import Literal, cast
 from torch import Tensor, nn
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import Settings, setting
 
 _ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
     {"relu": nn.ReLU, "gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh")}
@@ -108,29 +109,20 @@ def insert_houlsby_adapters(block: nn.Module, projections: Sequence[str], width:
 
 
 @dataclass(frozen=True)
-class T5AdapterSettings:
-    """Where adapters of a T5 are and how large (VIP5: Geng et al., EMNLP Findings 2023, arXiv 2305.14302).
+class T5AdapterSettings(Settings):
+    """Where adapters of a T5 are and how large (VIP5: Geng et al., EMNLP Findings 2023, arXiv 2305.14302)."""
 
-    Args:
-        adapter_reduction: The width of the model over that of the bottleneck.
-        adapter_sublayers: Sub-layers that have one: `self_attention`, `cross_attention`, `feed_forward`.
-        adapter_init: `identity` starts with adapters that change nothing, `uniform` as the authors do, with PyTorch's
-            start of linear layers.
+    adapter_reduction: int = setting(8, "Width of the model over that of an adapter's bottleneck.", least=1)
+    adapter_sublayers: list[str] = setting(list(_T5_SUBLAYERS), "Sub-layers followed by an adapter.")
+    adapter_init: Literal["identity", "uniform"] = setting(
+        "identity", "identity: adapters start without effect | uniform: PyTorch's start."
+    )
 
-    Raises:
-        PerPEFTError: A sub-layer is unknown or the reduction is not positive.
-    """
-
-    adapter_reduction: int = 8
-    adapter_sublayers: Sequence = tuple(_T5_SUBLAYERS)
-    adapter_init: Literal["identity", "uniform"] = "identity"
-
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Every sub-layer exists."""
         unknown = [name for name in self.adapter_sublayers if name not in _T5_SUBLAYERS]
         if unknown:
             raise PerPEFTError(f"adapter_sublayers: {unknown[0]!r} is not one of {', '.join(_T5_SUBLAYERS)}")
-        if self.adapter_reduction < 1:
-            raise PerPEFTError(f"adapter_reduction: {self.adapter_reduction} is too small; choose 1 or more")
 
     def adapter(self, width: int) -> Bottleneck:
         """A new adapter for states of a width, as section 3.2 of the paper has it, without a norm inside.

@@ -9,41 +9,31 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.nn.adapt.bottleneck import insert_houlsby_adapters
 from recbole_perpeft.nn.adapt.methods import module_names
 from recbole_perpeft.pretrained.families import ATTENTION_OUTPUT, FEED_FORWARD_OUTPUT, QUERY, VALUE
 from recbole_perpeft.pretrained.tower import Backbone
 
-Adaptation = Literal["full", "adapter", "lora", "bitfit"]
+Adaptation = Literal["full", "adapter", "lora", "bitfit", "frozen"]
 
 
 @dataclass(frozen=True)
-class TuningSettings:
-    """How backbones are adapted; the defaults are those of IISAN's baselines (arXiv 2411.02992).
+class TuningSettings(Settings):
+    """How encoders are adapted; the defaults are those of IISAN's baselines (arXiv 2411.02992)."""
 
-    Args:
-        adaptation: `full` trains all weights; `adapter` puts two Houlsby adapters into each block; `lora` adapts the
-            query and value projections of each block and trains their biases; `bitfit` trains all biases.
-        adapter_rank: Width of a Houlsby adapter's bottleneck.
-        lora_rank: Rank r of LoRA.
-        lora_alpha: Scale of LoRA times r.
-        backbone_train_mode: Whether the backbones' own dropout is on in training, as in the authors' runs.
-    """
-
-    adaptation: Adaptation
-    adapter_rank: int = 64
-    lora_rank: int = 8
-    lora_alpha: float = 1
-    backbone_train_mode: bool = False
-
-    def __post_init__(self) -> None:
-        if self.adaptation not in _METHODS:
-            raise PerPEFTError(f"adaptation: {self.adaptation!r} is unknown; choose one of {', '.join(_METHODS)}")
-        for key in ("adapter_rank", "lora_rank"):
-            if getattr(self, key) < 1:
-                raise PerPEFTError(f"{key}: {getattr(self, key)} is too small; choose 1 or more")
-        if not 0 < self.lora_alpha < float("inf"):
-            raise PerPEFTError(f"lora_alpha: {self.lora_alpha} must be a number above 0")
+    adaptation: Adaptation = setting(
+        "full",
+        "full trains all weights | adapter: two Houlsby adapters a block | lora: on queries and values, and their "
+        "biases | bitfit: all biases | frozen: final vectors are computed once and stored.",
+    )
+    adapter_rank: int = setting(64, "Inner width of a Houlsby adapter.", least=1)
+    lora_rank: int = setting(8, "Rank of LoRA.", least=1)
+    lora_alpha: float = setting(1, "Scale of LoRA times the rank.", above=0)
+    backbone_train_mode: bool = setting(False, "Whether the encoders' own dropout is on in training.")
+    gradient_checkpointing: bool = setting(
+        False, "Keep one chunk's activations at a time and compute them again in the backward pass."
+    )
 
 
 def tune(backbone: Backbone, settings: TuningSettings) -> dict[str, Literal["side", "backbone"]]:
@@ -127,4 +117,10 @@ def _find(block: nn.Module, role: str, backbone: Backbone) -> str:
     return found[0]
 
 
-_METHODS = {"full": _train_all, "adapter": _insert_adapters, "lora": _insert_lora, "bitfit": _train_biases}
+_METHODS = {
+    "full": _train_all,
+    "adapter": _insert_adapters,
+    "lora": _insert_lora,
+    "bitfit": _train_biases,
+    "frozen": lambda backbone, settings: None,
+}

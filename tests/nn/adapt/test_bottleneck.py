@@ -51,7 +51,7 @@ def test_a_wrapped_projection_shows_its_weight():
 def test_settings_and_models_that_do_not_fit_are_refused():
     with pytest.raises(PerPEFTError, match="adapter_sublayers: 'pooler'"):
         T5AdapterSettings(adapter_sublayers=["pooler"])
-    with pytest.raises(PerPEFTError, match="adapter_reduction: 0"):
+    with pytest.raises(PerPEFTError, match="adapter_reduction is 0"):
         T5AdapterSettings(adapter_reduction=0)
     with pytest.raises(PerPEFTError, match="leaves nothing of width 4"):
         T5AdapterSettings().adapter(4)

@@ -184,10 +184,10 @@ def test_quantised_weights_cannot_be_trained_fully():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"adaptation": "prompt"}, "'prompt' is unknown; choose one of full, adapter, lora, bitfit"),
-        ({"adaptation": "lora", "lora_rank": 0}, "lora_rank: 0"),
-        ({"adaptation": "adapter", "adapter_rank": -1}, "adapter_rank: -1"),
-        ({"adaptation": "lora", "lora_alpha": float("nan")}, "lora_alpha: nan"),
+        ({"adaptation": "prompt"}, "adaptation is .prompt.: it must be one of full, adapter, lora, bitfit, frozen"),
+        ({"adaptation": "lora", "lora_rank": 0}, "lora_rank is 0"),
+        ({"adaptation": "adapter", "adapter_rank": -1}, "adapter_rank is -1"),
+        ({"adaptation": "lora", "lora_alpha": float("nan")}, "lora_alpha is nan"),
     ],
 )
 def test_wrong_tuning_settings(settings, message):
