@@ -53,17 +53,13 @@ def run(options: dict[str, Any]) -> int:
 
 
 def help_text(model: str | None = None) -> str:
-    """What `--help` prints: usage and the commented defaults, of a model too if it is named."""
-    from recbole_perpeft.models import get_model, list_models
+    """What `--help` prints: usage and the settings with their defaults, of a model too if it is named."""
+    from recbole_perpeft.models import list_models
     from recbole_perpeft.runs.config import properties_folder
+    from recbole_perpeft.runs.help import settings_help
 
-    files = [properties_folder() / "overall.yaml"]
-    if model is not None:
-        bases = reversed(get_model(model).__mro__)
-        files += [properties_folder() / "model" / f"{base.__name__}.yaml" for base in bases]
-    settings = "\n".join(path.read_text(encoding="utf-8") for path in files if path.is_file())
     presets = ", ".join(sorted(path.stem for path in (properties_folder() / "preset").glob("*.yaml")))
-    return _HELP.format(models=", ".join(list_models()), settings=settings, presets=presets)
+    return _HELP.format(models=", ".join(list_models()), settings=settings_help(model), presets=presets)
 
 
 def model_list() -> str:

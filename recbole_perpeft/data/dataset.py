@@ -191,6 +191,7 @@ class SequenceDataset(CheckedLog, SequentialDataset):
             not cut to L. None before.
     """
 
+    settings_classes = (WindowSettings,)
     inter_feat: Any  # a table, and after `_change_feat_format` an Interaction
     phase_history: HistoryIndex | None = None
 

@@ -17,9 +17,9 @@ from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.dataset import SequenceDataset
 from recbole_perpeft.data.sampler import Draws
 from recbole_perpeft.nn.item_encoder import ItemEncoder
-from recbole_perpeft.nn.losses import NextItems, loss_from, vectors_of
+from recbole_perpeft.nn.losses import LossChoice, NextItems, loss_from, vectors_of
 from recbole_perpeft.nn.losses.in_batch import log_popularity
-from recbole_perpeft.nn.users.choice import build_user_encoder
+from recbole_perpeft.nn.users.choice import UserEncoderChoice, build_user_encoder
 from recbole_perpeft.nn.users.sasrec import left_pad
 from recbole_perpeft.training.rates import ContentTrainer
 
@@ -28,7 +28,9 @@ from recbole_perpeft.training.rates import ContentTrainer
 class IdSettings(Settings):
     """What is asked of id vectors."""
 
-    id_embedding_reg: float = setting(0.0, "Weight of the Frobenius norm of the id embedding in the loss.", least=0)
+    id_embedding_reg: float = setting(
+        0.0, "Weight of the Frobenius norm of the id embedding in the loss.", least=0, kind="rate"
+    )
 
 
 class ContentRecommender(SequentialRecommender):
@@ -38,13 +40,14 @@ class ContentRecommender(SequentialRecommender):
     (`group_of`); here everybody shares one module, written `None`.
 
     Args:
-        config: RecBole configuration with the keys of the loss, `IdSettings` and the user encoder.
+        config: RecBole configuration with the keys of `settings_classes` and of what they choose.
         dataset: The train part of the data set; gives the item tokens in the order of RecBole's ids.
     """
 
     input_type = InputType.PAIRWISE
     dataset_class = SequenceDataset
     trainer_class = ContentTrainer
+    settings_classes: tuple[type[Settings], ...] = (UserEncoderChoice, LossChoice, IdSettings)
 
     @staticmethod
     def train_draws(config) -> Draws:

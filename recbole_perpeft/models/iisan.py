@@ -22,9 +22,11 @@ class IISAN(ContentRecommender):
     width make the symmetric model (VS), others the asymmetric one (VA).
 
     Args:
-        config: RecBole configuration with the keys of `EncoderSettings`, `LayerDropSettings`, `SideNetworkSettings`.
+        config: RecBole configuration.
         dataset: The train part of the data set.
     """
+
+    settings_classes = (EncoderSettings, LayerDropSettings, SideNetworkSettings)
 
     def content_fields(self, config) -> tuple[str, ...]:
         """The fields of the towers."""

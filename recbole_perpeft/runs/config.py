@@ -20,10 +20,10 @@ from recbole_perpeft.core import compat
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.run_settings import RunSettings
-from recbole_perpeft.core.settings import settings_from
+from recbole_perpeft.core.settings import classes_of, classes_read, defaults_of, reachable, settings_from
 from recbole_perpeft.core.yaml_values import PLAIN_TYPES, SettingsLoader, parse_value, read_yaml
-from recbole_perpeft.models import get_model, list_models
-from recbole_perpeft.nn.losses import loss_keys
+from recbole_perpeft.data.dataset import SequenceDataset
+from recbole_perpeft.models import get_model
 from recbole_perpeft.runs.keys import check_keys
 
 __all__ = ["Config", "properties_folder"]
@@ -77,7 +77,8 @@ class Config(RecBoleConfig):
             raise
         except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
             raise PerPEFTError(f"the settings do not work: {error}") from error
-        settings_from(self, RunSettings)
+        for cls in (RunSettings, *self.settings_classes):
+            settings_from(self, cls)
         for sentence in self.unread_settings.values():
             LOGGER.warning(sentence)
 
@@ -153,38 +154,39 @@ class Config(RecBoleConfig):
             by_model.get(model) or {},
         ):
             self.internal_config_dict |= layer
-        self.unread_settings = self._check_keys(model_class)
 
-    def _check_keys(self, model_class: type) -> dict[str, str]:
+    def _check_keys(self, settings: dict[str, Any]) -> dict[str, str]:
         for key, reason in REFUSED_KEYS.items():
             if self.external_config_dict.get(key):
                 raise PerPEFTError(f"{key} is not supported: {reason}")
-        known = COMMAND_LINE_KEYS | set(self.internal_config_dict) | loss_keys()
-        known = known.union(*self.parameters.values())
-        own_models = {
-            name: set(_read_if_present(properties_folder() / "model" / f"{name}.yaml")) for name in list_models()
-        }
-        return check_keys(self.external_config_dict, known, model_class, own_models)
+        known = COMMAND_LINE_KEYS.union(self.internal_config_dict, *self.parameters.values())
+        return check_keys(self.external_config_dict, known, self.model_class, settings)
 
     def _get_final_config_dict(self):
         settings = super()._get_final_config_dict()
+        declared = classes_of(self.model_class)
+        self.settings_classes = classes_read(declared, settings)
+        self.unread_settings = self._check_keys(settings)
+        unused = {each.name for cls, _ in reachable(declared) for each in cls.declared()}
+        defaults = defaults_of((RunSettings, *self.settings_classes))
+        settings = defaults | {key: value for key, value in settings.items() if key in defaults or key not in unused}
         given = "train_neg_sample_args" in self.external_config_dict
         if not given and self._learns_without_sampled_negatives(settings):
             settings["train_neg_sample_args"] = None
-        if "peft_config" not in self.external_config_dict and self._has_another_peft_type():
+        if "peft_config" not in self.external_config_dict and self._has_another_peft_type(defaults):
             settings["peft_config"] = {}
         for key in ("data_path", "checkpoint_dir", "valid_metric"):
             settings[key] = str(settings[key])
         return settings
 
-    def _has_another_peft_type(self) -> bool:
+    def _has_another_peft_type(self, declared: dict[str, Any]) -> bool:
         """Whether `peft_type` is not that of the defaults, whose `peft_config` then means nothing."""
-        default = str(self.internal_config_dict.get("peft_type"))
+        default = str(self.internal_config_dict.get("peft_type", declared.get("peft_type")))
         return str(self.external_config_dict.get("peft_type", default)).lower() != default.lower()
 
     def _learns_without_sampled_negatives(self, settings: dict[str, Any]) -> bool:
         """Whether RecBole's loader must draw no negatives: cross-entropy over the catalogue, or a loader of ours."""
-        if self.model in list_models():
+        if issubclass(getattr(self.model_class, "dataset_class", type), SequenceDataset):
             return True
         if settings["MODEL_TYPE"] != ModelType.SEQUENTIAL or hasattr(self.model_class, "input_type"):
             return False

@@ -25,6 +25,7 @@ from recbole_perpeft.data.log import check_same_data, with_checked_log
 from recbole_perpeft.models import get_model
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.folder import LOG_FILE, LOG_LINE, RunFolder, peak_gpu_memory_mb, peak_memory_mb
+from recbole_perpeft.runs.keys import ways_to_read
 from recbole_perpeft.runs.record import RunRecord
 from recbole_perpeft.training.checkpoint import load_checkpoint
 from recbole_perpeft.training.trainer import run_trainer
@@ -93,10 +94,9 @@ def resume(
     for key in ("model", "dataset"):
         if changes.get(key, settings[key]) != settings[key]:
             raise PerPEFTError(f"{folder.path} is a run with {key} {settings[key]}, not {changes[key]}")
-    # Version 0.1.0, which knew no other rows, did not write the key.
-    return _run(
-        Config(config_dict={"train_windows": "newest"} | settings | changes), folder, True, callback_fn, with_test
-    )
+    if "train_windows" in ways_to_read(get_model(settings["model"])):
+        settings = {"train_windows": "newest"} | settings  # version 0.1.0 knew no other rows and did not write the key
+    return _run(Config(config_dict=settings | changes), folder, True, callback_fn, with_test)
 
 
 def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -> tuple:

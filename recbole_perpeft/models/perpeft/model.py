@@ -62,6 +62,7 @@ class PerPEFT(ContentRecommender):
     """
 
     trainer_class = PerPEFTTrainer
+    settings_classes = (ItemEncoderSettings, GroupSettings)
     personalised_stage = True
 
     def content_fields(self, config) -> tuple[str, ...]:

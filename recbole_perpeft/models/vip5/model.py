@@ -61,6 +61,17 @@ class VIP5(SequentialRecommender):
     input_type = InputType.POINTWISE
     dataset_class = AppearanceDataset
     trainer_class = VIP5Trainer
+    settings_classes = (
+        BackboneSettings,
+        TinyBackboneSettings,
+        T5AdapterSettings,
+        VisualSettings,
+        ItemTokenSettings,
+        PromptSettings,
+        TaskSettings,
+        NetworkSettings,
+        RankingSettings,
+    )
 
     @staticmethod
     def train_draws(config) -> Draws:
@@ -69,8 +80,6 @@ class VIP5(SequentialRecommender):
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
-        if config["loss_type"] != "CE":
-            raise PerPEFTError(f"loss_type: {config['loss_type']!r} is not possible for VIP5; set it to CE")
         self.POS_ITEM_SEQ = "pos_" + self.ITEM_SEQ
         self.ranking = settings_from(config, RankingSettings)
         tasks = settings_from(config, TaskSettings)

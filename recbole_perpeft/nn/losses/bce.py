@@ -6,16 +6,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from recbole_perpeft.core.settings import Settings
+from recbole_perpeft.data.loader import NegativeSettings
 from recbole_perpeft.data.sampler import Draws
-from recbole_perpeft.nn.losses.loss import NextItems, register_loss
+from recbole_perpeft.nn.losses.loss import NextItems
 
 
-@register_loss("bce")
 @dataclass(frozen=True)
 class BCELoss(Settings):
     """`next_item_bce_loss`, with one negative a target."""
 
     draws = Draws(negatives=1)
+    settings_classes = (NegativeSettings,)
 
     def __call__(self, batch: NextItems) -> Tensor:
         """As in `Loss`."""

@@ -10,19 +10,18 @@ from torch.autograd.function import once_differentiable
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.data.sampler import Draws
-from recbole_perpeft.nn.losses.loss import NextItems, register_loss
+from recbole_perpeft.nn.losses.loss import NextItems
 
 # Scores held at once: 4 MB in float32, which stays in the caches of a processor.
 _SCORES_AT_ONCE = 2**20
 
 
-@register_loss("in_batch")
 @dataclass(frozen=True)
 class InBatchLoss(Settings):
     """`in_batch_debiased_loss`; nothing is drawn."""
 
     popularity_power: float = setting(
-        1.0, "Exponent of the counts that correct for popularity; 0 for no correction.", least=0
+        1.0, "Exponent of the counts that correct for popularity; 0 for no correction.", least=0, kind="rate"
     )
     draws = Draws()
 

@@ -1,18 +1,16 @@
 """What a training loss is: what it asks for, what it gets, and the losses by name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.settings import settings_from
+from recbole_perpeft.core.registry import Registry
+from recbole_perpeft.core.settings import Settings, setting, settings_from
 from recbole_perpeft.data.sampler import Draws
-
-T = TypeVar("T", bound=type)
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,9 @@ def vectors_of(ids: Tensor, items: Tensor, vectors: Tensor) -> Tensor:
 
 
 class Loss(Protocol):
-    """A training loss: a dataclass, with `Settings` as its base, whose fields are settings of the run.
+    """A training loss: a dataclass with `Settings` as its base, whose fields are settings of the run.
+
+    One that draws negatives names `NegativeSettings` in `settings_classes`, by which the loader draws.
 
     Attributes:
         draws: What the loader draws for it.
@@ -66,30 +66,20 @@ class Loss(Protocol):
         ...
 
 
-_LOSSES: dict[str, type] = {}
+LOSSES: Registry[Any] = Registry(
+    "loss_type",
+    {"bce": "recbole_perpeft.nn.losses.bce:BCELoss", "in_batch": "recbole_perpeft.nn.losses.in_batch:InBatchLoss"},
+)
+register_loss = LOSSES.register
 
 
-def register_loss(name: str) -> Callable[[T], T]:
-    """Makes a class the loss of that name, a value of `loss_type`.
+@dataclass(frozen=True)
+class LossChoice(Settings):
+    """Which loss."""
 
-    Importing the module that holds the class is enough; a name that is taken is replaced.
-    """
-
-    def register(loss_class: T) -> T:
-        _LOSSES[name] = loss_class
-        return loss_class
-
-    return register
-
-
-def list_losses() -> list[str]:
-    """Names of all losses."""
-    return sorted(_LOSSES)
-
-
-def loss_keys() -> set[str]:
-    """Names of the settings of all losses."""
-    return {field.name for loss_class in _LOSSES.values() for field in fields(loss_class)}
+    loss_type: str = setting(
+        "bce", "bce against one sampled negative, or in_batch debiased cross-entropy.", registry=LOSSES
+    )
 
 
 def loss_from(config: Any) -> Loss:
@@ -98,7 +88,4 @@ def loss_from(config: Any) -> Loss:
     Raises:
         PerPEFTError: No loss has that name, or a setting of it is wrong.
     """
-    name = config["loss_type"]
-    if name not in _LOSSES:
-        raise PerPEFTError(f"loss_type must be one of {', '.join(list_losses())}, got {name!r}")
-    return settings_from(config, _LOSSES[name])
+    return settings_from(config, LOSSES.get(settings_from(config, LossChoice).loss_type))

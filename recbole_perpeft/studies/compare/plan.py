@@ -14,6 +14,8 @@ from recbole.utils import ModelType
 
 from recbole_perpeft.core.digest import code_fingerprint, data_fingerprint, digest
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.run_settings import RunSettings
+from recbole_perpeft.core.settings import defaults_of, keys_of_kind
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.atomic import prepare_dataset_folder
 from recbole_perpeft.data.dataset import history_of
@@ -22,19 +24,10 @@ from recbole_perpeft.runs.run import create_dataset
 from recbole_perpeft.studies.compare.specs import ModelSpec
 
 # What must be the same for models to be compared: interactions, split, candidates, metrics, choice of the epoch.
-PROTOCOL_KEYS = (
-    *("benchmark_filename", "user_inter_num_interval", "item_inter_num_interval", "val_interval"),
-    *("filter_inter_by_user_or_item", "rm_dup_inter", "threshold"),
-    *("eval_args", "mask_history", "metrics", "topk", "metric_decimal_place"),
-    *("valid_metric", "eval_step", "stopping_step"),
-)
-_OF_THE_COMPARISON = ("dataset", "data_path", "model", "seed", "runs_folder", "run_folder", "cache_folder")
+PROTOCOL_KEYS = keys_of_kind([RunSettings], "protocol")
+_OF_THE_COMPARISON = ("dataset", "model", "seed", *keys_of_kind([RunSettings], "place"))
 _OF_LABELS = (ModelType.CONTEXT, ModelType.DECISIONTREE)
-# Where things are and what is shown changes no number.
-_WITHOUT_EFFECT = frozenset(
-    {"data_path", "cache_folder", "runs_folder", "show_progress", "state", "log_wandb", "wandb_project"}
-    | {"gpu_id", "use_gpu"}
-)
+_WITHOUT_EFFECT = frozenset(keys_of_kind([RunSettings], "place", "device", "display"))
 # A model without settings of its own, to read the protocol and the data by.
 _PLAIN_MODEL = "Pop"
 
@@ -185,10 +178,10 @@ def _files_and_words(files: Sequence[str], words: Mapping[str, Any]) -> dict[str
 def _protocol_layer(dataset: str, shared: Mapping[str, Any]) -> dict[str, Any]:
     """Protocol of the defaults, the data set and the user; what models have in their own files does not count."""
     of_dataset = properties_folder() / "dataset" / f"{dataset}.yaml"
-    layers = read_yaml(properties_folder() / "overall.yaml")
+    layers = defaults_of([RunSettings]) | read_yaml(properties_folder() / "overall.yaml")
     layers |= read_yaml(of_dataset) if of_dataset.is_file() else {}
     layers |= shared
-    return {key: layers[key] for key in PROTOCOL_KEYS if key in layers}
+    return {key: layers[key] for key in PROTOCOL_KEYS}
 
 
 def _check_overrides(spec: ModelSpec) -> None:

@@ -6,22 +6,25 @@ import pytest
 import torch
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.nn.losses import NextItems, list_losses, loss, loss_from
+from recbole_perpeft.nn.losses import LOSSES, NextItems, loss_from
 from recbole_perpeft.nn.users.sasrec import left_pad
 from recbole_perpeft.runs.run import run
 
 OWN_LOSS = """
 from dataclasses import dataclass
 
+from recbole_perpeft.core.settings import Settings, setting
+from recbole_perpeft.data.loader import NegativeSettings
 from recbole_perpeft.data.sampler import Draws
 from recbole_perpeft.nn.losses import NextItems, register_loss
 
 
 @register_loss("hinge")
 @dataclass(frozen=True)
-class HingeLoss:
-    hinge_margin: float = 1.0
+class HingeLoss(Settings):
+    hinge_margin: float = setting(1.0, "How much better an item is than what is drawn.", above=0)
     draws = Draws(negatives=1)
+    settings_classes = (NegativeSettings,)
 
     def __call__(self, batch: NextItems):
         assert self.hinge_margin == 0.5
@@ -34,7 +37,7 @@ class HingeLoss:
 @pytest.fixture
 def own_names(monkeypatch):
     """Names that a test registers are forgotten after it."""
-    monkeypatch.setattr(loss, "_LOSSES", dict(loss._LOSSES))
+    monkeypatch.setattr(LOSSES, "_added", {})
 
 
 def test_a_loss_of_a_users_own_is_one_file(aspects_settings, tmp_path, own_names):
@@ -42,13 +45,13 @@ def test_a_loss_of_a_users_own_is_one_file(aspects_settings, tmp_path, own_names
     path.write_text(OWN_LOSS, encoding="utf-8")
     spec = importlib.util.spec_from_file_location("hinge", path)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    assert "hinge" in list_losses()
+    assert "hinge" in LOSSES.names()
     settings = aspects_settings | {"peft_type": "none", "loss_type": "hinge", "hinge_margin": 0.5, "epochs": 1}
     assert run("GlobalPEFT", config_dict=settings)["test_result"]
 
 
 def test_an_unknown_name_is_told_all_names():
-    with pytest.raises(PerPEFTError, match=r"loss_type must be one of bce, .*in_batch, .*got 'hinge'"):
+    with pytest.raises(PerPEFTError, match="loss_type is 'hinge': it must be one of bce, in_batch"):
         loss_from({"loss_type": "hinge"})
 
 
