@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.run_settings import RunSettings
+from recbole_perpeft.core.settings import keys_of_kind
 from recbole_perpeft.core.whole import alone
 from recbole_perpeft.runs.folder import RESULT_FILE, SETTINGS_FILE
 from recbole_perpeft.runs.record import DamagedFileError, RunRecord
@@ -209,8 +211,8 @@ def carry_out(folder: Path, settings: dict[str, Any]) -> str | None:
                     return None
                 (folder / RESULT_FILE).unlink()
             if (folder / SETTINGS_FILE).is_file():
-                here = ("data_path", "cache_folder", "use_gpu", "gpu_id", "show_progress")
-                resume(folder, {key: settings[key] for key in here})
+                here = keys_of_kind([RunSettings], "place", "device", "display")
+                resume(folder, {key: settings[key] for key in here if key in settings})
             else:
                 run(config_dict=settings | {"run_folder": str(folder)})
     except (PerPEFTError, OSError, MemoryError) as error:

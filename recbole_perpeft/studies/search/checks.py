@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.settings import settings_from
+from recbole_perpeft.core.run_settings import RunSettings
+from recbole_perpeft.core.settings import keys_of_kind
 from recbole_perpeft.runs.config import Config
-from recbole_perpeft.studies.search.space import Parameter, SearchSpace, with_point
+from recbole_perpeft.studies.search.space import Parameter, Point, SearchSpace, with_point
 
-_MODEL_MODULES = (
-    "recbole_perpeft.data.loader",
-    "recbole_perpeft.models.build",
-    "recbole_perpeft.models.base",
-    "recbole_perpeft.training.rates",
-)
 _OF_ALL_TRIALS = {
     "model": "one search is over one model",
     "dataset": "one search is over one data set",
-    "valid_metric": "trials are compared by it",
-    "metrics": "trials are compared by them",
-    "topk": "trials are compared by them",
-    "eval_args": "trials are compared under one protocol",
-    "mask_history": "trials are compared under one protocol",
-    "data_path": "trials are compared on one data set",
-    "run_folder": "every trial has its own",
-    "runs_folder": "every trial has its own folder",
+    **dict.fromkeys(keys_of_kind([RunSettings], "protocol"), "trials are compared under one protocol"),
+    **dict.fromkeys(keys_of_kind([RunSettings], "place"), "it says where things are"),
 }
+_DRAWS = 20
 
 
 def check_search(space: SearchSpace, settings: Mapping[str, Any]) -> Config:
@@ -65,23 +53,35 @@ def check_search(space: SearchSpace, settings: Mapping[str, Any]) -> Config:
         for key in parameter.when:
             if key not in config and key not in keys:
                 raise PerPEFTError(f"{parameter.key} has a condition on {key!r}, which is no setting")
-        _check_values(parameter, settings, config)
+        is_used = all(key in keys or config[key] in allowed for key, allowed in parameter.when.items())
+        _check_values(parameter, space, settings, is_used)
     return config
 
 
-def _check_values(parameter: Parameter, settings: Mapping[str, Any], config: Config) -> None:
+def _check_values(parameter: Parameter, space: SearchSpace, settings: Mapping[str, Any], is_used: bool) -> None:
     name = parameter.key.partition(".")[0]
-    condition = {key: allowed[0] for key, allowed in parameter.when.items()}
-    base = Config(config_dict=with_point(settings, condition))
+    condition = {key: allowed[0] for key, allowed in parameter.when.items()} if is_used else {}
+    base = _with_value(space, settings, condition)
     for value in parameter.distribution.examples():
         try:
-            changed = Config(config_dict=with_point(settings, condition | {parameter.key: value}))
-            _check_is_read(name, changed)
+            changed = _with_value(space, settings, condition | {parameter.key: value})
+            if is_used:
+                _check_is_read(name, changed)
             if name == parameter.key:
                 _check_kind(base[name] if name in base else None, value)
-                _check_bounds(name, value, base, changed)
         except PerPEFTError as error:
             raise PerPEFTError(f"{parameter.key} cannot be {value!r}: {error}") from error
+
+
+def _with_value(space: SearchSpace, settings: Mapping[str, Any], point: Point) -> Config:
+    """Settings at a value with all else as it is, or, where that does not work, with others drawn from the space."""
+    try:
+        return Config(config_dict=with_point(settings, point))
+    except PerPEFTError:
+        for drawn in space.draw(_DRAWS, settings, seed=0) if len(space.parameters) > len(point) else ():
+            with suppress(PerPEFTError):
+                return Config(config_dict=with_point(settings, drawn | point))
+        raise
 
 
 def _check_is_read(key: str, config: Config) -> None:
@@ -99,35 +99,6 @@ def _check_kind(default: Any, value: Any) -> None:
 def _kind(value: Any) -> str:
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
     return kinds.get(type(value), type(value).__name__)
-
-
-def _check_bounds(key: str, value: Any, base: Config, changed: Config) -> None:
-    """Refuse numbers that the typed settings of the package refuse; a run meets these only when it builds its model.
-
-    Only numbers: what other values are possible may depend on further settings.
-    """
-    if _kind(value) != "a number":
-        return
-    for settings_class in _settings_classes(base.model_class, key):
-        try:
-            settings_from(base, settings_class)
-        except PerPEFTError:
-            continue  # a class of another model
-        settings_from(changed, settings_class)
-
-
-def _settings_classes(model_class: type, key: str) -> Iterator[type]:
-    """Dataclasses of this package, imported with a model of it, that have a field of this name."""
-    if not model_class.__module__.startswith("recbole_perpeft."):
-        return
-    for name in _MODEL_MODULES:
-        importlib.import_module(name)
-    for name, module in sorted(sys.modules.items()):
-        if name.startswith("recbole_perpeft.") and module is not None:
-            for entry in vars(module).values():
-                is_own = isinstance(entry, type) and entry.__module__ == name and dataclasses.is_dataclass(entry)
-                if is_own and any(each.name == key for each in dataclasses.fields(entry)):
-                    yield entry
 
 
 def _check_metric(config: Config) -> None:

@@ -13,6 +13,8 @@ import yaml
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.core.run_settings import RunSettings
+from recbole_perpeft.core.settings import keys_of_kind
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.folder import RESULT_FILE, RunFolder
@@ -25,8 +27,7 @@ from recbole_perpeft.studies.search.page import chapters, parameter_importance, 
 from recbole_perpeft.studies.search.space import max_epochs
 from recbole_perpeft.studies.search.trial import RUN_FOLDER, TrialPlan
 
-# Neither says anything about the model: where things are, and what the log shows.
-_PLACES = {"data_path", "cache_folder", "runs_folder", "run_folder", "show_progress", "state"}
+_PLACES = keys_of_kind([RunSettings], "place", "display")
 _RESULT: Schema = {"test_result": (dict,)}
 _COLUMNS = ("trial", "status", "score", "best_epoch", "epochs", "seconds", "starts", "machines", "has_model", "error")
 

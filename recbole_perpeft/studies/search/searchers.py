@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -12,13 +12,6 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.studies.search.space import SearchSpace
 
 SCORE, EPOCH = "score", "epoch"
-
-# What may change while a model learns: nothing that its parameters or its data depend on.
-CHANGEABLE = frozenset(
-    {"learning_rate", "weight_decay", "lr_side_text", "lr_side_image", "lr_backbone_text", "lr_backbone_image"}
-    | {"dropout_prob", "hidden_dropout_prob", "attn_dropout_prob", "id_embedding_reg", "group_negative_ratio"}
-    | {"popularity_power", "reg_weight"}
-)
 
 
 @dataclass(frozen=True)
@@ -38,8 +31,13 @@ class Sampling:
     n_trials: int
 
 
-def check_names(searcher: str, scheduler: str, space: SearchSpace) -> None:
+def check_names(searcher: str, scheduler: str, space: SearchSpace, rates: Collection[str]) -> None:
     """Refuse searchers and schedulers that do not exist, are not installed or do not suit the space.
+
+    Args:
+        searcher, scheduler: their names.
+        space: the search space.
+        rates: settings that may change while the model learns.
 
     Raises:
         PerPEFTError: the message says which and why.
@@ -58,10 +56,10 @@ def check_names(searcher: str, scheduler: str, space: SearchSpace) -> None:
     if scheduler == "pbt":
         if searcher in _PACKAGES:
             raise PerPEFTError(f"pbt changes the points that {searcher} has chosen: use --searcher=random with pbt")
-        if not _changed_by_pbt(space):
+        if not _changed_by_pbt(space, rates):
             raise PerPEFTError(
                 "pbt changes settings while a model learns, and the space has none that may change then: "
-                f"{', '.join(sorted(CHANGEABLE))}"
+                f"{', '.join(sorted(rates))}"
             )
 
 
@@ -122,7 +120,13 @@ def _with_searcher(space: SearchSpace, searcher: Any, num_samples: int) -> Sampl
 
 
 def make_scheduler(
-    name: str, space: SearchSpace, mode: str, max_epochs: int, grace_epochs: int, reduction_factor: float, seed: int
+    name: str,
+    space: SearchSpace,
+    rates: Collection[str],
+    mode: str,
+    max_epochs: int,
+    grace_epochs: int,
+    reduction_factor: float,
 ) -> Any:
     """A scheduler of Ray Tune.
 
@@ -130,22 +134,22 @@ def make_scheduler(
         name: `asha` (Li et al., MLSys 2020), `median` (Golovin et al., KDD 2017), `pbt` (Jaderberg et al., 2017:
             trials go on from the state of better ones with changed settings) or `none`.
         space: the search space.
+        rates: settings that may change while the model learns.
         mode: `max` or `min`.
         max_epochs: largest number of epochs of a trial.
         grace_epochs: epochs before which no trial is stopped; for `pbt` epochs between two changes.
         reduction_factor: ASHA keeps one trial of so many at each rung.
-        seed: of what is drawn.
     """
-    return SCHEDULERS[name](space, mode, max_epochs, grace_epochs, reduction_factor, seed)
+    return SCHEDULERS[name](space, rates, mode, max_epochs, grace_epochs, reduction_factor)
 
 
-def _no_scheduler(space, mode, max_epochs, grace_epochs, reduction_factor, seed) -> Any:
+def _no_scheduler(space, rates, mode, max_epochs, grace_epochs, reduction_factor) -> Any:
     from ray.tune.schedulers import FIFOScheduler
 
     return FIFOScheduler()
 
 
-def _asha(space, mode, max_epochs, grace_epochs, reduction_factor, seed) -> Any:
+def _asha(space, rates, mode, max_epochs, grace_epochs, reduction_factor) -> Any:
     from ray.tune.schedulers import ASHAScheduler
 
     # No rung at the last epoch: there is nothing left to stop.
@@ -161,7 +165,7 @@ def _asha(space, mode, max_epochs, grace_epochs, reduction_factor, seed) -> Any:
     )
 
 
-def _median(space, mode, max_epochs, grace_epochs, reduction_factor, seed) -> Any:
+def _median(space, rates, mode, max_epochs, grace_epochs, reduction_factor) -> Any:
     from ray.tune.schedulers import MedianStoppingRule
 
     return MedianStoppingRule(
@@ -169,10 +173,10 @@ def _median(space, mode, max_epochs, grace_epochs, reduction_factor, seed) -> An
     )
 
 
-def _pbt(space, mode, max_epochs, grace_epochs, reduction_factor, seed) -> Any:
+def _pbt(space, rates, mode, max_epochs, grace_epochs, reduction_factor) -> Any:
     from recbole_perpeft.studies.search.population import EndingPopulation
 
-    changed = {"point": {key: each.for_ray() for key, each in _changed_by_pbt(space).items()}}
+    changed = {"point": {key: each.for_ray() for key, each in _changed_by_pbt(space, rates).items()}}
     return EndingPopulation(
         max_epochs,
         time_attr=EPOCH,
@@ -180,18 +184,18 @@ def _pbt(space, mode, max_epochs, grace_epochs, reduction_factor, seed) -> Any:
         mode=mode,
         perturbation_interval=grace_epochs,
         hyperparam_mutations=changed,
-        custom_explore_fn=partial(_within_bounds, space),
+        custom_explore_fn=partial(_within_bounds, space, rates),
     )
 
 
-def _changed_by_pbt(space: SearchSpace) -> dict[str, Any]:
-    return {each.key: each.distribution for each in space.parameters if each.key in CHANGEABLE and not each.when}
+def _changed_by_pbt(space: SearchSpace, rates: Collection[str]) -> dict[str, Any]:
+    return {each.key: each.distribution for each in space.parameters if each.key in rates and not each.when}
 
 
-def _within_bounds(space: SearchSpace, config: dict[str, Any]) -> dict[str, Any]:
+def _within_bounds(space: SearchSpace, rates: Collection[str], config: dict[str, Any]) -> dict[str, Any]:
     """PBT multiplies by 0.8 or 1.2, whatever the bounds."""
     by_key = {each.key: each.distribution for each in space.parameters}
-    changed = _changed_by_pbt(space)
+    changed = _changed_by_pbt(space, rates)
     point = {key: by_key[key].clip(value) if key in changed else value for key, value in config["point"].items()}
     return config | {"point": point}
 

@@ -18,7 +18,9 @@ from recbole_perpeft.core.settings import Settings, setting, settings_from
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.atomic import prepare_dataset_folder
+from recbole_perpeft.models import get_model
 from recbole_perpeft.runs.config import Config, properties_folder
+from recbole_perpeft.runs.keys import model_keys
 from recbole_perpeft.studies.search import cluster
 from recbole_perpeft.studies.search.checks import check_search
 from recbole_perpeft.studies.search.outcome import SearchReport
@@ -142,7 +144,8 @@ class _Search:
 
     def __init__(self, settings: SearchSettings, fixed: Mapping[str, Any], space: SearchSpace):
         self.settings, self.fixed, self.space = settings, dict(fixed), space
-        check_names(settings.searcher, settings.scheduler, space)
+        self.rates = model_keys(get_model(fixed["model"]), "rate")
+        check_names(settings.searcher, settings.scheduler, space, self.rates)
         config = check_search(space, fixed)
         prepare_dataset_folder(config)
         self.config = config
@@ -200,7 +203,7 @@ class _Search:
         shutil.rmtree(state, ignore_errors=True)
         shutil.rmtree(plan.folder, ignore_errors=True)
         plan.folder.mkdir()
-        settings, seed = self.settings, self.config["seed"]
+        settings = self.settings
         epochs = max_epochs(self.config, self.space)
         grace = settings.grace_period or max(1, epochs // 10)
         LOGGER.info(
@@ -213,7 +216,7 @@ class _Search:
             tune_config=tune.TuneConfig(
                 search_alg=self.sampling.search_alg,
                 scheduler=make_scheduler(
-                    settings.scheduler, self.space, self.mode, epochs, grace, settings.reduction_factor, seed
+                    settings.scheduler, self.space, self.rates, self.mode, epochs, grace, settings.reduction_factor
                 ),
                 # A searcher or scheduler of Ray refuses to be told twice.
                 metric=SCORE if self.sampling.search_alg is None and settings.scheduler == "none" else None,

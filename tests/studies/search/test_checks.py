@@ -75,19 +75,19 @@ def test_values_that_need_each_other_are_possible(space_of):
 )
 def test_names_are_checked(space_of, searcher, scheduler, text, message):
     with pytest.raises(PerPEFTError, match=message):
-        check_names(searcher, scheduler, space_of(text))
+        check_names(searcher, scheduler, space_of(text), ["learning_rate"])
 
 
 def test_a_searcher_that_is_not_installed_says_what_to_install(space_of, monkeypatch):
     monkeypatch.setattr("recbole_perpeft.studies.search.searchers.find_spec", lambda name: None)
     with pytest.raises(PerPEFTError, match="pip install optuna"):
-        check_names("optuna", "asha", space_of("a: {choice: [1]}"))
+        check_names("optuna", "asha", space_of("a: {choice: [1]}"), [])
 
 
 def test_a_searcher_that_chooses_itself_takes_no_grid(space_of, monkeypatch):
     monkeypatch.setattr("recbole_perpeft.studies.search.searchers.find_spec", lambda name: object())
     with pytest.raises(PerPEFTError, match="write choice in place of grid"):
-        check_names("hyperopt", "asha", space_of("a: {grid: [1]}"))
+        check_names("hyperopt", "asha", space_of("a: {grid: [1]}"), [])
 
 
 def test_epochs_of_all_stages_count(space_of):
