@@ -19,8 +19,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     )
     flags.add_argument("--output", type=Path, required=True, help="folder to make")
     flags.add_argument("--name", default="aspects", help="name of the data set, the stem of its files (%(default)s)")
-    for each in AspectsSettings.declared():
-        flags.add_argument(f"--{each.name}", type=each.hint, default=each.default, help=f"{each.help} (%(default)s)")
+    flags.declare(*AspectsSettings.declared())
     return flags.parse(words)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from recbole_perpeft.cli.flags import Flags
 from recbole_perpeft.convert.conversion import ConversionSettings, convert, summary
-from recbole_perpeft.convert.filters import REPEATS, FilterSettings
+from recbole_perpeft.convert.filters import FilterSettings
 from recbole_perpeft.convert.source import Source
 from recbole_perpeft.convert.sources.amazon2023 import Amazon2023Source
 from recbole_perpeft.convert.sources.iisan import IISANSource
@@ -27,6 +27,7 @@ SOURCES: tuple[type[Source], ...] = (
     VIP5Source,
     TableSource,
 )
+_OPTIONS = [each for each in ConversionSettings.declared() if each.name not in ("filters", "show_progress")]
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -41,7 +42,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     source = by_name[name]
     flags = Flags(f"convert {name}", _first_line(source), source.example)
     source.add_arguments(flags)
-    _add_common_arguments(flags, source.filters)
+    flags.add_argument("--output", type=Path, required=True, help="folder to make; its name is that of the data set")
+    flags.declare(*FilterSettings.declared(), **vars(source.filters))
+    flags.declare(*_OPTIONS)
+    flags.add_argument("--no_progress", action="store_true", help="show no progress bars")
     options = flags.parse(rest)
     options.source = source
     return options
@@ -59,35 +63,14 @@ def _first_line(source: type[Source]) -> str:
     return (source.__doc__ or "").splitlines()[0]
 
 
-def _add_common_arguments(one: argparse.ArgumentParser, filters: FilterSettings) -> None:
-    one.add_argument("--output", type=Path, required=True, help="folder to make; its name is that of the data set")
-    one.add_argument(
-        "--repeats",
-        choices=REPEATS,
-        default=filters.repeats,
-        help="repeated interactions: keep, drop those with equal times, or all but an item's first (%(default)s)",
-    )
-    for name, what in (
-        ("k_core", "fewest interactions of a user and of an item, 0: no filter"),
-        ("min_len", "fewest interactions of a user after that, 0: no filter"),
-        ("keep_last", "latest interactions of a user that stay, 0: all"),
-    ):
-        one.add_argument(f"--{name}", type=int, default=getattr(filters, name), help=f"{what} (%(default)s)")
-    one.add_argument("--max_side", type=int, help="make images smaller whose longer side has more pixels")
-    one.add_argument("--unescape_titles", action="store_true", help="make HTML entities in texts characters")
-    one.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
-    one.add_argument("--workers", type=int, help="processes for images; by default as many as pay")
-    one.add_argument("--no_progress", action="store_true", help="show no progress bars")
-
-
 def run(options: argparse.Namespace) -> int:
     """Convert, and print what came of it."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     chosen = vars(options)
     source, output, show_progress = chosen.pop("source"), chosen.pop("output"), not chosen.pop("no_progress")
     settings = ConversionSettings(
-        FilterSettings(**{name: chosen.pop(name) for name in ("repeats", "k_core", "min_len", "keep_last")}),
-        **{name: chosen.pop(name) for name in ("max_side", "unescape_titles", "overwrite", "workers")},
+        FilterSettings(**{declared.name: chosen.pop(declared.name) for declared in FilterSettings.declared()}),
+        **{declared.name: chosen.pop(declared.name) for declared in _OPTIONS},
         show_progress=show_progress,
     )
     print(summary(convert(source.from_arguments(chosen, show_progress), output, settings, chosen)))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import Setting
 
 _SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
 
@@ -30,6 +31,16 @@ class Flags(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+
+    def declare(self, *settings: Setting, **defaults: Any) -> None:
+        """Adds a flag for each of some settings; `defaults` stand above the declared ones."""
+        for declared in settings:
+            default = defaults.get(declared.name, declared.default)
+            shown = "" if default is None or default is False else " (%(default)s)"
+            words: dict[str, Any] = {"default": default, "help": declared.help + shown}
+            words |= {"action": "store_true"} if declared.hint is bool else {"type": declared.plain_type}
+            words |= {"choices": declared.possible} if declared.possible else {}
+            self.add_argument(f"--{declared.name}", **words)
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """The values of the flags.

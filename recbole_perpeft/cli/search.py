@@ -21,18 +21,7 @@ usage: recbole-perpeft search [--model=NAME] [--dataset=NAME] [--search=FILE] [-
   --model=NAME --dataset=NAME          default PerPEFT and aspects, as for train
   --config_files=FILES  YAML files with settings that are fixed in all trials
   --search=FILE         the search space: YAML, or RecBole's text format; default properties/search/<Model>.yaml
-  --num_samples=N       number of trials (16); the first has the settings as they are
-  --searcher=NAME       random (default) | grid | optuna | hyperopt
-  --scheduler=NAME      asha (default) | median | pbt | none: which trials are stopped early
-  --grace_period=N      epochs before which no trial is stopped; default a tenth of the epochs
-  --reduction_factor=N  asha keeps one of N trials at each rung (3)
-  --cpus=N --gpus=N     of a trial, also parts of one; default 1 processor, and 1 GPU if there is one
-  --max_concurrent=N    largest number of trials at a time; default as many as fit
-  --time_budget=S       seconds after which the search ends
-  --max_failures=N      how often a trial whose worker died is tried again (2)
-  --address=ADDRESS     join a Ray cluster: auto, host:port or ray://host:port; default Ray on this machine
-  --ship_data           send the data set through Ray's object store, where machines share no folder with it
-  --output=FOLDER       default searches/<model>-<dataset>-<time>; a cluster needs one that all machines see
+{flags}
   --resume=FOLDER       go on with a search that was stopped
   --key=value           any setting of the model, fixed in all trials
 
@@ -51,12 +40,23 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
 def run(options: dict[str, Any]) -> int:
     """Search, or print what is asked for; the exit status."""
     if options.pop("help", False):
-        print(_HELP)
+        print(_help())
     elif options.pop("list_models", False):
         print(model_list())
     else:
         print(_summary(_start(options)))
     return 0
+
+
+def _help() -> str:
+    from recbole_perpeft.studies.search.session import SearchSettings
+
+    lines = []
+    for declared in SearchSettings.declared():
+        default = "" if declared.default is None or declared.default is False else f" ({declared.default})"
+        value = "" if declared.hint is bool else "=..."
+        lines.append(f"{f'  --{declared.name}{value}'.ljust(23)} {declared.help}{default}")
+    return _HELP.format(flags="\n".join(lines))
 
 
 def _start(words: dict[str, Any]):

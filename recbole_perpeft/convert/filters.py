@@ -11,8 +11,6 @@ from recbole_perpeft.convert.events import Log
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import Settings, setting
 
-REPEATS = ("keep", "drop_events", "drop_items")
-
 
 @dataclass(frozen=True)
 class FilterSettings(Settings):
@@ -22,11 +20,9 @@ class FilterSettings(Settings):
         "keep",
         "repeated interactions of a user with an item: keep all, drop_events (keep one of those with equal time) or "
         "drop_items (keep the earliest of all)",
-        choices=REPEATS,
+        choices=("keep", "drop_events", "drop_items"),
     )
-    k_core: int = setting(
-        0, "users and items with fewer interactions leave, again and again; 0 for no filter", least=0
-    )
+    k_core: int = setting(0, "users and items with fewer interactions leave, again and again; 0: no filter", least=0)
     min_len: int = setting(0, "users with fewer interactions leave, once and after the k-core", least=0)
     keep_last: int = setting(0, "only so many latest interactions of each user stay; 0 for all", least=0)
 

@@ -100,6 +100,11 @@ class Setting:
         return sentence + (f", or {_WORDS[type(None)]}" if type(None) in _alternatives(self.hint) else "")
 
     @property
+    def plain_type(self) -> Any:
+        """Its type beside being empty."""
+        return next(hint for hint in _alternatives(self.hint) if hint is not type(None))
+
+    @property
     def possible(self) -> Sequence[Any]:
         """The values that are possible; empty for all of its type."""
         return self.choices or (self.registry.names() if self.registry else ())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recbole_perpeft.core.digest import row_digests
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.data.content import IMAGE
 from recbole_perpeft.data.images import process_images
 from recbole_perpeft.pretrained.processor import Processor
@@ -22,44 +23,26 @@ FIRST_STATE, STATES, FINAL, DIGEST = "state_0", "states", "final", "content_dige
 
 
 @dataclass(frozen=True)
-class HiddenStateSettings:
-    """Which hidden states are kept, and how they are computed.
+class HiddenStateSettings(Settings):
+    """Which hidden states are kept, and how they are computed."""
 
-    Args:
-        encoder: Bundled model, `minilm`, folder or hub id.
-        layers: Indexes of the states to keep, ascending; 0 is the output of the embedding, b that of block b. Empty
-            for the final vector alone.
-        pooling: `cls`, `mean`, `mean_all` or `eos`, see `Backbone.pooled`; None for the usual one of the encoder.
-        max_length: Tokens of a text, special tokens included.
-        dtype: How states are stored.
-        batch_size: Items that pass through the encoder at once.
-        device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1` ...
-        quantization: `8bit` or `4bit`, see `Backbone.from_pretrained`.
-        engine: `local`, in this process, or `ray`, as Ray Data batches.
-        n_workers: Workers of the engine `ray`; None for one a GPU, or one a core.
-    """
+    encoder: str = setting(help="Bundled model, minilm, folder or hub id.")
+    layers: tuple[int, ...] = setting(
+        help="States to keep, ascending: 0 is the output of the embedding, b that of block b; none: final vectors."
+    )
+    pooling: str | None = setting(None, "cls | mean | mean_all | eos, see Backbone.pooled; ~ for the usual one.")
+    max_length: int = setting(30, "Tokens of a text, special tokens included.", least=1)
+    dtype: Literal["float16", "float32"] = setting("float16", "How states are stored.")
+    batch_size: int = setting(64, "Items that pass through the encoder at once.", least=1)
+    device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1 ...")
+    quantization: str | None = setting(None, "8bit or 4bit, see Backbone.from_pretrained.")
+    engine: Literal["local", "ray"] = setting("local", "local, in this process, or ray, as Ray Data batches.")
+    n_workers: int | None = setting(None, "Workers of ray; ~ for one a GPU, or one a core.", least=1)
 
-    encoder: str
-    layers: tuple[int, ...]
-    pooling: str | None = None
-    max_length: int = 30
-    dtype: Literal["float16", "float32"] = "float16"
-    batch_size: int = 64
-    device: str = "auto"
-    quantization: str | None = None
-    engine: Literal["local", "ray"] = "local"
-    n_workers: int | None = None
-
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Every state is kept once."""
         if list(self.layers) != sorted(set(self.layers)):
-            raise PerPEFTError(f"cache_layers: {list(self.layers)} must ascend, each state once")
-        for name, choices in (("dtype", ("float16", "float32")), ("engine", ("local", "ray"))):
-            if getattr(self, name) not in choices:
-                raise PerPEFTError(f"cache_{name}: {getattr(self, name)!r} is not one of {', '.join(choices)}")
-        for name in ("max_length", "batch_size", "n_workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise PerPEFTError(f"{name}: {value} is not a positive number")
+            raise PerPEFTError(f"layers is {list(self.layers)}: they must ascend, each state once")
 
 
 @dataclass(frozen=True)

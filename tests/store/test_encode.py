@@ -58,9 +58,9 @@ def test_settings_that_an_encoder_cannot_meet(shop, bert, change, message):
     [
         ({"layers": (2, 1)}, "must ascend"),
         ({"layers": (1, 1)}, "must ascend"),
-        ({"dtype": "int8"}, "cache_dtype: 'int8' is not one of"),
-        ({"engine": "spark"}, "cache_engine: 'spark' is not one of"),
-        ({"batch_size": 0}, "batch_size: 0 is not a positive number"),
+        ({"dtype": "int8"}, "dtype is 'int8': it must be one of float16, float32"),
+        ({"engine": "spark"}, "engine is 'spark': it must be one of local, ray"),
+        ({"batch_size": 0}, "batch_size is 0: it must be a whole number, at least 1"),
     ],
 )
 def test_impossible_settings(bert, change, message):
