@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.models.base import ContentRecommender
+from recbole_perpeft.models.build import Surroundings, by_content_alone, side_content
 from recbole_perpeft.models.towers import EncoderSettings
 from recbole_perpeft.nn.item_encoder import ItemEncoder
 from recbole_perpeft.nn.layer_drop import LayerDropSettings
-from recbole_perpeft.nn.side_content import SideContent
 from recbole_perpeft.nn.side_network import SideNetworkSettings
 
 
@@ -34,15 +32,7 @@ class IISAN(ContentRecommender):
 
     def build_item_encoder(self, config, content: ItemContent, item_tokens: Sequence[str]) -> ItemEncoder:
         """Side network and linear fusion (arXiv 2411.02992, equation 1)."""
-        towers, side = settings_from(config, EncoderSettings), settings_from(config, SideNetworkSettings)
-        layer_drop = settings_from(config, LayerDropSettings)
-        caches = towers.open_caches(layer_drop, content, config["cache_folder"], bool(config["show_progress"]))
-        return ItemEncoder(
-            SideContent(caches, [cache.rows_of(item_tokens) for cache in caches], side),
-            n_items=len(item_tokens),
-            hidden_size=config["hidden_size"],
-            content_weight=1.0,
-            chunk_size=towers.encoder_chunk_size,
-            projector=nn.Linear,
-            has_ids=False,
-        )
+        encoders, side = settings_from(config, EncoderSettings), settings_from(config, SideNetworkSettings)
+        around = Surroundings.of(config, content, item_tokens)
+        encoder = side_content(encoders, side, settings_from(config, LayerDropSettings), around)
+        return by_content_alone(encoder, len(item_tokens), config["hidden_size"], encoders.encoder_chunk_size)

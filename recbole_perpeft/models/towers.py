@@ -1,5 +1,6 @@
 """Towers: which encoders read which fields of an item, and the caches of what they make of them."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,11 @@ class EncoderSettings(Settings):
             return tuple(_tower(entry) for entry in self.towers)
         named = ((TITLE, self.text_encoder, self.text_pooling), (IMAGE, self.image_encoder, self.image_pooling))
         return tuple(Tower(field, encoder, pooling) for field, encoder, pooling in named if encoder)
+
+    def as_towers(self, **changes: Any) -> "EncoderSettings":
+        """These encoders alone, with other values for some keys."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(EncoderSettings)}
+        return EncoderSettings(**(values | changes))
 
     @property
     def by_role(self) -> dict[str, Tower]:

@@ -129,7 +129,8 @@ class AdaptedContent(nn.Module):
         batch = self.source.batch(rows)
         if self._prefix is None:
             return batch
-        return batch | self._prefix.batch(rows, batch["input_ids"].shape[1])
+        n_tokens = batch["input_ids"].shape[1] if "input_ids" in batch else 0
+        return batch | self._prefix.batch(rows, n_tokens)
 
     def _encode_chunk(self, batch: dict[str, Tensor], group: int | None) -> Tensor:
         device = self.bank.parameters_of(group)[0].device

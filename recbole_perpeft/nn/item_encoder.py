@@ -1,47 +1,12 @@
 """Item vectors: what an item looks like to a group of users, plus what its id has learnt."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.settings import Settings, same_as, setting
 from recbole_perpeft.nn.adapt.groups import GroupModules, personalise
-from recbole_perpeft.nn.adapt.tuning import TuningSettings
 from recbole_perpeft.nn.content import ContentEncoder
-from recbole_perpeft.nn.users.sasrec import TransformerSettings
-
-FROZEN = "none"
-
-
-@dataclasses.dataclass(frozen=True)
-class ItemEncoderSettings(Settings):
-    """How items become vectors; the defaults are those of PerPEFT's authors."""
-
-    foundation_model: str = setting(
-        "openai/clip-vit-base-patch32", "Dual encoder: a hub id, a folder, or the bundled aspects-clip."
-    )
-    peft_type: str = setting(
-        "lora", "A method of the peft library; iisan: a side network on stored states; none: frozen."
-    )
-    peft_config: dict | None = setting({}, "Settings of the method, over the paper's for lora and ia3.")
-    max_text_length: int | None = setting(
-        None, "Title tokens, special ones included; ~ for what the model can read.", least=1
-    )
-    hidden_size: int = same_as(TransformerSettings, "hidden_size")
-    content_weight: float = setting(0.5, "Weight of the projected content beside the id embedding.", above=0)
-    encoder_chunk_size: int = setting(64, "Items that go through the foundation model at once.", least=1)
-    cache_frozen_blocks: bool = setting(
-        True, "Whether blocks below the first adapted one are computed once and stored."
-    )
-    gradient_checkpointing: bool = same_as(TuningSettings, "gradient_checkpointing")
-
-    def check(self) -> None:
-        """What is frozen has no method to configure."""
-        if self.peft_type.lower() == FROZEN and self.peft_config:
-            raise PerPEFTError("peft_config: means nothing with peft_type none; leave it empty or choose a peft_type")
 
 
 class Projector(nn.Sequential):

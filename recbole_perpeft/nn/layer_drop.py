@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import Settings, setting
-from recbole_perpeft.pretrained.tower import WITHOUT_BLOCKS
+from recbole_perpeft.pretrained.families import WITHOUT_BLOCKS
 
 LayerDropRule = Literal["max_span", "eq5"]
 

@@ -12,7 +12,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from recbole_perpeft.core.digest import sha256, tensor_sample
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.pretrained.families import has_fixed_length
+from recbole_perpeft.pretrained.families import KINDS, has_fixed_length
 from recbole_perpeft.pretrained.frozen import FrozenModel, load_weights
 from recbole_perpeft.pretrained.locate import locate_foundation
 from recbole_perpeft.pretrained.processor import CENTRED, Pixels, load_image_processor, pixels_of
@@ -34,6 +34,7 @@ class FoundationModel(FrozenModel):
         pixels: How the bytes of images are normalised; unless given, they are mapped to -1 .. 1.
 
     Attributes:
+        kinds: `text` and `image`.
         content_size: Width of the image vector plus width of the text vector.
     """
 
@@ -44,6 +45,7 @@ class FoundationModel(FrozenModel):
                 "encoder such as CLIP or SigLIP"
             )
         super().__init__(model.float().requires_grad_(False), pixels)
+        self.kinds = KINDS
         self.name = str(model.config.name_or_path)
         self._uses_mask = not has_fixed_length(model.config.model_type)
         self._pixels = pixels

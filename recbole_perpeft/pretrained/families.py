@@ -4,6 +4,7 @@ Names of submodules differ between families and between releases: the blocks of 
 transformers 4 and `layers` in transformers 5. A family that is missing here is added by `register_family`.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,17 +14,23 @@ from torch import nn
 from recbole_perpeft.core.errors import PerPEFTError
 
 KINDS = ("text", "image")
+WITHOUT_BLOCKS = "choose MoRec with adaptation full, bitfit or frozen, or an encoder such as ViT"
 _TOWERS = {"text": ("text_model", "language_model"), "image": ("vision_model", "vision_tower")}
 _CLASS_TOKENS = tuple(
     where + name for where in ("embeddings.", "") for name in ("cls_token", "class_embedding", "class_token")
 )
-QUERY, VALUE = "query projection", "value projection"
+QUERY, KEY, VALUE = "query projection", "key projection", "value projection"
 ATTENTION_OUTPUT, FEED_FORWARD_OUTPUT = "attention output projection", "feed-forward output projection"
+FEED_FORWARD_INPUT, FIRST_NORM, SECOND_NORM = "feed-forward input projection", "first norm", "second norm"
 _PROJECTIONS = {
     QUERY: r"(.+\.)?(query|q_proj|q_lin|q)",
+    KEY: r"(.+\.)?(key|k_proj|k_lin|k)",
     VALUE: r"(.+\.)?(value|v_proj|v_lin|v)",
     ATTENTION_OUTPUT: r"attention\.output\.dense|(.+\.)?(o_proj|out_proj|out_lin|attn\.o|attn\.Wo)",
+    FEED_FORWARD_INPUT: r"intermediate\.dense|(.+\.)?(fc1|up_proj|lin1|weights_in|mlp\.Wi)",
     FEED_FORWARD_OUTPUT: r"output\.dense|(.+\.)?(fc2|down_proj|lin2|weights_out|mlp\.Wo)",
+    FIRST_NORM: r"attention\.output\.LayerNorm|layernorm_before|input_layernorm|(layer_)?norm1|(sa_layer|attn)_norm",
+    SECOND_NORM: r"output\.LayerNorm|layernorm_after|post_attention_layernorm|(layer_)?norm2|(output_layer|mlp)_norm",
 }
 _HEADS = frozenset({"pooler", "head", "lm_head", "text_projection", "visual_projection"})
 _Targets = Mapping[str, Mapping[str, tuple[str, ...]]]
@@ -31,6 +38,15 @@ _TARGETS: _Targets = {
     "": {"target_modules": ("q_proj", "v_proj")},
     "ia3": {"target_modules": ("k_proj", "v_proj", "fc1"), "feedforward_modules": ("fc1",)},
     "ln_tuning": {"target_modules": ("layer_norm1", "layer_norm2")},
+}
+# What these names of CLIP stand for in blocks that have other names.
+_ROLES = {
+    "q_proj": QUERY,
+    "k_proj": KEY,
+    "v_proj": VALUE,
+    "fc1": FEED_FORWARD_INPUT,
+    "layer_norm1": FIRST_NORM,
+    "layer_norm2": SECOND_NORM,
 }
 
 
@@ -217,6 +233,20 @@ def find_encoder(model: nn.Module, kind: str) -> tuple[nn.Module, Family]:
     )
 
 
+def blocks_of(encoder: nn.Module, family: Family) -> list[nn.Module]:
+    """The blocks of an encoder, in their order.
+
+    Raises:
+        PerPEFTError: They differ in width.
+    """
+    if family.blocks is None:
+        raise PerPEFTError(
+            f"{family.kind}_encoder: the stages of {type(encoder).__name__} differ in width, and what reads or adapts "
+            f"blocks of one width (IISAN, adapter, lora) cannot use it; {WITHOUT_BLOCKS}"
+        )
+    return list(find(encoder, family.blocks))
+
+
 def has_fixed_length(model_type: str) -> bool:
     """Whether models of this type read the text vector from the last slot."""
     return any(family.fixed_length and model_type in family.model_types for family in _families("text"))
@@ -227,23 +257,35 @@ def peft_targets(method: str, model: nn.Module | None = None) -> dict[str, list[
 
     Args:
         method: Name of the method in lower case.
-        model: A dual encoder; None for one like CLIP.
+        model: An encoder, alone or dual; None for one like CLIP.
     """
-    towers = [tower for kind in KINDS if (tower := _tower_targets(model, kind)) is not None]
+    encoders = [] if model is None else [found for kind in KINDS if (found := _encoder_if_any(model, kind))]
+    if not encoders:
+        return {key: list(names) for key, names in _TARGETS.get(method, _TARGETS[""]).items()}
     chosen: dict[str, list[str]] = {}
-    for targets in towers or [_TARGETS]:
-        for key, names in targets.get(method, targets[""]).items():
-            chosen[key] = list(dict.fromkeys([*chosen.get(key, []), *names]))
+    for encoder, family in encoders:
+        for key, names in family.targets.get(method, family.targets[""]).items():
+            present = [place for name in names for place in _names_in(encoder, family, name)]
+            chosen[key] = list(dict.fromkeys([*chosen.get(key, []), *present]))
     return chosen
 
 
-def _tower_targets(model: nn.Module | None, kind: str) -> _Targets | None:
-    if model is None:
-        return None
+def _encoder_if_any(model: nn.Module, kind: str) -> tuple[nn.Module, Family] | None:
     try:
-        return find_encoder(model, kind)[1].targets
-    except PerPEFTError:  # a tower of another make, whose modules the user names
+        return find_encoder(model, kind)
+    except PerPEFTError:  # a tower of another make, whose modules the user names, or an encoder of the other kind
         return None
+
+
+def _names_in(encoder: nn.Module, family: Family, name: str) -> list[str]:
+    """A name, or those of what has its role in blocks that do not know it, none perhaps."""
+    if name not in _ROLES or any(place.endswith(f".{name}") for place, _ in encoder.named_modules()):
+        return [name]
+    if family.blocks is None:
+        return []
+    role = family.projection(_ROLES[name])
+    names = (part for block in find(encoder, family.blocks) for part, _ in block.named_modules())
+    return list(dict.fromkeys(part for part in names if re.fullmatch(role, part)))
 
 
 def _model_types(model: nn.Module) -> frozenset[str]:

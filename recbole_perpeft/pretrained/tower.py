@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.pretrained.families import KINDS, find, find_encoder, has_fixed_length
+from recbole_perpeft.pretrained.families import KINDS, blocks_of, find, find_encoder, has_fixed_length
 from recbole_perpeft.pretrained.frozen import FrozenModel, load_weights
 from recbole_perpeft.pretrained.locate import load_part, loading, locate_encoder, weights_fingerprint
 from recbole_perpeft.pretrained.processor import CENTRED, Pixels, load_image_processor, pixels_of
 
 POOLINGS = {"text": ("cls", "mean", "mean_all", "eos"), "image": ("cls", "mean", "own")}
-WITHOUT_BLOCKS = "choose MoRec with adaptation full, bitfit or frozen, or an encoder such as ViT"
+Own = TypeVar("Own", bound="Backbone")
 QUANTIZATIONS = ("8bit", "4bit")
 
 
@@ -56,6 +56,7 @@ class Backbone(FrozenModel):
     Attributes:
         model: The encoder or tower.
         family: What depends on how it is built.
+        kinds: `kind` alone.
         layers: Its blocks.
         n_layers: Number of blocks, L; 0 where they differ in width: then it gives final vectors alone.
         width: Size of a hidden state, d; without blocks, that of a final vector.
@@ -68,7 +69,7 @@ class Backbone(FrozenModel):
             raise PerPEFTError(f"kind: {kind!r} is not one of {', '.join(KINDS)}")
         encoder, family = find_encoder(model, kind)
         super().__init__(encoder, pixels)
-        self.kind = kind
+        self.kind, self.kinds = kind, (kind,)
         self.family = family
         reads_head = family.blocks is None
         if kind == "image" and not reads_head and isinstance(getattr(encoder, "pooler", None), nn.Module):
@@ -93,7 +94,7 @@ class Backbone(FrozenModel):
         return tuple(name for name in POOLINGS[self.kind] if name not in lacks)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, kind: str, quantization: str | None = None) -> "Backbone":
+    def from_pretrained(cls: type[Own], name_or_path: str | Path, kind: str, quantization: str | None = None) -> Own:
         """Loads a bundled model, `minilm`, a folder or a hub id.
 
         Args:
@@ -147,12 +148,7 @@ class Backbone(FrozenModel):
         Raises:
             PerPEFTError: They differ in width.
         """
-        if self.family.blocks is None:
-            raise PerPEFTError(
-                f"{self.kind}_encoder: the stages of {type(self.model).__name__} differ in width, and what reads or "
-                f"adapts blocks of one width (IISAN, adapter, lora) cannot use it; {WITHOUT_BLOCKS}"
-            )
-        return list(find(self.model, self.family.blocks))
+        return blocks_of(self.model, self.family)
 
     @property
     def norm(self) -> nn.Module | None:
@@ -285,6 +281,43 @@ class Backbone(FrozenModel):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+class PooledTower(Backbone):
+    """A frozen encoder that turns items into pooled vectors, to be adapted like a dual encoder.
+
+    Attributes:
+        fingerprint: Identifies the weights.
+        content_size: Width of a vector.
+    """
+
+    fingerprint: str
+    content_size: int
+
+    @classmethod
+    def load(
+        cls, name_or_path: str | Path, kind: str, pooling: str | None = None, stamp_folder: Path | None = None
+    ) -> "PooledTower":
+        """Loads an encoder.
+
+        Args:
+            name_or_path: As in `locate_encoder`.
+            kind: `text` or `image`.
+            pooling: As in `Backbone.pooled`.
+            stamp_folder: As in `describe_backbone`.
+
+        Raises:
+            PerPEFTError: As `Backbone.from_pretrained`, or the encoder cannot be pooled so.
+        """
+        tower = cls.from_pretrained(name_or_path, kind)
+        tower.pooling = tower.check_pooling(pooling)
+        tower.fingerprint = weights_fingerprint(locate_encoder(name_or_path, kind), kind, stamp_folder)
+        tower.content_size = tower.width
+        return tower
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Vectors of items, float32 [n, content_size]; inputs as in `pooled_states`."""
+        return self.pooled_states((), self.pooling, **inputs)[1].float()
 
 
 def describe_backbone(name_or_path: str | Path, kind: str, stamp_folder: Path | None = None) -> BackboneDescription:

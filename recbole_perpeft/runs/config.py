@@ -175,6 +175,9 @@ class Config(RecBoleConfig):
             settings["train_neg_sample_args"] = None
         if "peft_config" not in self.external_config_dict and self._has_another_peft_type(defaults):
             settings["peft_config"] = {}
+        for key, others in getattr(self.model_class, "replaced_defaults", {}).items():
+            if key not in self.external_config_dict and any(map(self.external_config_dict.get, others)):
+                settings[key] = None
         for key in ("data_path", "checkpoint_dir", "valid_metric"):
             settings[key] = str(settings[key])
         return settings

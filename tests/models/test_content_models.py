@@ -137,7 +137,7 @@ def test_only_the_active_group_moves(prepare):
         (
             "MoRec",
             {"adaptation": "prompt"},
-            "adaptation is 'prompt': it must be one of full, adapter, lora, bitfit, frozen",
+            "adaptation: 'prompt' is unknown.*; choose one of .*adapter, .*bitfit, .*frozen, full, .*iisan, .*lora",
         ),
         ("PerPEFT", {"peft_type": "iisan", "peft_config": {"r": 4}}, "peft_config: r means nothing"),
         ("PerPEFT", {"peft_type": "iisan", "peft_config": {"n_blocks": 5}}, "n_blocks: 5"),

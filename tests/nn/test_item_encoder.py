@@ -3,12 +3,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.models import build as build_module
-from recbole_perpeft.models.build import build_item_encoder
 from recbole_perpeft.nn.adapt.bank import AdapterBank
+from recbole_perpeft.nn.adapt.methods import PeftMethod
 from recbole_perpeft.nn.content import AdaptedContent, FrozenContent
-from recbole_perpeft.nn.item_encoder import ItemEncoder, ItemEncoderSettings, Projector
+from recbole_perpeft.nn.item_encoder import ItemEncoder, Projector
 from recbole_perpeft.pretrained.dual import FoundationModel
 
 N_ITEMS = 12  # the pad included
@@ -65,7 +63,9 @@ ROW_OF_ITEM = RandomSource().rows_of(range(N_ITEMS))
 def make_adapted(tiny_clip):
     def make(chunk_size=4, **options) -> ItemEncoder:
         torch.manual_seed(0)
-        bank = AdapterBank(FoundationModel(tiny_clip()), "lora", {"lora_dropout": options.pop("dropout", 0.1)})
+        bank = AdapterBank(
+            FoundationModel(tiny_clip()), PeftMethod("lora", {"lora_dropout": options.pop("dropout", 0.1)})
+        )
         content = AdaptedContent(bank, RandomSource(), ROW_OF_ITEM, chunk_size, **options)
         return ItemEncoder(content, N_ITEMS, hidden_size=8, chunk_size=5)
 
@@ -267,51 +267,6 @@ def test_frozen_content_does_not_change_its_file(make_frozen, tmp_path):
     encoder.content_encoder(torch.arange(N_ITEMS), None).mul_(2)
     assert file.read_bytes() == before
     assert np.load(file).dtype == np.float32
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"foundation_model": ""}, "foundation_model is '': it must be text"),
-        ({"peft_type": ""}, "peft_type is '': it must be text"),
-        ({"hidden_size": 0}, "hidden_size is 0: it must be"),
-        ({"encoder_chunk_size": 0}, "encoder_chunk_size is 0: it must be"),
-        ({"content_weight": 0.0}, "content_weight is 0.0"),
-        ({"content_weight": float("nan")}, "content_weight is nan"),
-        ({"max_text_length": 0}, "max_text_length is 0: it must be"),
-        ({"peft_type": "none", "peft_config": {"r": 4}}, "peft_config: means nothing"),
-    ],
-)
-def test_wrong_settings_name_their_key(settings, message):
-    with pytest.raises(PerPEFTError, match=message):
-        ItemEncoderSettings(**settings)
-
-
-@pytest.fixture
-def fake_cache(monkeypatch):
-    class Cache(RandomSource):
-        @classmethod
-        def open_or_build(cls, content, processor, cache_folder, show_progress):
-            assert processor.image_size == (16, 16)
-            return cls()
-
-    monkeypatch.setattr(build_module, "ContentCache", Cache)
-
-
-@pytest.mark.parametrize("peft_type", ["lora", "none"])
-def test_build(fake_cache, clip_folder, tmp_path, peft_type):
-    settings = ItemEncoderSettings(foundation_model=str(clip_folder), peft_type=peft_type, hidden_size=8)
-    tokens = ["[PAD]", *(f"item{i}" for i in range(1, N_ITEMS))]
-    encoder = build_item_encoder(settings, None, tokens, str(tmp_path))
-    assert encoder.encode_catalogue(None).shape == (N_ITEMS, 8)
-    assert encoder.foundation_fingerprint == FoundationModel.from_pretrained(clip_folder).fingerprint
-    assert isinstance(encoder.content_encoder, FrozenContent if peft_type == "none" else AdaptedContent)
-
-
-def test_wrong_peft_type_shows_before_images_are_read(clip_folder, tmp_path):
-    settings = ItemEncoderSettings(foundation_model=str(clip_folder), peft_type="nothing")
-    with pytest.raises(PerPEFTError, match="peft_type: 'nothing' is unknown"):
-        build_item_encoder(settings, None, ["[PAD]", "a"], tmp_path)
 
 
 def test_layers_of_the_projector_are_those_of_the_paper():

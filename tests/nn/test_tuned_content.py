@@ -7,12 +7,8 @@ from transformers import BertConfig, ViTConfig
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.nn.adapt.groups import personalise
-from recbole_perpeft.nn.adapt.tuning import TuningSettings
 from recbole_perpeft.nn.content import AdaptedContent
-from recbole_perpeft.nn.tuned_content import (
-    FrozenStatesContent,
-    TunedEncoders,
-)
+from recbole_perpeft.nn.tuned_content import TunedEncoders
 from recbole_perpeft.pretrained.tower import Backbone
 from support import tiny_backbones as tiny
 
@@ -20,7 +16,7 @@ ADAPTATIONS, Source, backbone = tiny.ADAPTATIONS, tiny.Source, tiny.backbone
 
 
 def encoders(adaptation, kinds=("text", "image"), **settings):
-    tuned = TunedEncoders({kind: backbone(kind) for kind in kinds}, TuningSettings(adaptation, **settings), "print")
+    tuned = TunedEncoders({kind: backbone(kind) for kind in kinds}, tiny.method(adaptation), "print", **settings)
     return tuned.eval()
 
 
@@ -45,14 +41,9 @@ def test_parameter_counts_of_the_paper(adaptation, expected):
             "text": Backbone.from_config(BertConfig(), "text"),
             "image": Backbone.from_config(ViTConfig(), "image"),
         }
-        model = TunedEncoders(base, TuningSettings(adaptation), "print")
+        model = TunedEncoders(base, tiny.method(adaptation), "print")
     user_encoder, fusion = 100_224, 128 * 64 + 64
     assert sum(parameter.numel() for parameter in model.parameters_of(None)) + user_encoder + fusion == expected
-
-
-def test_parameter_count_of_the_frozen_baseline():
-    model = FrozenStatesContent({"text": Stored(768), "image": Stored(768)}, ["[PAD]", "0"])
-    assert sum(parameter.numel() for parameter in model.parameters()) + 100_224 + 8_256 == 206_912
 
 
 def test_content_is_image_and_text_heads_on_class_tokens():
@@ -86,13 +77,13 @@ def test_one_backbone_alone_reads_its_inputs_alone(kind):
 def test_another_pooling_can_be_chosen():
     inputs = {name: values for name, values in Source().inputs.items() if name != "pixel_values"}
     usual, mean = (
-        TunedEncoders({"text": backbone("text")}, TuningSettings("bitfit"), "print", {"text": pooling})
+        TunedEncoders({"text": backbone("text")}, tiny.method("bitfit"), "print", {"text": pooling})
         for pooling in (None, "mean")
     )
     mean.heads.load_state_dict(usual.heads.state_dict())
     assert (usual(None, **inputs) - mean(None, **inputs)).abs().max() > 1e-3
     with pytest.raises(PerPEFTError, match="text_pooling: 'max'"):
-        TunedEncoders({"text": backbone("text")}, TuningSettings("bitfit"), "print", {"text": "max"})
+        TunedEncoders({"text": backbone("text")}, tiny.method("bitfit"), "print", {"text": "max"})
 
 
 EXPECTED_GROUPS = {
@@ -155,7 +146,7 @@ def test_state_dict_is_what_trains(adaptation):
 
 @pytest.mark.parametrize("train_mode", [False, True])
 def test_dropout_of_backbones_is_on_only_when_asked_for(train_mode):
-    content = content_of(encoders("full", backbone_train_mode=train_mode))
+    content = content_of(encoders("full", train_mode=train_mode))
     items = torch.arange(7)
     first, second = content.train()(items, None), content(items, None)
     assert torch.equal(first, second) != train_mode
@@ -179,7 +170,7 @@ def test_pads_are_zero_and_chunks_do_not_matter():
 def test_gradient_checkpointing_gives_the_same_gradients(adaptation):
     gradients = []
     for checkpointing in (False, True):
-        content = content_of(encoders(adaptation, backbone_train_mode=True), 3, checkpointing).train()
+        content = content_of(encoders(adaptation, train_mode=True), 3, checkpointing).train()
         torch.manual_seed(1)
         content(torch.arange(7), None).square().sum().backward()
         gradients.append({name: p.grad for name, p in content.named_parameters() if p.grad is not None})
@@ -195,51 +186,6 @@ def test_all_groups_share_what_is_trained(adaptation):
     personalise(content, 2)
     assert set(content.state_dict()) == before
     assert torch.equal(content(torch.arange(7), 1), content(torch.arange(7), None))
-
-
-class Stored:
-    """Vectors of four items, in half precision."""
-
-    def __init__(self, width, fingerprint="f"):
-        self.width, self.fingerprint = width, fingerprint
-        self.vectors = torch.randn(4, width, generator=torch.Generator().manual_seed(width)).half()
-
-    def rows_of(self, item_tokens):
-        return torch.tensor([-1 if token == "[PAD]" else int(token) for token in item_tokens])
-
-    def final(self, rows):
-        return self.vectors[rows]
-
-
-def test_heads_on_stored_vectors():
-    sources = {"text": Stored(6), "image": Stored(10)}
-    content = FrozenStatesContent(sources, ["[PAD]", "2", "0", "3"], head_size=5)
-    vectors = content(torch.tensor([1, 0, 3, 3]), None)
-    assert vectors.shape == (4, content.content_size) == (4, 10) and vectors.dtype == torch.float32
-    for position, row in ((0, 2), (2, 3), (3, 3)):
-        for place, kind in enumerate(("image", "text")):
-            head = content.heads[kind][0]
-            weight, bias = head.weight.detach().double(), head.bias.detach().double()
-            expected = functional.gelu(weight @ sources[kind].vectors[row].double() + bias)
-            torch.testing.assert_close(
-                vectors[position, 5 * place : 5 * place + 5].double(), expected, atol=1e-6, rtol=0
-            )
-    assert not vectors[1].any()
-    torch.testing.assert_close(content.encode_tokens(["2"], None), vectors[:1])
-    vectors.sum().backward()
-    assert set(content.parameter_groups()) == set(content.state_dict()) == trained(content)
-    assert all(parameter.grad is not None for parameter in content.parameters())
-    personalise(content, 2)
-    assert torch.equal(content(torch.tensor([1, 0, 3, 3]), 1), vectors)
-
-
-def test_stored_vectors_of_one_kind_and_their_fingerprint():
-    tokens = ["[PAD]", "1"]
-    text = FrozenStatesContent({"text": Stored(6)}, tokens)
-    assert text.content_size == 64
-    assert text.foundation_fingerprint == FrozenStatesContent({"text": Stored(6)}, tokens).foundation_fingerprint
-    others = ({"image": Stored(6)}, {"text": Stored(6, "g")})
-    assert all(FrozenStatesContent(o, tokens).foundation_fingerprint != text.foundation_fingerprint for o in others)
 
 
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)

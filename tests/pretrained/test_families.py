@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel, ResNetConfig, T5Config, ViTConfi
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.nn.adapt.methods import make_peft_config
-from recbole_perpeft.nn.adapt.tuning import TuningSettings, tune
+from recbole_perpeft.nn.adapt.tuning import tune
 from recbole_perpeft.nn.layer_drop import LayerDropSettings
 from recbole_perpeft.pretrained import families
 from recbole_perpeft.pretrained.families import Family, find_encoder, register_family
@@ -18,6 +18,7 @@ from recbole_perpeft.pretrained.tower import Backbone
 from support.foundations import BERT_TEXT as TEXT
 from support.foundations import BERT_TOWER as TOWER
 from support.foundations import clip_config
+from support.tiny_backbones import method
 
 VISION = {**TOWER, "image_size": 16, "patch_size": 8}
 RESNET = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
@@ -94,16 +95,19 @@ def test_a_tower_without_blocks_gives_final_vectors_alone():
         tower.pooled_states((0,), "own", pixel_values=PIXELS)
     with pytest.raises(PerPEFTError, match="a side network reads states of one width.*choose MoRec"):
         LayerDropSettings().states([12, tower.n_layers])
-    for adaptation in ("adapter", "lora"):
-        with pytest.raises(PerPEFTError, match="what reads or adapts blocks of one width"):
-            tune(tower, TuningSettings(adaptation))
+    with pytest.raises(PerPEFTError, match="what reads or adapts blocks of one width"):
+        tune(tower, method("adapter"))
+    with pytest.raises(
+        PerPEFTError, match="ResNetModel has no modules that lora usually adapts.*choose full or bitfit"
+    ):
+        tune(tower, method("lora"))
 
 
 def test_batch_norms_of_a_trained_tower_keep_their_statistics():
     types = frozenset({"resnet"})
     register_family(Family("ResNet", "image", None, None, "own", model_types=types, width="config.hidden_sizes"))
     tower = Backbone.from_config(RESNET, "image")
-    tune(tower, TuningSettings("full"))
+    tune(tower, method("full"))
     before = {name: buffer.clone() for name, buffer in tower.named_buffers()}
     tower.train()
     tower.pooled_states((), "own", pixel_values=PIXELS)[1].sum().backward()

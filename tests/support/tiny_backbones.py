@@ -3,11 +3,20 @@
 import torch
 from transformers import BertConfig, ViTConfig
 
+from recbole_perpeft.nn.adapt.methods import PeftMethod
+from recbole_perpeft.nn.adapt.tuning import HoulsbyAdapters, train_all, train_biases
 from recbole_perpeft.pretrained.tower import Backbone
 
 ADAPTATIONS = ("full", "adapter", "lora", "bitfit")
 TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 N_ITEMS, LENGTH, SIZE = 6, 7, 8
+
+
+def method(adaptation, adapter_rank=64, lora_rank=8, lora_alpha=1):
+    """A method of IISAN's baselines, as MoRec has them."""
+    lora = {"r": lora_rank, "lora_alpha": lora_alpha, "lora_dropout": 0.0, "bias": "lora_only"}
+    methods = {"full": train_all, "bitfit": train_biases, "adapter": HoulsbyAdapters(adapter_rank)}
+    return methods.get(adaptation) or PeftMethod("lora", lora)
 
 
 def backbone(kind, seed=0):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -9,11 +10,12 @@ from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import Settings, setting, settings_from
-from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
+from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.models.base import ContentRecommender
-from recbole_perpeft.models.build import build_item_encoder
+from recbole_perpeft.models.build import Surroundings
+from recbole_perpeft.models.perpeft.content import ItemEncoderSettings, build_item_encoder
 from recbole_perpeft.models.perpeft.trainer import PerPEFTTrainer
-from recbole_perpeft.nn.item_encoder import ItemEncoder, ItemEncoderSettings
+from recbole_perpeft.nn.item_encoder import ItemEncoder
 from recbole_perpeft.nn.users.sasrec import initialise_like_perpeft
 
 
@@ -64,20 +66,19 @@ class PerPEFT(ContentRecommender):
     trainer_class = PerPEFTTrainer
     settings_classes = (ItemEncoderSettings, GroupSettings)
     personalised_stage = True
+    # Settings whose default gives way where one of others is set.
+    replaced_defaults: Mapping[str, tuple[str, ...]] = MappingProxyType(
+        {"foundation_model": ("text_encoder", "image_encoder", "towers")}
+    )
 
     def content_fields(self, config) -> tuple[str, ...]:
-        """Titles and images: foundation models of PerPEFT are dual encoders."""
-        return TITLE, IMAGE
+        """Titles and images of a dual encoder, or the fields of the towers."""
+        return settings_from(config, ItemEncoderSettings).fields
 
     def build_item_encoder(self, config, content: ItemContent, item_tokens: Sequence[str]) -> ItemEncoder:
-        """A foundation model with PEFT modules, projectors and id vectors (PerPEFT section 3)."""
-        return build_item_encoder(
-            settings_from(config, ItemEncoderSettings),
-            content,
-            item_tokens,
-            config["cache_folder"],
-            bool(config["show_progress"]),
-        )
+        """Encoders with PEFT modules, projectors and id vectors (PerPEFT section 3)."""
+        around = Surroundings.of(config, content, item_tokens)
+        return build_item_encoder(settings_from(config, ItemEncoderSettings), around)
 
     def reset_parameters(self) -> None:
         """As PerPEFT's authors start."""

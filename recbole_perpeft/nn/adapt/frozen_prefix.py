@@ -15,7 +15,6 @@ from recbole_perpeft.nn.adapt.bank import AdapterBank
 from recbole_perpeft.pretrained.families import find, find_encoder
 from recbole_perpeft.store.rows import Layout, RowFiles, computed_rows
 
-KINDS = ("image", "text")
 PREFIX = "_prefix"
 
 
@@ -124,8 +123,8 @@ class FrozenPrefix:
 
 def frozen_depths(bank: AdapterBank) -> dict[str, int]:
     """Number of blocks below the first adapted one, by kind of tower; towers without such a block are left out."""
-    adapted = {id(module) for module in bank.adapter_layers}
-    depths = {kind: _frozen_depth(bank, kind, adapted) for kind in KINDS}
+    adapted = {id(module) for module in bank.adapted}
+    depths = {kind: _frozen_depth(bank, kind, adapted) for kind in bank.template.kinds}
     return {kind: depth for kind, depth in depths.items() if depth}
 
 

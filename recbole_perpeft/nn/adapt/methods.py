@@ -3,14 +3,18 @@
 import dataclasses
 import difflib
 import json
+import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from peft import PeftConfig, PeftType
+from peft import PeftConfig, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.nn.adapt.tuning import Encoder, module_names
 from recbole_perpeft.pretrained.families import peft_targets
 
 _INPUTS = "it changes the input sequence of a language model instead of the layers of an encoder"
@@ -42,6 +46,45 @@ def supported_peft_types() -> list[str]:
     return sorted({kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING} - _REFUSED.keys())
 
 
+def is_peft_type(name: str) -> bool:
+    """Whether peft has a method of that name, be it one that cannot be used here."""
+    return name in _REFUSED or name in supported_peft_types()
+
+
+@dataclass(frozen=True)
+class PeftMethod:
+    """Puts a method of peft into an encoder.
+
+    Args:
+        peft_type: Name of the method, in any case: `lora`, `ia3`, `vera` ...
+        peft_config: Keys of the method's configuration; each replaces a default. lora and ia3 have the settings of
+            PerPEFT's authors (arXiv 2602.09445).
+    """
+
+    peft_type: str
+    peft_config: Mapping[str, Any] | None = None
+
+    def __call__(self, encoder: Encoder) -> None:
+        """As in `Method`; afterwards the encoder's model is one of peft around its own.
+
+        Raises:
+            PerPEFTError: Wrong `peft_type` or `peft_config`.
+        """
+        model = encoder.model
+        config = make_peft_config(self.peft_type, self.peft_config, model)
+        try:
+            with warnings.catch_warnings():
+                # peft asks transformers for an attribute of old name, and does not know layer norms as layers.
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+                warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
+                encoder.model = get_peft_model(model, config)
+        except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+            raise PerPEFTError(
+                f"peft_config: {self.peft_type} cannot be put into {type(model).__name__}: {error}; "
+                f"the model has modules named {module_names(model)}"
+            ) from error
+
+
 def make_peft_config(peft_type: str, overrides: Mapping | None, model: nn.Module) -> PeftConfig:
     """Builds the configuration of a peft method for a model.
 
@@ -58,12 +101,14 @@ def make_peft_config(peft_type: str, overrides: Mapping | None, model: nn.Module
     if name in _REFUSED:
         raise PerPEFTError(f"peft_type: {name} cannot be used here: {_REFUSED[name]}")
     if name not in supported_peft_types():
-        raise PerPEFTError(
-            f"peft_type: {peft_type!r} is unknown{_suggestion(name, supported_peft_types())}; "
-            f"choose none or one of {', '.join(supported_peft_types())}"
-        )
+        raise PerPEFTError(f"peft_type: {peft_type!r} is no method of the installed peft")
     config_class = next(cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items() if kind.value.lower() == name)
     settings = _with_defaults(name, config_class, dict(overrides or {}), model)
+    if not settings["target_modules"] and "target_modules" not in (overrides or {}):
+        raise PerPEFTError(
+            f"peft_config: {type(model).__name__} has no modules that {name} usually adapts; it has modules named "
+            f"{module_names(model)}. Name target_modules, or choose full or bitfit"
+        )
     for key in ("target_modules", "feedforward_modules"):
         _check_targets(key, settings.get(key), model)
     try:
@@ -124,16 +169,6 @@ def _plain(config: PeftConfig) -> dict:
     common = {field.name for field in dataclasses.fields(PeftConfig)}
     values = {key: value for key, value in config.to_dict().items() if key not in common}
     return json.loads(json.dumps(values, default=sorted))
-
-
-def module_names(model: nn.Module, most: int = 12) -> str:
-    """Some names of modules with weights, for messages."""
-    leaves = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if not list(module.children()) and list(module.parameters())
-    }
-    return ", ".join(sorted(name for name in leaves if not name.isdigit())[:most])
 
 
 def _with_defaults(

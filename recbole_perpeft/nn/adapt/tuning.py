@@ -1,126 +1,186 @@
-"""Which parameters of a backbone train, and which new ones come in: the methods that IISAN is compared with."""
+"""What trains in a frozen encoder, and how it comes in: methods of our own beside those of peft."""
 
 import re
-import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
-from peft import LoraConfig, inject_adapter_in_model
-from torch import nn
+from torch import Tensor, nn
 
+from recbole_perpeft.core.digest import tensor_sample
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.nn.adapt.bottleneck import insert_houlsby_adapters
-from recbole_perpeft.nn.adapt.methods import module_names
-from recbole_perpeft.pretrained.families import ATTENTION_OUTPUT, FEED_FORWARD_OUTPUT, QUERY, VALUE
+from recbole_perpeft.pretrained.dual import FoundationModel
+from recbole_perpeft.pretrained.families import (
+    ATTENTION_OUTPUT,
+    FEED_FORWARD_OUTPUT,
+    Family,
+    blocks_of,
+    find,
+    find_encoder,
+)
 from recbole_perpeft.pretrained.tower import Backbone
 
-Adaptation = Literal["full", "adapter", "lora", "bitfit", "frozen"]
+Encoder = FoundationModel | Backbone
+Origin = Literal["side", "backbone"]
+
+
+class Method(Protocol):
+    """Puts what trains into a frozen encoder, in place: afterwards, what needs gradients is what is trained."""
+
+    def __call__(self, encoder: Encoder) -> None:
+        """Changes the encoder; raises `PerPEFTError` where it does not fit."""
+        ...
+
+
+class TowerParts(NamedTuple):
+    """The encoder of one modality, alone or in a dual encoder."""
+
+    kind: str
+    model: nn.Module
+    family: Family
+
+
+def towers_of(encoder: Encoder) -> list[TowerParts]:
+    """The one or two towers of an encoder into which nothing was put yet."""
+    return [TowerParts(kind, *find_encoder(encoder.model, kind)) for kind in encoder.kinds]
+
+
+def find_role(block: nn.Module, role: str, tower: TowerParts) -> str:
+    """Name in a block of the one module that has a role.
+
+    Raises:
+        PerPEFTError: There is none, or there are several.
+    """
+    found = [name for name, _ in block.named_modules() if re.fullmatch(tower.family.projection(role), name)]
+    if len(found) != 1:
+        raise PerPEFTError(
+            f"{tower.kind}_encoder: a block of {type(tower.model).__name__} has {len(found)} modules that look like "
+            f"its {role}, not one; it has modules named {module_names(block)}. Choose full or bitfit"
+        )
+    return found[0]
+
+
+def module_names(model: nn.Module, most: int = 12) -> str:
+    """Some names of modules with weights, for messages."""
+    leaves = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if not list(module.children()) and list(module.parameters())
+    }
+    return ", ".join(sorted(name for name in leaves if not name.isdigit())[:most])
+
+
+def train_all(encoder: Encoder) -> None:
+    """Trains all weights but those that no vector passes, such as the pooler of a BERT (`full`)."""
+    is_dual = len(encoder.kinds) > 1  # its vectors pass the heads, but not the scale of its own loss
+    unused = {"logit_scale", "logit_bias"} if is_dual else towers_of(encoder)[0].family.heads
+    for name, parameter in encoder.named_parameters():
+        if unused.isdisjoint(name.split(".")):
+            if not parameter.is_floating_point():
+                raise PerPEFTError(
+                    f"{encoder.kinds[0]}_encoder: full cannot train the quantised weights of "
+                    f"{type(encoder.model).__name__}; choose adapter or lora, or an encoder that is not quantised"
+                )
+            parameter.requires_grad_(True)
+
+
+def train_biases(encoder: Encoder) -> None:
+    """Trains all biases (`bitfit`). The authors' count has that of BERT's pooler too, which never gets a gradient."""
+    for name, parameter in encoder.named_parameters():
+        if name.endswith(".bias"):
+            parameter.requires_grad_(True)
 
 
 @dataclass(frozen=True)
-class TuningSettings(Settings):
-    """How encoders are adapted; the defaults are those of IISAN's baselines (arXiv 2411.02992)."""
+class HoulsbyAdapters(Settings):
+    """Puts two adapters into each block (`adapter`), as in the baselines of IISAN-Versa (arXiv 2411.02992)."""
 
-    adaptation: Adaptation = setting(
-        "full",
-        "full trains all weights | adapter: two Houlsby adapters a block | lora: on queries and values, and their "
-        "biases | bitfit: all biases | frozen: final vectors are computed once and stored.",
-    )
     adapter_rank: int = setting(64, "Inner width of a Houlsby adapter.", least=1)
-    lora_rank: int = setting(8, "Rank of LoRA.", least=1)
-    lora_alpha: float = setting(1, "Scale of LoRA times the rank.", above=0)
-    backbone_train_mode: bool = setting(False, "Whether the encoders' own dropout is on in training.")
-    gradient_checkpointing: bool = setting(
-        False, "Keep one chunk's activations at a time and compute them again in the backward pass."
-    )
+
+    def __call__(self, encoder: Encoder) -> None:
+        for tower in towers_of(encoder):
+            for block in blocks_of(tower.model, tower.family):
+                projections = [find_role(block, role, tower) for role in (ATTENTION_OUTPUT, FEED_FORWARD_OUTPUT)]
+                width = int(find(tower.model, tower.family.width))
+                insert_houlsby_adapters(block, projections, width, self.adapter_rank)
 
 
-def tune(backbone: Backbone, settings: TuningSettings) -> dict[str, Literal["side", "backbone"]]:
-    """Makes a frozen backbone trainable by a method, in place; what trains enters its state dict.
+class Inserted(NamedTuple):
+    """What a method did to an encoder.
+
+    Attributes:
+        layers: Modules that came in.
+        pretrained: Identities of all tensors that the encoder had before.
+    """
+
+    layers: tuple[nn.Module, ...]
+    pretrained: frozenset[int]
+
+
+def insert(encoder: Encoder, method: Method) -> Inserted:
+    """Puts what trains into an encoder, in place.
+
+    Raises:
+        PerPEFTError: The method does not fit the encoder, or starts by changing its weights.
+    """
+    modules = {id(module) for module in encoder.modules()}
+    tensors = {id(tensor): tensor for tensor in _tensors(encoder)}
+    values = _samples(tensors.values())
+    method(encoder)
+    if _samples(tensors.values()) != values:
+        raise PerPEFTError(
+            "peft_config: these settings start by changing the frozen weights, which no checkpoint holds; choose "
+            "another initialisation of the adapter"
+        )
+    layers = tuple(module for module in encoder.modules() if id(module) not in modules)
+    return Inserted(layers, frozenset(tensors))
+
+
+def _tensors(encoder: Encoder) -> Iterator[Tensor]:
+    yield from encoder.parameters()
+    yield from encoder.model.state_dict(keep_vars=True).values()
+
+
+def _samples(tensors: Iterable[Tensor]) -> list[bytes]:
+    return [tensor_sample(tensor) for tensor in tensors if tensor.is_floating_point()]
+
+
+def untrained_names(encoder: Encoder, known: frozenset[int]) -> frozenset[str]:
+    """Persistent tensors that came in and are not trained, such as the projections that VeRA's layers share.
 
     Args:
-        backbone: The backbone.
-        settings: The method.
+        encoder: Into which something was put.
+        known: Identities of pretrained and trained tensors.
+    """
+    first_name: dict[int, str] = {}
+    for name, tensor in encoder.model.state_dict(prefix="model.", keep_vars=True).items():
+        if id(tensor) not in known:
+            first_name.setdefault(id(tensor), name)
+    return frozenset(first_name.values())
+
+
+def tune(backbone: Backbone, method: Method) -> dict[str, Origin]:
+    """Makes a frozen backbone trainable by a method, in place; what trains enters its state dict.
 
     Returns:
         For each parameter that trains, by its name in the backbone: `side` if the method brought it in, `backbone` if
         the pretrained model has it.
 
     Raises:
-        PerPEFTError: The method does not fit the backbone: its blocks have no such projections, or its weights are
-            quantised.
+        PerPEFTError: As `insert`.
     """
-    pretrained = {id(parameter) for parameter in backbone.parameters()}
-    _METHODS[settings.adaptation](backbone, settings)
+    model = backbone.model
+    inserted = insert(backbone, method)
+    backbone.model = model  # what peft puts around it is not needed: its layers are inside
     # Under all names of a tensor that several layers share: loading would else restore it under its other names.
     names = dict(backbone.named_parameters(remove_duplicate=False))
-    backbone.checkpointed = frozenset(name for name, parameter in names.items() if parameter.requires_grad)
+    trained = {name: id(parameter) for name, parameter in names.items() if parameter.requires_grad}
+    known = inserted.pretrained | frozenset(trained.values())
+    backbone.checkpointed = frozenset(trained) | untrained_names(backbone, known)
     return {
-        name: "backbone" if id(parameter) in pretrained else "side"
+        name: "backbone" if id(parameter) in inserted.pretrained else "side"
         for name, parameter in backbone.named_parameters()
         if parameter.requires_grad
     }
-
-
-def _train_all(backbone: Backbone, _settings: TuningSettings) -> None:
-    for name, parameter in backbone.named_parameters():
-        if backbone.family.heads.isdisjoint(name.split(".")):
-            if not parameter.is_floating_point():
-                raise PerPEFTError(
-                    f"adaptation: full cannot train the quantised weights of {type(backbone.model).__name__}; choose "
-                    f"adapter or lora, or a {backbone.kind}_encoder that is not quantised"
-                )
-            parameter.requires_grad_(True)
-
-
-def _train_biases(backbone: Backbone, _settings: TuningSettings) -> None:
-    """All biases. The authors' count has that of BERT's pooler too, which never gets a gradient."""
-    for name, parameter in backbone.named_parameters():
-        if name.endswith(".bias"):
-            parameter.requires_grad_(True)
-
-
-def _insert_adapters(backbone: Backbone, settings: TuningSettings) -> None:
-    for block in backbone.layers:
-        projections = [_find(block, role, backbone) for role in (ATTENTION_OUTPUT, FEED_FORWARD_OUTPUT)]
-        insert_houlsby_adapters(block, projections, backbone.width, settings.adapter_rank)
-
-
-def _insert_lora(backbone: Backbone, settings: TuningSettings) -> None:
-    name_of = {id(module): name for name, module in backbone.model.named_modules()}
-    targets = [
-        f"{name_of[id(block)]}.{_find(block, role, backbone)}" for block in backbone.layers for role in (QUERY, VALUE)
-    ]
-    config = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # peft divides it by the rank: any number does
-        lora_dropout=0.0,
-        bias="lora_only",
-        target_modules=targets,
-    )
-    with warnings.catch_warnings():
-        # peft asks transformers for an attribute of old name.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        inject_adapter_in_model(config, backbone.model)
-
-
-def _find(block: nn.Module, role: str, backbone: Backbone) -> str:
-    """Name in a block of the one module that has a role."""
-    found = [name for name, _ in block.named_modules() if re.fullmatch(backbone.family.projection(role), name)]
-    if len(found) != 1:
-        raise PerPEFTError(
-            f"adaptation: a block of {type(backbone.model).__name__} has {len(found)} modules that look like its "
-            f"{role}, not one; it has modules named {module_names(block)}. Choose full or bitfit, or another "
-            f"{backbone.kind}_encoder"
-        )
-    return found[0]
-
-
-_METHODS = {
-    "full": _train_all,
-    "adapter": _insert_adapters,
-    "lora": _insert_lora,
-    "bitfit": _train_biases,
-    "frozen": lambda backbone, settings: None,
-}

@@ -4,6 +4,7 @@ from transformers import CLIPModel, SiglipModel
 
 from recbole_perpeft.nn.adapt.bank import AdapterBank
 from recbole_perpeft.nn.adapt.frozen_prefix import FrozenPrefix, StoredBlock, frozen_depths
+from recbole_perpeft.nn.adapt.methods import PeftMethod
 from recbole_perpeft.nn.content import AdaptedContent
 from recbole_perpeft.pretrained.dual import FoundationModel
 
@@ -45,7 +46,7 @@ def make_bank(request, clip_folder, siglip_folder):
     def make(peft_type="lora", **peft_config):
         torch.manual_seed(0)
         folder, model = {"clip": (clip_folder, CLIPModel), "siglip": (siglip_folder, SiglipModel)}[request.param]
-        bank = AdapterBank(FoundationModel(model.from_pretrained(folder)), peft_type, peft_config)
+        bank = AdapterBank(FoundationModel(model.from_pretrained(folder)), PeftMethod(peft_type, peft_config))
         with torch.no_grad():
             for parameter in bank.parameters_of(None):
                 parameter += 0.3 * torch.randn_like(parameter)

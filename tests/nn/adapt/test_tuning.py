@@ -7,7 +7,7 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPVisionConfig, Dinov2Config, GPT2Config, LlamaConfig
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.nn.adapt.tuning import TuningSettings, _find, tune
+from recbole_perpeft.nn.adapt.tuning import HoulsbyAdapters, find_role, towers_of, tune
 from recbole_perpeft.nn.tuned_content import TunedEncoders
 from recbole_perpeft.pretrained.tower import Backbone
 from support import tiny_backbones as tiny
@@ -20,7 +20,7 @@ Source, backbone, output = tiny.Source, tiny.backbone, tiny.output
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)
 def test_what_a_method_changes_at_the_start(kind, adaptation):
     plain, tuned = backbone(kind), backbone(kind)
-    tune(tuned, TuningSettings(adaptation))
+    tune(tuned, tiny.method(adaptation))
     difference = (output(plain) - output(tuned)).abs().max()
     if adaptation == "adapter":
         assert 0 < difference < 0.05
@@ -39,7 +39,7 @@ def scramble(module, pattern, seed=5):
 @pytest.mark.parametrize("kind", ["text", "image"])
 def test_lora_adds_its_product_to_query_and_value(kind):
     plain, tuned = backbone(kind), backbone(kind)
-    tune(tuned, TuningSettings("lora", lora_rank=4, lora_alpha=3))
+    tune(tuned, tiny.method("lora", lora_rank=4, lora_alpha=3))
     scramble(tuned, "lora_")
     merged = dict(plain.named_parameters())
     n_changed = 0
@@ -74,7 +74,7 @@ def adapt(adapter, states):
 @torch.no_grad()
 def test_adapters_of_bert_come_before_the_layer_norms():
     tuned = backbone("text")
-    tune(tuned, TuningSettings("adapter", adapter_rank=5))
+    tune(tuned, tiny.method("adapter", adapter_rank=5))
     scramble(tuned, "adapter")
     tuned.double()
     inputs = Source().inputs
@@ -92,7 +92,7 @@ def test_adapters_of_bert_come_before_the_layer_norms():
 @torch.no_grad()
 def test_adapters_of_vit_come_before_the_residual_connections():
     tuned = backbone("image")
-    tune(tuned, TuningSettings("adapter", adapter_rank=5))
+    tune(tuned, tiny.method("adapter", adapter_rank=5))
     scramble(tuned, "adapter")
     tuned.double()
     states = tuned.model.embeddings(Source().inputs["pixel_values"].double() / 255 * 2 - 1)
@@ -111,7 +111,7 @@ def test_adapters_of_vit_come_before_the_residual_connections():
 
 def test_adapters_start_small_and_without_biases():
     tuned = backbone("text")
-    tune(tuned, TuningSettings("adapter"))
+    tune(tuned, tiny.method("adapter"))
     weights = [parameter for name, parameter in tuned.named_parameters() if "adapter" in name and "weight" in name]
     assert len(weights) == 8
     assert abs(torch.cat([weight.flatten() for weight in weights]).std() - 0.01) < 1e-3
@@ -132,7 +132,7 @@ SWIGLU = Dinov2Config(**DINO.to_diff_dict() | {"use_swiglu_ffn": True})
 )
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)
 def test_other_encoders(config, kind, adaptation):
-    model = TunedEncoders({kind: Backbone.from_config(config, kind)}, TuningSettings(adaptation), "print").train()
+    model = TunedEncoders({kind: Backbone.from_config(config, kind)}, tiny.method(adaptation), "print").train()
     model(None, **Source().inputs).sum().backward()
     counts = {"lora": 2 * 2 * 2, "adapter": 2 * 2 * 4}
     brought_in = [p for name, p in model.named_parameters() if "lora_" in name or ".adapter." in name]
@@ -156,8 +156,9 @@ class Blocks4(nn.Module):
 
 
 def test_roles_by_names_of_transformers_4():
+    (vit,) = towers_of(backbone("image"))
     found = {
-        role: _find(Blocks4(), role, backbone("image"))
+        role: find_role(Blocks4(), role, vit)
         for role in ("query projection", "value projection", "attention output projection")
     }
     assert found == {
@@ -165,31 +166,24 @@ def test_roles_by_names_of_transformers_4():
         "value projection": "attention.attention.value",
         "attention output projection": "attention.output.dense",
     }
-    assert _find(Blocks4(), "feed-forward output projection", backbone("image")) == "output.dense"
+    assert find_role(Blocks4(), "feed-forward output projection", vit) == "output.dense"
 
 
 def test_an_encoder_without_separate_projections_is_refused():
     gpt = Backbone.from_config(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=20), "text")
-    with pytest.raises(PerPEFTError, match="GPT2Model has 0 modules that look like its query projection.*c_attn"):
-        tune(gpt, TuningSettings("lora"))
+    with pytest.raises(PerPEFTError, match="GPT2Model has no modules that lora usually adapts.*c_attn"):
+        tune(gpt, tiny.method("lora"))
 
 
 def test_quantised_weights_cannot_be_trained_fully():
     quantised = backbone("text")
     quantised.layers[0].intermediate.dense.weight = nn.Parameter(torch.zeros(3, dtype=torch.int8), False)
     with pytest.raises(PerPEFTError, match="full cannot train the quantised weights of BertModel"):
-        tune(quantised, TuningSettings("full"))
+        tune(quantised, tiny.method("full"))
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"adaptation": "prompt"}, "adaptation is .prompt.: it must be one of full, adapter, lora, bitfit, frozen"),
-        ({"adaptation": "lora", "lora_rank": 0}, "lora_rank is 0"),
-        ({"adaptation": "adapter", "adapter_rank": -1}, "adapter_rank is -1"),
-        ({"adaptation": "lora", "lora_alpha": float("nan")}, "lora_alpha is nan"),
-    ],
-)
-def test_wrong_tuning_settings(settings, message):
-    with pytest.raises(PerPEFTError, match=message):
-        TuningSettings(**settings)
+def test_wrong_ranks():
+    with pytest.raises(PerPEFTError, match="adapter_rank is -1"):
+        HoulsbyAdapters(adapter_rank=-1)
+    with pytest.raises(PerPEFTError, match="positive integer"):
+        tune(backbone("text"), tiny.method("lora", lora_rank=-1))
