@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from recbole_perpeft.cli.main import main
 from recbole_perpeft.pretrained.dual import locate_foundation
+from recbole_perpeft.pretrained.tower import Backbone
 from recbole_perpeft.runs.run import load, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -64,6 +65,21 @@ def test_adapters_give_the_same_content_vectors_to_plain_peft(trained, tmp_path,
     assert (found[1] - found[2]).abs().max() > 1e-4, "groups have learnt different things"
 
 
+def test_each_tower_has_its_adapter(trained, tmp_path):
+    towers = {"text_encoder": "aspects-clip", "image_encoder": "aspects-clip"}
+    folder = trained("GlobalPEFT", **towers)
+    assert main(["export", f"--run={folder}", f"--output={tmp_path / 'adapters'}"]) == 0
+    content = load(folder)[1].eval().item_encoder.content_encoder
+    for kind in ("text", "image"):
+        encoder = content.towers[kind]
+        plain = Backbone.from_pretrained("aspects-clip", kind)
+        plain.model = PeftModel.from_pretrained(plain.model, tmp_path / "adapters" / "global" / kind).eval()
+        inputs = encoder.source.batch(encoder.row_of_item[1:21])
+        with torch.no_grad():
+            found = plain.pooled_states((), plain.pooling, **inputs)[1]
+            torch.testing.assert_close(found, encoder(torch.arange(1, 21), None), atol=1e-5, rtol=1e-5)
+
+
 def test_users_and_groups_are_tables(trained, tmp_path):
     folder = trained()
     main(["export", "--run", str(folder / "best.pth"), "--output", str(tmp_path / "adapters")])
@@ -87,6 +103,7 @@ def test_a_model_without_groups_has_one_adapter(trained, tmp_path):
     [
         ("SASRec", {}, "run of SASRec"),
         ("GlobalPEFT", {"peft_type": "none", "peft_config": {}}, "GlobalPEFT with peft_type none"),
+        ("GlobalPEFT", {"peft_type": "bitfit", "peft_config": {}}, "GlobalPEFT with peft_type bitfit"),
         ("GlobalPEFT", {"peft_type": "iisan", "peft_config": {"n_blocks": 2}}, "GlobalPEFT with peft_type iisan"),
     ],
 )

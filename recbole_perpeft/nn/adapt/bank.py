@@ -173,8 +173,13 @@ class AdapterBank(nn.Module):
                 tensor.copy_(found[name])
 
     @property
+    def is_of_peft(self) -> bool:
+        """Whether its modules are adapters of peft, which `export` writes."""
+        return isinstance(self.template.model, PeftModel)
+
+    @property
     def _peft_model(self) -> PeftModel:
-        if not isinstance(self.template.model, PeftModel):
+        if not self.is_of_peft:
             raise PerPEFTError("peft_type: only methods of peft have a file format of peft; this one has none")
         return self.template.model
 
