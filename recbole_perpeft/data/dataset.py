@@ -119,7 +119,7 @@ class HistoryIndex:
         """
         starts = self.indptr[users]
         lengths = self.indptr[users + 1] - starts
-        return np.repeat(np.arange(len(users)), lengths), self.items[_ranges(starts, lengths)]
+        return np.repeat(np.arange(len(users)), lengths), self.items[ranges(starts, lengths)]
 
     def newest(self, users: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         """The last items of some users, as rows of RecBole's form.
@@ -315,7 +315,7 @@ class SequenceDataset(CheckedLog, SequentialDataset):
         targets = self._windows(items, starts[row_user] + end + 1, lengths)
         targets[torch.arange(width) < torch.from_numpy(n_context).unsqueeze(1)] = 0
         rows[positive_item_list_field(self.config)] = targets
-        return self._part(rows, np.repeat(users, ends - starts), items[_ranges(starts, ends - starts)])
+        return self._part(rows, np.repeat(users, ends - starts), items[ranges(starts, ends - starts)])
 
     def _evaluation(
         self, items: np.ndarray, users: np.ndarray, starts: np.ndarray, targets: np.ndarray
@@ -348,7 +348,7 @@ def _indptr(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts)])
 
 
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """`starts[r], starts[r] + 1, ...` of `lengths[r]` positions, for all rows one after the other."""
     offsets = np.cumsum(lengths) - lengths
     return np.repeat(starts - offsets, lengths) + np.arange(lengths.sum())
@@ -357,5 +357,5 @@ def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def _windows(items: np.ndarray, ends: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
     """The `lengths[r]` items before position `ends[r]`, padded on the right with 0: int64 [n_rows, width]."""
     windows = np.zeros((len(ends), width), dtype=np.int64)
-    windows[np.arange(width) < lengths[:, None]] = items[_ranges(ends - lengths, lengths)]
+    windows[np.arange(width) < lengths[:, None]] = items[ranges(ends - lengths, lengths)]
     return windows

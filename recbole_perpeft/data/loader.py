@@ -40,8 +40,8 @@ def train_loader(config, dataset: SequenceDataset, draws: Draws = ONE_NEGATIVE) 
     Raises:
         PerPEFTError: if a value is wrong or a user owns the whole catalogue.
     """
-    sampler = _sampler(config, dataset) if draws.negatives else None
-    return SequenceTrainDataLoader(config, dataset, sampler, shuffle=config["shuffle"])
+    sampler = _sampler(config, dataset) if draws.negatives or draws.candidates else None
+    return SequenceTrainDataLoader(config, dataset, sampler, draws, shuffle=config["shuffle"])
 
 
 def _sampler(config, dataset: SequenceDataset) -> GroupAwareSampler:
@@ -62,13 +62,15 @@ class SequenceTrainDataLoader:
     Without groups a batch mixes all users. With groups (`set_groups`) all users of a batch belong to one group, so the
     group of a batch is that of its first user, and the batches of all groups come in shuffled order.
 
-    A batch holds `user_id` [B], `item_id_list` [B, L], `item_length` [B], `pos_item_id_list` [B, L] and
-    `neg_item_id_list` [B, L] (0 at pads).
+    A batch holds `user_id` [B], `item_id_list` [B, L], `item_length` [B], `pos_item_id_list` [B, L] and what is drawn:
+    `neg_item_id_list` [B, L], or [B, L, k] for several a target (0 where there is no target), and the fields of
+    `Candidates`.
 
     Args:
         config: RecBole configuration.
         dataset: train part of `SequenceDataset.build()`.
-        sampler: of the negatives; None draws none, and batches lack `neg_item_id_list`.
+        sampler: of what is drawn; None draws nothing.
+        draws: what is drawn.
         shuffle: whether each epoch has its own order.
 
     Attributes:
@@ -78,12 +80,17 @@ class SequenceTrainDataLoader:
     """
 
     def __init__(
-        self, config, dataset: SequenceDataset, sampler: GroupAwareSampler | None, shuffle: bool = True
+        self,
+        config,
+        dataset: SequenceDataset,
+        sampler: GroupAwareSampler | None,
+        draws: Draws = ONE_NEGATIVE,
+        shuffle: bool = True,
     ) -> None:
         self.dataset = dataset
         self.shuffle = shuffle
         self.batch_size = config["train_batch_size"]
-        self._sampler = sampler
+        self._sampler, self._draws = sampler, draws
         self._rows = dataset.inter_feat.interaction
         self._users = self._rows[dataset.uid_field]
         self._positive_field = positive_item_list_field(config)
@@ -149,11 +156,17 @@ class SequenceTrainDataLoader:
 
     def _batch(self, rows: torch.Tensor) -> Interaction:
         fields = {field: values[rows] for field, values in self._rows.items()}
-        if self._sampler is not None:
-            positives = fields[self._positive_field]
-            negatives = self._sampler.sample(self._users[rows], positives.shape[1])
-            fields[self._negative_field] = negatives * (positives != 0)
+        if self._sampler is not None and self._draws.negatives:
+            fields[self._negative_field] = self._negatives(self._sampler, rows, fields[self._positive_field])
+        if self._sampler is not None and self._draws.candidates:
+            fields |= self._sampler.candidates(self._users[rows], self._draws.candidates).as_fields()
         return Interaction(fields)
+
+    def _negatives(self, sampler: GroupAwareSampler, rows: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+        several = positives.unsqueeze(-1).expand(-1, -1, self._draws.negatives)
+        targets = several.squeeze(-1)  # one a target is no dimension of its own
+        drawn = sampler.sample(self._users[rows], several[0].numel())
+        return drawn.view(targets.shape) * (targets != 0)
 
 
 class MaskedFullSortEvalDataLoader(FullSortEvalDataLoader):

@@ -1,15 +1,15 @@
 """Negatives from the items of a user's interest group."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.dataset import HistoryIndex
+from recbole_perpeft.data.dataset import HistoryIndex, ranges
 
-__all__ = ["DISTRIBUTIONS", "Draws", "GroupAwareSampler"]
+__all__ = ["DISTRIBUTIONS", "Candidates", "Draws", "GroupAwareSampler"]
 
 DISTRIBUTIONS = ("uniform", "popularity")
 
@@ -25,9 +25,39 @@ class Draws:
 
     Args:
         negatives: For each target, items that its user does not have.
+        candidates: For all targets together, `GroupAwareSampler.candidates`.
+        catalogue: Whether all items are candidates; then none is drawn.
     """
 
     negatives: int = 0
+    candidates: int = 0
+    catalogue: bool = False
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Items that all targets of a batch are compared with.
+
+    Args:
+        items: Their ids, ascending, int64 [n].
+        log_weight: How many items each stands for, as a logarithm: times drawn over times expected, float32 [n].
+        owned: Which of them the user of each row has, bool [B, n].
+    """
+
+    items: torch.Tensor
+    log_weight: torch.Tensor
+    owned: torch.Tensor
+
+    def as_fields(self) -> dict[str, torch.Tensor]:
+        """Columns of a batch, each [B, n]; what all rows have in common takes no memory."""
+        shared = {"candidate_items": self.items, "candidate_log_weight": self.log_weight}
+        columns = {name: tensor.expand(len(self.owned), -1) for name, tensor in shared.items()}
+        return columns | {"candidate_owned": self.owned}
+
+    @classmethod
+    def from_fields(cls, batch: Mapping[str, torch.Tensor]) -> "Candidates":
+        """Undoes `as_fields`."""
+        return cls(batch["candidate_items"][0], batch["candidate_log_weight"][0], batch["candidate_owned"])
 
 
 class GroupAwareSampler:
@@ -114,6 +144,38 @@ class GroupAwareSampler:
         items[~from_group] = self._draw(self._catalogue, flat[~from_group])
         return items.view(-1, n_positions)
 
+    def candidates(self, users: torch.Tensor, n: int) -> Candidates:
+        """Items for all targets of a batch together, from the pool of its group and the catalogue.
+
+        `group_negative_ratio` of them come from the pool. In each of both, the line of weights is cut into as many
+        equal parts as items are drawn, and a point is drawn in each part: an item is expected exactly as often as in
+        independent draws, but with less variance, and as many draws as items take each of equal weights once. A sum
+        over items is estimated without bias by that over the candidates with their weights.
+
+        Args:
+            users: LongTensor [B] user ids on the CPU, all of one group.
+            n: how many are drawn; no more than there are, and of items that are drawn twice only one is returned.
+        """
+        pool = int(self._groups.user_pool[users[0]])
+        n_group = n if self._groups is self._catalogue else round(n * self._group_negative_ratio)
+        sources = [(self._groups, pool, n_group), (self._catalogue, 0, n - n_group)]
+        sources = [(pools, one, min(size, pools.size(one))) for pools, one, size in sources if size]
+        drawn = [pools.spread(one, size, self._generator) for pools, one, size in sources]
+        items, counts = torch.cat(drawn).unique(return_counts=True)
+        expected = sum(size * pools.probability(one, items) for pools, one, size in sources)
+        return Candidates(items, (counts / expected).log().float(), self._owned_among(users, items))
+
+    def _owned_among(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Whether users [B] have items [n], bool [B, n]."""
+        place = torch.full((self._owned.n_items,), -1)
+        place[items] = torch.arange(len(items))
+        starts, ends = (self._owned.indptr[users.numpy() + shift] for shift in (0, 1))
+        column = place[torch.from_numpy(self._owned.items[ranges(starts, ends - starts)])]
+        row = torch.from_numpy(np.repeat(np.arange(len(users)), ends - starts))
+        owned = torch.zeros(len(users), len(items), dtype=torch.bool)
+        owned[row[column >= 0], column[column >= 0]] = True
+        return owned
+
     def get_state(self) -> torch.Tensor:
         """State of the random generator, a ByteTensor."""
         return self._generator.get_state()
@@ -186,6 +248,8 @@ class GroupAwareSampler:
             # A point moved by `cut` of all users before must begin at the pool of its user instead.
             shift=torch.from_numpy(pool_start - cut_before_user),
             free_weight=torch.from_numpy(free_weight),
+            indptr=indptr,
+            user_pool=user_pool,
         )
 
     def _weights(self, counts: np.ndarray) -> np.ndarray:
@@ -240,6 +304,8 @@ class _Pools:
         cut: LongTensor [n_pairs + 1], weight of the owned items before each pair.
         shift: LongTensor [n_users], start of the user's pool minus the weight cut before the user.
         free_weight: LongTensor [n_users], weight of the user's pool without his own items.
+        indptr: int64 [n_pools + 1], borders of the pools in `items`.
+        user_pool: int64 [n_users], pool of each user.
     """
 
     items: torch.Tensor
@@ -249,6 +315,32 @@ class _Pools:
     cut: torch.Tensor
     shift: torch.Tensor
     free_weight: torch.Tensor
+    indptr: np.ndarray
+    user_pool: np.ndarray
+
+    def size(self, pool: int) -> int:
+        """Number of items of a pool."""
+        return int(self.indptr[pool + 1] - self.indptr[pool])
+
+    def spread(self, pool: int, n: int, generator: torch.Generator) -> torch.Tensor:
+        """Items at a point in each of `n` equal parts of a pool's line, [n]."""
+        first, last = self._before(torch.from_numpy(self.indptr[pool : pool + 2])).tolist()
+        points = (torch.arange(n) + torch.rand(n, dtype=torch.float64, generator=generator)) * ((last - first) / n)
+        places = first + points.long().clamp(max=last - first - 1)
+        return self.items[places if self.line is None else torch.searchsorted(self.line, places, right=True)]
+
+    def probability(self, pool: int, items: torch.Tensor) -> torch.Tensor:
+        """Weight of items over that of a pool, float64 [n]; 0 for items outside of it."""
+        start, end = self.indptr[pool], self.indptr[pool + 1]
+        inside = self.items[start:end]
+        slots = torch.searchsorted(inside, items).clamp(max=len(inside) - 1)
+        first, last = self._before(torch.tensor([start, end])).tolist()
+        weight = self._before(start + slots + 1) - self._before(start + slots)
+        return (weight.double() / (last - first)).where(inside[slots] == items, 0.0)
+
+    def _before(self, slots: torch.Tensor) -> torch.Tensor:
+        """Weight before slots."""
+        return slots if self.line is None else self.line[(slots - 1).clamp(min=0)].where(slots > 0, 0)
 
     def items_at(self, users: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """Items at points [n] of what remains of the users' [n] pools, `0 <= point < free_weight[user]`."""

@@ -15,7 +15,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import Settings, setting, settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.dataset import SequenceDataset
-from recbole_perpeft.data.sampler import Draws
+from recbole_perpeft.data.sampler import Candidates, Draws
 from recbole_perpeft.nn.item_encoder import ItemEncoder
 from recbole_perpeft.nn.losses import LossChoice, NextItems, loss_from, vectors_of
 from recbole_perpeft.nn.losses.in_batch import log_popularity
@@ -75,6 +75,12 @@ class ContentRecommender(SequentialRecommender):
         self.item_encoder = self.build_item_encoder(config, content, item_tokens)
         if self.id_settings.id_embedding_reg and self.item_encoder.id_embedding is None:
             raise PerPEFTError(f"id_embedding_reg: items of {type(self).__name__} have no id vectors; set it to 0")
+        if self.loss.draws.catalogue and not self.item_encoder.content_encoder.reads_stored:
+            raise PerPEFTError(
+                f"loss_type: {config['loss_type']} would send all {self.n_items - 1:,} items through a foundation "
+                "model in every step; choose sampled_softmax, or an encoder that reads stored vectors or states "
+                "(peft_type: iisan or none, adaptation: frozen, the model IISAN)"
+            )
         self.user_encoder = build_user_encoder(config, self.max_seq_length)
         self.reset_parameters()
         self._catalogues: dict[int | None, Tensor] = {}
@@ -142,10 +148,16 @@ class ContentRecommender(SequentialRecommender):
         negatives = inputs.new_empty(*inputs.shape, 0)
         if self.loss.draws.negatives:
             negatives = left_pad(interaction[self.NEG_ITEM_SEQ].cpu(), length).view(*inputs.shape, -1)
-        items = torch.cat([inputs.flatten(), targets.flatten(), negatives.flatten()]).unique()
+        candidates = Candidates.from_fields(interaction) if self.loss.draws.candidates else None
+        drawn = [negatives.flatten()] if candidates is None else [negatives.flatten(), candidates.items]
+        items = torch.cat([inputs.flatten(), targets.flatten(), *drawn]).unique()
+        if self.loss.draws.catalogue:
+            items = torch.arange(self.n_items)
         vectors = self.item_encoder(items, self._group_of_batch(interaction[self.USER_ID].cpu()))
         hidden = self.user_encoder(vectors_of(inputs, items, vectors), inputs.to(vectors.device))
-        return NextItems(hidden, inputs, targets, items, vectors, self._log_popularity, negatives)
+        return NextItems(
+            hidden, inputs, targets, items, vectors, self._log_popularity, self.n_items, negatives, candidates
+        )
 
     def _group_of_batch(self, users: Tensor) -> int | None:
         groups = self.group_of(users)

@@ -49,10 +49,17 @@ class ContentModel(Protocol):
 
 
 class ContentEncoder(Protocol):
-    """Turns items into content vectors; `ItemEncoder` does not know how."""
+    """Turns items into content vectors; `ItemEncoder` does not know how.
+
+    Attributes:
+        content_size: Width of a content vector.
+        foundation_fingerprint: Identifies the frozen weights.
+        reads_stored: Whether it reads stored vectors or states, so that no item passes through a foundation model.
+    """
 
     content_size: int
     foundation_fingerprint: str
+    reads_stored: bool
 
     def __call__(self, items: Tensor, group: int | None) -> Tensor:
         """Content vectors of items, [n, content_size], on any device; the pad's vector is zero."""
@@ -82,6 +89,8 @@ class AdaptedContent(nn.Module):
         gradient_checkpointing: Keep no activations of a chunk, and compute it again in the backward pass.
         prefix: Stored states of the frozen blocks at the start of the foundation model; None computes them.
     """
+
+    reads_stored = False
 
     def __init__(
         self,
@@ -161,6 +170,8 @@ class FrozenContent(nn.Module):
         chunk_size: Items that pass through the foundation model at once.
         show_progress: Whether to show a progress bar while the file is made.
     """
+
+    reads_stored = True
 
     def __init__(
         self,

@@ -83,6 +83,8 @@ class StoredVectors(nn.Module):
         PerPEFTError: An item is not in the source.
     """
 
+    reads_stored = True
+
     def __init__(self, source: FinalStateSource, item_tokens: Sequence[str]) -> None:
         super().__init__()
         self._source = source
@@ -124,6 +126,7 @@ class JoinedContent(nn.Module):
         self.heads = heads
         self.content_size = heads.content_size
         self.foundation_fingerprint = joint_fingerprint({role: t.foundation_fingerprint for role, t in towers.items()})
+        self.reads_stored = all(tower.reads_stored for tower in towers.values())
 
     def _encoders(self) -> dict[str, ContentEncoder]:
         return cast(dict[str, ContentEncoder], dict(self.towers.items()))

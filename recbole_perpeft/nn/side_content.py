@@ -48,6 +48,8 @@ class SideContent(nn.Module):
         PerPEFTError: An item lacks states in one of the sources, or the settings do not fit them.
     """
 
+    reads_stored = True
+
     def __init__(
         self, sources: Sequence[StateSource], rows_of_item: Sequence[Tensor], settings: SideNetworkSettings
     ) -> None:

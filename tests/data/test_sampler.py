@@ -7,7 +7,7 @@ from scipy.stats import chisquare
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import HistoryIndex
-from recbole_perpeft.data.sampler import GroupAwareSampler
+from recbole_perpeft.data.sampler import Candidates, GroupAwareSampler
 
 N_ITEMS = 12
 # Users 1 to 4 with repeated purchases and an item (11) nobody bought; user 0 is the pad.
@@ -168,3 +168,61 @@ def test_wrong_groups(arguments, message):
     sampler = GroupAwareSampler(history_from(PAIRS), N_ITEMS)
     with pytest.raises(PerPEFTError, match=message):
         sampler.set_groups(*arguments)
+
+
+def exact_expectation(pool_counts, n, alpha):
+    """How often each item is drawn, by a plain loop."""
+    weights = np.array(pool_counts, dtype=float) ** alpha * (np.array(pool_counts) > 0)
+    return min(n, int((weights > 0).sum())) * weights / weights.sum()
+
+
+@pytest.mark.parametrize("ratio", [None, 1.0, 0.5, 0.0])
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 0.5])
+def test_candidates_of_a_batch_are_drawn_as_often_as_their_weights_say(alpha, ratio):
+    sampler = GroupAwareSampler(history_from(PAIRS), N_ITEMS, "popularity" if alpha else "uniform", alpha, seed=1)
+    sampler.set_groups(None if ratio is None else GROUPS, 1.0 if ratio is None else ratio)
+    n, users = 4, torch.tensor([3, 4, 3])
+    catalogue = [0] + [max(1, sum(item == other for _, other in PAIRS)) for item in range(1, N_ITEMS)]
+    pool = [sum(item == other and GROUPS[user] == 1 for user, other in PAIRS) for item in range(N_ITEMS)]
+    from_pool = 0 if ratio is None else round(n * ratio)
+    expected = exact_expectation(pool, from_pool, alpha) + exact_expectation(catalogue, n - from_pool, alpha)
+    total, weights, n_draws = np.zeros(N_ITEMS), np.zeros(N_ITEMS), 600
+    for _ in range(n_draws):
+        drawn = sampler.candidates(users, n)
+        items = drawn.items.numpy()
+        assert (np.diff(items) > 0).all() and expected[items].all()
+        # A weight is times drawn over times expected, so that the weights of an item are 1 on average.
+        weight = drawn.log_weight.exp().numpy()
+        times = weight * expected[items]
+        np.testing.assert_allclose(times, times.round(), atol=1e-4)
+        assert times.sum() == pytest.approx(expected.sum(), abs=1e-3)
+        total[items] += times
+        weights[items] += weight
+    np.testing.assert_allclose(total / n_draws, expected, atol=0.1)
+    np.testing.assert_allclose((weights / n_draws)[expected > 0], 1.0, atol=0.3)
+
+
+@given(worlds(), st.integers(1, 20), st.sampled_from(["uniform", "popularity"]), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_candidates_know_whose_they_are(world, n, distribution, seed):
+    pairs, n_users, n_items, groups = world
+    sampler = GroupAwareSampler(history_from(pairs, n_users), n_items, distribution, seed=seed)
+    sampler.set_groups(groups)
+    users = torch.tensor([user for user, _ in pairs])
+    users = users[torch.from_numpy(groups)[users] == groups[int(users[0])]]
+    drawn = sampler.candidates(users, n)
+    pool = {item for user, item in pairs if groups[user] == groups[int(users[0])]}
+    assert set(drawn.items.tolist()) <= pool and len(drawn.items) <= n
+    assert distribution == "popularity" or n < len(pool) or set(drawn.items.tolist()) == pool
+    for user, mine in zip(users.tolist(), drawn.owned, strict=True):
+        assert mine.tolist() == [(user, item) in pairs for item in drawn.items.tolist()]
+    fields = drawn.as_fields()
+    assert {tensor.shape for tensor in fields.values()} == {drawn.owned.shape}
+    again = Candidates.from_fields(fields)
+    assert all(torch.equal(getattr(again, name), getattr(drawn, name)) for name in ("items", "log_weight", "owned"))
+
+
+def test_all_items_are_drawn_once_with_weight_one():
+    sampler = GroupAwareSampler(history_from(PAIRS), N_ITEMS)
+    drawn = sampler.candidates(torch.tensor([1, 2]), 50)
+    assert drawn.items.tolist() == list(range(1, N_ITEMS)) and not drawn.log_weight.any()

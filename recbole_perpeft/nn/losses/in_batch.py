@@ -1,19 +1,15 @@
 """Cross-entropy of the next item against all items of the batch, corrected for their popularity."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.data.sampler import Draws
+from recbole_perpeft.nn.losses.cross_entropy import shared_cross_entropy
 from recbole_perpeft.nn.losses.loss import NextItems
-
-# Scores held at once: 4 MB in float32, which stays in the caches of a processor.
-_SCORES_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
@@ -95,55 +91,13 @@ def in_batch_debiased_loss(
     device = hidden.device
     dtype = torch.promote_types(torch.promote_types(hidden.dtype, vectors.dtype), torch.float32)
     correction = log_p[items.to(log_p.device)].to(device, dtype)
-    with torch.autocast(device.type, enabled=False):
-        return _InBatchCrossEntropy.apply(
-            hidden.flatten(0, 1).index_select(0, (user * predicts.shape[1] + slot).to(device)).to(dtype),
-            vectors.to(dtype),
-            target.to(device),
-            count.to(device, dtype).log() - correction,
-            -correction[target.to(device)],
-            in_row.to(device),
-            user.to(device),
-        )
-
-
-class _InBatchCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy and its gradient, a few positions at a time.
-
-    Args of `apply`:
-        hidden: [P, d]; vectors: [n, d]; target: item of each position, [P]; bias: added to the score of each item as
-        a negative, [n]; target_bias: added to the score of each target, [P]; in_row: items that are no negatives, one
-        row a user, [B, n]; user: row of each position, [P].
-    """
-
-    @staticmethod
-    def forward(ctx, hidden, vectors, target, bias, target_bias, in_row, user) -> Tensor:
-        total = hidden.new_zeros(())
-        grad_hidden, grad_vectors = torch.empty_like(hidden), torch.zeros_like(vectors)
-        size = max(1, _SCORES_AT_ONCE // len(vectors))
-        for start in range(0, len(hidden), size):
-            part = slice(start, start + size)
-            states, wanted = hidden[part], vectors[target[part]]
-            weight = torch.addmm(bias, states, vectors.T).masked_fill_(in_row[user[part]], -math.inf)
-            score = (states * wanted).sum(1) + target_bias[part]
-            top = torch.maximum(weight.amax(1), score)
-            weight.sub_(top.unsqueeze(1)).exp_()
-            score = score - top
-            negatives = weight.sum(1)
-            norm = negatives + score.exp()
-            total += (norm.log() - score).sum()
-            # The probabilities are weight / norm; dividing the narrow factors is less work.
-            pull = (negatives / norm).unsqueeze(1)  # what the target's probability lacks
-            norm = norm.unsqueeze(1)
-            grad_hidden[part] = (weight @ vectors).div_(norm).addcmul_(pull, wanted, value=-1)
-            grad_vectors.addmm_(weight.T, states / norm).index_add_(0, target[part], pull * states, alpha=-1)
-        ctx.save_for_backward(grad_hidden, grad_vectors)
-        ctx.n_positions = len(hidden)
-        return total / len(hidden)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        grad_hidden, grad_vectors = ctx.saved_tensors
-        grad = grad / ctx.n_positions
-        return grad_hidden * grad, grad_vectors * grad, None, None, None, None, None
+    target = target.to(device)
+    return shared_cross_entropy(
+        hidden.flatten(0, 1).index_select(0, (user * predicts.shape[1] + slot).to(device)),
+        vectors,
+        vectors.index_select(0, target),
+        bias=count.to(device, dtype).log() - correction,
+        target_bias=-correction[target],
+        removed=in_row.to(device),  # the target's own item among them
+        row=user.to(device),
+    )

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from recbole_perpeft.core.registry import Registry
 from recbole_perpeft.core.settings import Settings, setting, settings_from
-from recbole_perpeft.data.sampler import Draws
+from recbole_perpeft.data.sampler import Candidates, Draws
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class NextItems:
         items: Ids of the items below, ascending, [n].
         vectors: Vectors of all these items and others that the loss asked for, [n, d].
         log_popularity: Gives log-probabilities of all items, [n_items], as `in_batch.log_popularity` for an exponent.
+        n_items: Number of items, the pad included.
         negatives: Items drawn for each target, [B, L, `draws.negatives`].
+        candidates: Items drawn for all targets; None unless `draws.candidates`.
     """
 
     hidden: Tensor
@@ -35,7 +37,19 @@ class NextItems:
     items: Tensor
     vectors: Tensor
     log_popularity: Callable[[float], Tensor]
+    n_items: int
     negatives: Tensor
+    candidates: Candidates | None = None
+
+    def positions(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Slots with a target: row [P], user vectors [P, d], and target [P]; rows and targets are on the CPU."""
+        row, slot = self.targets.nonzero(as_tuple=True)
+        place = (row * self.targets.shape[1] + slot).to(self.hidden.device)
+        return row, self.hidden.flatten(0, 1).index_select(0, place), self.targets[row, slot]
+
+    def places_of(self, ids: Tensor) -> Tensor:
+        """Rows of items in `vectors`."""
+        return torch.searchsorted(self.items, ids)
 
     def vectors_of(self, ids: Tensor) -> Tensor:
         """Vectors of items, [..., d] for ids [...]."""
@@ -68,7 +82,13 @@ class Loss(Protocol):
 
 LOSSES: Registry[Any] = Registry(
     "loss_type",
-    {"bce": "recbole_perpeft.nn.losses.bce:BCELoss", "in_batch": "recbole_perpeft.nn.losses.in_batch:InBatchLoss"},
+    {
+        "bce": "recbole_perpeft.nn.losses.bce:BCELoss",
+        "gbce": "recbole_perpeft.nn.losses.gbce:GBCELoss",
+        "in_batch": "recbole_perpeft.nn.losses.in_batch:InBatchLoss",
+        "sampled_softmax": "recbole_perpeft.nn.losses.sampled_softmax:SampledSoftmaxLoss",
+        "softmax": "recbole_perpeft.nn.losses.softmax:SoftmaxLoss",
+    },
 )
 register_loss = LOSSES.register
 
@@ -78,7 +98,10 @@ class LossChoice(Settings):
     """Which loss."""
 
     loss_type: str = setting(
-        "bce", "bce against one sampled negative, or in_batch debiased cross-entropy.", registry=LOSSES
+        "bce",
+        "bce against one sampled negative | gbce: calibrated, against several | sampled_softmax: against items drawn "
+        "for the batch | in_batch: debiased, against the batch's items | softmax: over the catalogue.",
+        registry=LOSSES,
     )
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.nn.losses import in_batch
+from recbole_perpeft.nn.losses import cross_entropy
 from recbole_perpeft.nn.losses.in_batch import InBatchLoss, in_batch_debiased_loss, log_popularity
 
 N_ITEMS = 9  # the pad included
@@ -91,7 +91,8 @@ def test_loss_equals_a_plain_loop_on_any_rows(rows, seed, scale):
 
 
 def test_positions_are_computed_in_parts(monkeypatch):
-    monkeypatch.setattr(in_batch, "_SCORES_AT_ONCE", 20)
+    monkeypatch.setattr(cross_entropy, "_SCORES_AT_ONCE", 20)
+    monkeypatch.setattr(cross_entropy, "_FEWEST_POSITIONS", 1)
     for rows in ROWS.values():
         assert_equals_plain_loop(rows)
 

@@ -59,7 +59,7 @@ def test_a_loss_finds_the_vectors_of_items():
     items = torch.tensor([0, 3, 4, 9])
     vectors = torch.arange(8.0).view(4, 2)
     ids = torch.tensor([[9, 0], [3, 3]])
-    batch = NextItems(vectors, ids, ids, items, vectors, None, ids.unsqueeze(-1))
+    batch = NextItems(vectors, ids, ids, items, vectors, None, 10, ids.unsqueeze(-1))
     assert torch.equal(batch.vectors_of(ids), vectors[torch.tensor([[3, 0], [1, 1]])])
 
 
