@@ -11,35 +11,20 @@ from recbole_perpeft.cli.flags import Flags
 from recbole_perpeft.convert.conversion import ConversionSettings, convert, summary
 from recbole_perpeft.convert.filters import FilterSettings
 from recbole_perpeft.convert.source import Source
-from recbole_perpeft.convert.sources.amazon2023 import Amazon2023Source
-from recbole_perpeft.convert.sources.iisan import IISANSource
-from recbole_perpeft.convert.sources.microlens import MicroLensSource
-from recbole_perpeft.convert.sources.perpeft import PerPEFTSource
+from recbole_perpeft.convert.sources import SOURCES
 from recbole_perpeft.convert.sources.table import TableSource
-from recbole_perpeft.convert.sources.vip5 import VIP5Source
 from recbole_perpeft.core.errors import PerPEFTError
 
-SOURCES: tuple[type[Source], ...] = (
-    PerPEFTSource,
-    IISANSource,
-    MicroLensSource,
-    Amazon2023Source,
-    VIP5Source,
-    TableSource,
-)
 _OPTIONS = [each for each in ConversionSettings.declared() if each.name not in ("filters", "show_progress")]
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """The flags of the source that the first word names."""
-    by_name = {source.name: source for source in SOURCES}
     if not words or words[0].startswith("-"):
         _overview().parse(words or ["--help"])
-        raise PerPEFTError(f"name a source first: {', '.join(by_name)} (see recbole-perpeft convert --help)")
+        raise PerPEFTError(f"name a source first: {', '.join(SOURCES.names())} (see recbole-perpeft convert --help)")
     name, *rest = words
-    if name not in by_name:
-        raise PerPEFTError(f"there is no source {name!r}: there are {', '.join(by_name)}")
-    source = by_name[name]
+    source = SOURCES.get(name)
     flags = Flags(f"convert {name}", _first_line(source), source.example)
     source.add_arguments(flags)
     flags.add_argument("--output", type=Path, required=True, help="folder to make; its name is that of the data set")
@@ -52,7 +37,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _overview() -> Flags:
-    sources = "\n".join(f"  {source.name:<12}{_first_line(source)}" for source in SOURCES)
+    sources = "\n".join(f"  {name:<12}{_first_line(SOURCES.get(name))}" for name in SOURCES.names())
     about = f"Converts a data set into RecBole's atomic files with titles and images.\n\nsources:\n{sources}"
     flags = Flags("convert", about, f"table {TableSource.example}")
     flags.usage = "recbole-perpeft convert <source> [--key=value ...]; <source> --help tells its flags"

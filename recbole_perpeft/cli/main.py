@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from recbole_perpeft import __version__
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.plugins import load_plugins
 
 
 class Verb(NamedTuple):
@@ -44,6 +45,7 @@ VERBS = {
     "export": Verb("write a trained model's adapters for peft, with its groups of users"),
     "aspects": Verb("make the bundled data set aspects, in any size"),
 }
+_KEEPS_PLUGIN = ("train", "compare", "search")
 _HELP = """\
 Multimodal sequential recommendation with personalised parameter-efficient fine-tuning, on RecBole.
 
@@ -54,6 +56,7 @@ usage: recbole-perpeft <verb> [--key=value ...]
   <verb> --help    what a verb takes, with examples
   --list_models    the names of all models
   --version        the version of this package
+  --plugin=MODULE  with any verb: import modules of your own that register losses, models, sources and the like
   --debug          with any verb: errors show where they happened
 
 Flags are written --key=value or --key value; --max-side and --max_side are the same.
@@ -113,8 +116,25 @@ def _run(verb: str, words: Sequence[str]) -> int:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(VERBS)}"
         raise PerPEFTError(f"there is no verb {verb!r}: {hint} (see recbole-perpeft --help)")
+    words, plugin = _without_plugin(words, keeps=verb in _KEEPS_PLUGIN)
+    load_plugins(plugin)
     module = import_module(f"recbole_perpeft.cli.{verb}")
     return module.run(module.parse(words[1:] if words[:1] == [verb] else words))
+
+
+def _without_plugin(words: Sequence[str], keeps: bool) -> tuple[list[str], str | None]:
+    """The words without `--plugin`, which every verb takes, and its value; runs keep it among their settings."""
+    rest, plugin = [], None
+    for place, word in enumerate(words):
+        if word.startswith("--plugin="):
+            plugin = word.partition("=")[2]
+        elif word == "--plugin":
+            plugin = words[place + 1] if place + 1 < len(words) else ""
+        elif not (place and words[place - 1] == "--plugin"):
+            rest.append(word)
+    if plugin is not None and keeps:
+        rest.append(f"--plugin={plugin}")
+    return rest, plugin
 
 
 def _told(error: BaseException, verb: str) -> tuple[int, str]:

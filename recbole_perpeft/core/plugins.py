@@ -13,6 +13,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from recbole_perpeft.core.digest import file_hash
 from recbole_perpeft.core.errors import PerPEFTError
 
 GROUP = "recbole_perpeft.plugins"
@@ -68,6 +69,12 @@ def check_recorded_plugins(
     missing = [name for name in plugin_names(recorded) if name not in {*plugin_names(given), *sys.modules}]
     if missing:
         raise PerPEFTError(f"{where} was made with the plugin {', '.join(missing)}: give --plugin={','.join(missing)}")
+
+
+def plugin_digest(named: Plugins) -> str:
+    """Identifies the source of plugins that are loaded: what a run depends on besides this package; empty for none."""
+    files = [getattr(sys.modules[name], "__file__", None) for name in plugin_names(named)]
+    return "-".join(file_hash(Path(file)) for file in files if file)
 
 
 def _import(name: str) -> None:

@@ -28,6 +28,10 @@ class RunSettings(Settings):
         None, "The folder of this run, instead of a name with model, data set, time and seed.", kind="place"
     )
 
+    plugin: str | list[str] | None = setting(
+        None, "Modules of your own that register losses, models and the like, separated by commas."
+    )
+
     gpu_id: str | None = setting("0", "The GPU, counted among those that are visible to the process.", kind="device")
     use_gpu: bool = setting(True, "Whether to use a GPU if there is one.", kind="device")
     worker: int = setting(0, "Processes that load batches; 0 loads in the main process.", least=0)

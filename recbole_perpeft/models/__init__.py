@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from pathlib import Path
-from types import MappingProxyType
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.registry import Registry
 
-__all__ = ["get_model", "list_models", "list_recbole_models"]
+__all__ = ["get_model", "list_models", "list_recbole_models", "register_model"]
 
-MODEL_MODULES = MappingProxyType(
+_MODELS: Registry[type] = Registry(
+    "model",
     {
-        "GlobalPEFT": "recbole_perpeft.models.perpeft.model",
-        "IISAN": "recbole_perpeft.models.iisan",
-        "MoRec": "recbole_perpeft.models.morec",
-        "PerPEFT": "recbole_perpeft.models.perpeft.model",
-        "VIP5": "recbole_perpeft.models.vip5.model",
-    }
+        "GlobalPEFT": "recbole_perpeft.models.perpeft.model:GlobalPEFT",
+        "IISAN": "recbole_perpeft.models.iisan:IISAN",
+        "MoRec": "recbole_perpeft.models.morec:MoRec",
+        "PerPEFT": "recbole_perpeft.models.perpeft.model:PerPEFT",
+        "VIP5": "recbole_perpeft.models.vip5.model:VIP5",
+    },
 )
 
 
+def register_model(model: type) -> type:
+    """A decorator that makes a model class, ours or RecBole's kind, known by its name.
+
+    Raises:
+        PerPEFTError: another model has the name.
+    """
+    return _MODELS.register(model.__name__)(model)
+
+
 def list_models() -> list[str]:
-    """Names of this package's models."""
-    return sorted(MODEL_MODULES)
+    """Names of this package's models, and of those that plugins have added."""
+    return _MODELS.names()
 
 
 def list_recbole_models() -> list[str]:
@@ -42,8 +51,8 @@ def get_model(name_or_class: str | type) -> type:
     """
     if not isinstance(name_or_class, str):
         return name_or_class
-    if name_or_class in MODEL_MODULES:
-        return getattr(importlib.import_module(MODEL_MODULES[name_or_class]), name_or_class)
+    if name_or_class in _MODELS:
+        return _MODELS.get(name_or_class)
     known = list_models() + list_recbole_models()
     if name_or_class not in known:
         by_lower_name = {name.lower(): name for name in known}

@@ -19,6 +19,7 @@ from recbole.utils import ModelType
 from recbole_perpeft.core import compat
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.core.plugins import load_plugins
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import classes_of, classes_read, defaults_of, reachable, settings_from
 from recbole_perpeft.core.yaml_values import PLAIN_TYPES, SettingsLoader, parse_value, read_yaml
@@ -42,7 +43,17 @@ REFUSED_KEYS = {
     "save_dataloaders": "loaders are built in seconds and are not pickled",
     "dataloaders_save_path": "loaders are built in seconds and are not pickled",
 }
-COMMAND_LINE_KEYS = {"model", "dataset", "config_files", "nproc", "world_size", "encoding", "local_rank", "transform"}
+COMMAND_LINE_KEYS = {
+    "model",
+    "dataset",
+    "config_files",
+    "nproc",
+    "world_size",
+    "encoding",
+    "local_rank",
+    "transform",
+    "plugin",
+}
 
 
 def properties_folder() -> Path:
@@ -125,6 +136,7 @@ class Config(RecBoleConfig):
 
     def _merge_external_config_dict(self):
         super()._merge_external_config_dict()
+        load_plugins(self.external_config_dict.get("plugin"))
         for key, value in self.external_config_dict.items():
             if isinstance(value, str) and key not in ("model", "dataset"):
                 self.external_config_dict[key] = parse_value(key, value)

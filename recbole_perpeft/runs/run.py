@@ -18,6 +18,7 @@ from recbole.utils import get_trainer as get_recbole_trainer
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER, level_of, logged
+from recbole_perpeft.core.plugins import check_recorded_plugins, load_plugins
 from recbole_perpeft.data.atomic import first_bad_number, prepare_dataset_folder
 from recbole_perpeft.data.dataset import SequenceDataset, history_of
 from recbole_perpeft.data.loader import evaluation_loader, train_loader
@@ -94,6 +95,8 @@ def resume(
     for key in ("model", "dataset"):
         if changes.get(key, settings[key]) != settings[key]:
             raise PerPEFTError(f"{folder.path} is a run with {key} {settings[key]}, not {changes[key]}")
+    check_recorded_plugins(settings.get("plugin"), changes.get("plugin"), str(folder.path))
+    load_plugins(changes.get("plugin"))
     if "train_windows" in ways_to_read(get_model(settings["model"])):
         settings = {"train_windows": "newest"} | settings  # version 0.1.0 knew no other rows and did not write the key
     return _run(Config(config_dict=settings | changes), folder, True, callback_fn, with_test)
@@ -119,6 +122,7 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -
     if missing:
         raise PerPEFTError(f"{path} is no checkpoint of a run: it has no {', '.join(sorted(missing))}")
     names = {"model": content["model"], "dataset": content["dataset"]}
+    check_recorded_plugins(content["config"].get("plugin"), (config_dict or {}).get("plugin"), str(path))
     config = Config(config_dict=content["config"] | names | dict(config_dict or {}))
     dataset, loaders, model = _build(config)
     check_same_data(content.get("data", {}), dataset, path, ("ids",))

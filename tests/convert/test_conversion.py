@@ -253,7 +253,7 @@ def test_odd_settings_are_errors(settings):
         ConversionSettings(FilterSettings(), **settings)
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+@pytest.mark.parametrize("source", [SOURCES.get(name) for name in SOURCES.names()], ids=lambda source: source.name)
 def test_every_source_explains_itself_and_shows_its_default_filters(source, capsys):
     assert main(["convert", source.name, "--help"]) == 0
     printed = " ".join(capsys.readouterr().out.split())

@@ -14,6 +14,7 @@ from recbole.utils import ModelType
 
 from recbole_perpeft.core.digest import code_fingerprint, data_fingerprint, digest
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.plugins import plugin_digest
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import defaults_of, keys_of_kind
 from recbole_perpeft.core.yaml_values import read_yaml
@@ -128,7 +129,8 @@ def plan(
             raise PerPEFTError(f"{spec.name} on {dataset}: {error}") from error
         _check_protocol(spec, configs[spec.name], protocol)
     prepare_dataset_folder(reference)
-    fingerprints = data_fingerprint(reference.dataset_folder, dataset), code_version or code_fingerprint()
+    code = code_version or code_fingerprint() + plugin_digest(shared.get("plugin"))
+    fingerprints = data_fingerprint(reference.dataset_folder, dataset), code
     seeds = range(reference["seed"], reference["seed"] + n_seeds)
     jobs = [_job(spec, configs[spec.name], seed, *fingerprints) for spec in specs for seed in seeds]
     return DatasetPlan(dataset, protocol, describe(reference, true_group_field), jobs)

@@ -51,7 +51,7 @@ def test_a_loss_of_a_users_own_is_one_file(aspects_settings, tmp_path, own_names
 
 
 def test_an_unknown_name_is_told_all_names():
-    with pytest.raises(PerPEFTError, match="loss_type is 'hinge': it must be one of bce, in_batch"):
+    with pytest.raises(PerPEFTError, match="must be one of bce, gbce, in_batch, sampled_softmax, softmax$"):
         loss_from({"loss_type": "hinge"})
 
 
