@@ -54,7 +54,7 @@ class RunSettings(Settings):
     epochs: int = setting(300, "Largest number of epochs.", least=1)
     train_batch_size: int = setting(2048, "Rows of a training batch.", least=1)
     learner: str = setting("adam", f"Optimiser: {', '.join(LEARNERS)}.")
-    learning_rate: float = setting(1e-3, "Learning rate.", above=0, kind="rate")
+    learning_rate: float = setting(1e-3, "Learning rate.", least=0, kind="rate")
     weight_decay: float = setting(0.0, "Weight decay.", least=0, kind="rate")
     clip_grad_norm: dict | None = setting(None, "Limit of the norm of the gradient, such as {max_norm: 5}.")
     shuffle: bool = setting(True, "Whether each epoch has its own order.")

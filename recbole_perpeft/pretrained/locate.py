@@ -124,11 +124,14 @@ def loading(what: str, name: str, key: str) -> Iterator[None]:
             ) from error
         if Path(name).is_dir():
             raise PerPEFTError(f"{key}: the {what} in {name} cannot be read ({error})") from error
-        raise PerPEFTError(
-            f"{key}: {name!r} is no folder, and its {what} cannot be had from the Hugging Face hub; check the "
-            "name and the network, or download the model elsewhere and give the path of its folder"
-            + ("" if isinstance(error, OSError) else f" ({error})")
-        ) from error
+        raise _not_had(what, name, key, "" if isinstance(error, OSError) else f" ({error})") from error
+
+
+def _not_had(what: str, name: str, key: str, reason: str = "") -> PerPEFTError:
+    return PerPEFTError(
+        f"{key}: {name!r} is no folder, and its {what} cannot be had from the Hugging Face hub; check the "
+        f"name and the network, or download the model elsewhere and give the path of its folder{reason}"
+    )
 
 
 def weights_fingerprint(name: str, kind: str, stamp_folder: Path | None = None) -> str:
@@ -164,6 +167,8 @@ def timm_configuration(name: str, key: str) -> dict[str, Any] | None:
 
 def _configuration(name: str, key: str) -> dict[str, Any]:
     path = _file_of(name, "config.json", key)
+    if path is None and not Path(name).is_dir():
+        raise _not_had("config.json", name, key)  # every model has one: the hub was not reached, or has no such model
     if path is None:
         raise PerPEFTError(f"{key}: {name} has no config.json; take the complete model")
     try:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import Settings, same_as, setting, settings_from
 from recbole_perpeft.training.trainer import RunTrainer
@@ -25,6 +26,11 @@ class LearningRateSettings(Settings):
     lr_side_image: float = setting(1e-4, "The same for the image encoder.", above=0, kind="rate")
     lr_backbone_text: float = setting(5e-5, "Of the text encoder's own weights.", above=0, kind="rate")
     lr_backbone_image: float = setting(1e-4, "Of the image encoder's own weights.", above=0, kind="rate")
+
+    def check(self) -> None:
+        """Content models start from nothing, which a rate of 0 would leave as it is."""
+        if self.learning_rate == 0:
+            raise PerPEFTError("learning_rate is 0.0: it must be a finite number, above 0")
 
     def groups(self, model: Any) -> Iterable[Any]:
         """Parameters of a model as optimisers take them.

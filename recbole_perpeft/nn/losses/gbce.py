@@ -20,7 +20,9 @@ _NUMBERS_AT_ONCE = 2**24
 class GBCELoss(Settings):
     """`generalised_bce` (Petrov and Macdonald, RecSys 2023, arXiv 2308.07192)."""
 
-    n_negatives: int = setting(256, "Items drawn, with gbce for each target.", least=1)
+    n_negatives: int = setting(
+        256, "Items drawn: for each target (gbce), or for each batch (sampled_softmax).", least=1
+    )
     gbce_t: float = setting(
         0.75,
         "Calibration of gbce: 0 is binary cross-entropy, 1 gives the odds of all items.",

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recbole_perpeft.core.settings import Settings, setting
+from recbole_perpeft.core.settings import Settings, same_as
 from recbole_perpeft.data.loader import NegativeSettings
 from recbole_perpeft.data.sampler import Candidates, Draws
 from recbole_perpeft.nn.losses.cross_entropy import shared_cross_entropy
+from recbole_perpeft.nn.losses.gbce import GBCELoss
 from recbole_perpeft.nn.losses.loss import NextItems
 
 
@@ -16,7 +17,7 @@ from recbole_perpeft.nn.losses.loss import NextItems
 class SampledSoftmaxLoss(Settings):
     """`sampled_cross_entropy` with candidates from the group's pool and the catalogue (`group_negative_ratio`)."""
 
-    n_negatives: int = setting(256, "Items drawn, with sampled_softmax for each batch.", least=1)
+    n_negatives: int = same_as(GBCELoss, "n_negatives")
     settings_classes = (NegativeSettings,)
 
     @property

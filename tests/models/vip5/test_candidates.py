@@ -131,7 +131,7 @@ def test_a_run_with_listed_candidates(aspects_settings):
         ({"candidates_prompt": "B-5", "eval_batch_size": 20} | SAMPLED, "20 cuts the 21 candidates of a user"),
         ({"candidates_prompt": "C-3"} | SAMPLED, "'C-3' asks for no item"),
         ({"candidates_prompt": "B-5", "max_input_tokens": 60} | SAMPLED, "B-5 needs .* tokens"),
-        ({"loss_type": "BPR"}, "loss_type: 'BPR'"),
+        ({"loss_type": "BPR"}, "loss_type is 'BPR'"),
     ],
 )
 def test_impossible_rankings_are_refused(prepare_vip5, change, message):
