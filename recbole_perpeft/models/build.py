@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import TITLE, ItemContent
 from recbole_perpeft.models.towers import EncoderSettings, Tower
 from recbole_perpeft.nn.adapt.tuning import Method
@@ -111,7 +112,13 @@ def side_content(
 
 
 def by_content_alone(content_encoder: ContentEncoder, n_items: int, hidden_size: int, chunk_size: int) -> ItemEncoder:
-    """Item vectors without ids: linear fusion of content (IISAN-Versa, arXiv 2411.02992, equation 1)."""
+    """Item vectors without ids: linear fusion of content (IISAN-Versa, arXiv 2411.02992, equation 1).
+
+    Raises:
+        PerPEFTError: There is no content.
+    """
+    if not content_encoder.content_size:
+        raise PerPEFTError("adaptation: ids leaves nothing to learn from here; choose GlobalPEFT with peft_type: ids")
     return ItemEncoder(
         content_encoder,
         n_items=n_items,

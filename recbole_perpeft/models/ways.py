@@ -21,7 +21,7 @@ from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.models.build import ContentBuilder, side_content
 from recbole_perpeft.nn.adapt.methods import PeftMethod, is_peft_type, supported_peft_types
 from recbole_perpeft.nn.adapt.tuning import HoulsbyAdapters, train_all, train_biases
-from recbole_perpeft.nn.content import ContentEncoder
+from recbole_perpeft.nn.content import ContentEncoder, NoContent
 from recbole_perpeft.nn.layer_drop import LayerDropSettings
 from recbole_perpeft.nn.side_network import SideNetworkSettings
 
@@ -66,6 +66,13 @@ def none(builder: ContentBuilder, options: Options) -> ContentEncoder:
     """Encoders that stay as they are; also named `frozen`."""
     read_options("none", options)
     return builder.frozen()
+
+
+@WAYS.register("ids")
+def ids(builder: ContentBuilder, options: Options) -> ContentEncoder:
+    """No content at all: the same recommender by ids alone, to compare with."""
+    read_options("ids", options)
+    return NoContent()
 
 
 @WAYS.register("full")

@@ -78,6 +78,26 @@ class ContentEncoder(Protocol):
         ...
 
 
+class NoContent(nn.Module):
+    """Content that says nothing, of width 0: items are what their ids have learnt. Satisfies `ContentEncoder`."""
+
+    reads_stored = True
+    content_size = 0
+    foundation_fingerprint = "none"
+
+    def parameter_groups(self) -> dict[str, str]:
+        """As in `ContentEncoder`."""
+        return {}
+
+    def forward(self, items: Tensor, group: int | None) -> Tensor:
+        """As in `ContentEncoder`."""
+        return torch.zeros(len(items), 0)
+
+    def encode_tokens(self, item_tokens: Sequence[str], group: int | None) -> Tensor:
+        """As in `ContentEncoder`."""
+        return torch.zeros(len(item_tokens), 0)
+
+
 class AdaptedContent(nn.Module):
     """Content vectors from a foundation model that is adapted, as with one PEFT module a group.
 

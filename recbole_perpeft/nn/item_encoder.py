@@ -27,6 +27,18 @@ class Projector(nn.Sequential):
         )
 
 
+class NoProjector(nn.Module):
+    """Adds nothing to id vectors where there is no content; arguments as in `Projector`."""
+
+    def __init__(self, content_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+
+    def forward(self, content: Tensor) -> Tensor:
+        """Zeros, [n, d], for content [n, 0]."""
+        return content.new_zeros(len(content), self.hidden_size)
+
+
 class ItemEncoder(nn.Module):
     r"""Vectors of items: what a group sees in an item's content, plus what the item's id has learnt.
 
@@ -90,7 +102,7 @@ class ItemEncoder(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where item vectors are."""
-        return next(self.projectors.parameters()).device
+        return next(self.parameters()).device
 
     def personalise(self, n_groups: int) -> None:
         """Gives each group copies of the global PEFT module and projector; the global ones stay for new users."""

@@ -35,7 +35,8 @@ class Recommender:
         self.user_ids = {token: i for i, token in enumerate(dataset.field2id_token[model.USER_ID])}
         known = dataset.field2id_token[model.ITEM_ID]
         self.n_known = len(known)
-        self.new_items = sorted(set(model.item_tokens_with_content).difference(known))
+        has_content = model.item_encoder.content_encoder.content_size > 0
+        self.new_items = sorted(set(model.item_tokens_with_content).difference(known)) if has_content else []
         self.item_tokens = np.array([*known, *self.new_items])
         self.item_ids = {token: i for i, token in enumerate(self.item_tokens)}
         self._catalogues: dict[int | None, Tensor] = {}

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.models.ways import WAYS, way_names
@@ -68,3 +69,16 @@ def test_what_the_user_gives_replaces_a_default_of_the_other_kind(prepare):
     assert config["foundation_model"] is None and config["text_encoder"] == "aspects-clip"
     with pytest.raises(PerPEFTError, match="leave out foundation_model or text_encoder and image_encoder"):
         prepare("PerPEFT", **TOWERS, foundation_model="aspects-clip")
+
+
+def test_ids_alone(aspects_settings, prepare):
+    config = aspects_settings | {"epochs": 8, "topk": [10], "learning_rate": 3e-3, "peft_type": "ids"}
+    result = run("GlobalPEFT", config_dict=config | {"foundation_model": "no/such-model"})
+    losses = np.genfromtxt(f"{result['run_folder']}/metrics.csv", delimiter=",", names=True, usecols=[2])["train_loss"]
+    assert losses[-1] < losses[0]
+    model = load(result["run_folder"])[1]
+    assert torch.equal(model.catalogue(None), model.item_encoder.id_embedding.weight)
+    with pytest.raises(PerPEFTError, match="ids leaves groups nothing of their own"):
+        prepare("PerPEFT", peft_type="ids")
+    with pytest.raises(PerPEFTError, match="choose GlobalPEFT with peft_type: ids"):
+        prepare("MoRec", adaptation="ids")

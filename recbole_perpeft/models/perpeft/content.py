@@ -16,7 +16,7 @@ from recbole_perpeft.nn.adapt.bank import AdapterBank
 from recbole_perpeft.nn.adapt.frozen_prefix import FrozenPrefix, frozen_depths
 from recbole_perpeft.nn.adapt.tuning import Method
 from recbole_perpeft.nn.content import AdaptedContent, ContentEncoder, FrozenContent
-from recbole_perpeft.nn.item_encoder import ItemEncoder
+from recbole_perpeft.nn.item_encoder import ItemEncoder, NoProjector, Projector
 from recbole_perpeft.nn.joined_content import JoinedContent, UnitVectors
 from recbole_perpeft.nn.side_network import PRESETS
 from recbole_perpeft.nn.users.sasrec import TransformerSettings
@@ -37,7 +37,8 @@ class ItemEncoderSettings(EncoderSettings):
         "openai/clip-vit-base-patch32", "Dual encoder: a hub id, a folder, or the bundled aspects-clip."
     )
     peft_type: str = setting(
-        "lora", "A method of the peft library, adapter, bitfit, full; iisan: a side network; none: frozen."
+        "lora",
+        "A method of the peft library, adapter, bitfit, full; iisan: a side network; none: frozen; ids: no content.",
     )
     peft_config: dict | None = setting({}, "Settings of the method, over the paper's for lora and ia3.")
     max_text_length: int | None = setting(None, "Title tokens; by default what the model can read.", least=1)
@@ -62,6 +63,16 @@ class ItemEncoderSettings(EncoderSettings):
         """As in `EncoderSettings`; the towers of a dual encoder are its own."""
         own = {"text_encoder": self.foundation_model, "image_encoder": self.foundation_model}
         return super().as_towers(**((own if self.foundation_model else {}) | changes))
+
+    @property
+    def reads_ids_alone(self) -> bool:
+        """Whether items are what their ids have learnt, and nothing is read of them."""
+        return self.peft_type.lower() == "ids"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """As in `EncoderSettings`."""
+        return () if self.reads_ids_alone else super().fields
 
     @property
     def chosen(self) -> tuple[Tower, ...]:
@@ -149,10 +160,12 @@ def build_item_encoder(settings: ItemEncoderSettings, around: Surroundings) -> I
     """
     builder = (DualContent if settings.foundation_model else TowersContent)(settings, around)
     options = dict(_DEFAULTS.get(settings.peft_type.lower(), {})) | (settings.peft_config or {})
+    content = adapt(builder, settings.peft_type, options)
     return ItemEncoder(
-        adapt(builder, settings.peft_type, options),
+        content,
         len(around.item_tokens),
         settings.hidden_size,
         settings.content_weight,
         settings.encoder_chunk_size,
+        Projector if content.content_size else NoProjector,
     )
