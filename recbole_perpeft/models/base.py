@@ -153,14 +153,15 @@ class ContentRecommender(SequentialRecommender):
         items = torch.cat([inputs.flatten(), targets.flatten(), *drawn]).unique()
         if self.loss.draws.catalogue:
             items = torch.arange(self.n_items)
-        vectors = self.item_encoder(items, self._group_of_batch(interaction[self.USER_ID].cpu()))
+        vectors = self.item_encoder(items, self.group_of_batch(interaction))
         hidden = self.user_encoder(vectors_of(inputs, items, vectors), inputs.to(vectors.device))
         return NextItems(
             hidden, inputs, targets, items, vectors, self._log_popularity, self.n_items, negatives, candidates
         )
 
-    def _group_of_batch(self, users: Tensor) -> int | None:
-        groups = self.group_of(users)
+    def group_of_batch(self, interaction) -> int | None:
+        """The group of a training batch's users; None while all share one module."""
+        groups = self.group_of(interaction[self.USER_ID].cpu())
         if groups is None:
             return None
         group = int(groups[0])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from recbole.evaluator import Collector
 from recbole.evaluator.collector import DataStruct
+from recbole.evaluator.register import metrics_dict
 from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
@@ -124,6 +125,27 @@ class RankCollector(Collector):
         hits = torch.isin(rows * n_items + top_items, positive_u * n_items + positive_i)
         n_positives = torch.bincount(positive_u, minlength=n_rows).unsqueeze(1)
         return torch.cat([hits.int(), n_positives.int()], dim=1)
+
+
+def metric_of_ranks(config, name: str, ranks: Tensor) -> float:
+    """A metric of RecBole of some targets.
+
+    Args:
+        config: RecBole configuration.
+        name: Such as `ndcg@20`.
+        ranks: int64 [n], 1 for the best.
+
+    Raises:
+        PerPEFTError: the metric is not one of ranks alone.
+    """
+    metric = metrics_dict[name.partition("@")[0]](config)
+    if list(metric.metric_need) != ["rec.topk"]:
+        raise PerPEFTError(
+            f"valid_metric: {name} is no metric of ranks alone; choose Hit, NDCG, MRR, Recall, Precision or MAP"
+        )
+    collected = DataStruct()
+    collected.set("rec.topk", _hits_of_ranks(ranks, max(config["topk"])))
+    return float(metric.calculate_metric(collected)[name])
 
 
 def _hits_of_ranks(ranks: Tensor, n_places: int) -> Tensor:

@@ -38,12 +38,22 @@ class GroupSettings(Settings):
         1.0, "Share of negatives from the group's items; the rest from the catalogue.", least=0, most=1, kind="rate"
     )
     epochs_global: int = setting(10, "Epochs of the global stage.", least=0)
+    shared_in_groups: Literal["train", "freeze"] = setting(
+        "train",
+        "Ids and user encoder in the personalised stage: train (the paper), or freeze: then the global stage ends at its "
+        "best epoch, and so does each group, which keeps the global module if none is better on its valid users.",
+    )
     regroup_every: int = setting(
         0, "Epochs after which users move to their most likely group; 0 never (the paper).", least=0
     )
 
     def check(self) -> None:
-        """A grouping that is given needs its column."""
+        """A grouping that is given needs its column; groups that each have a best epoch keep their users."""
+        if self.shared_in_groups == "freeze" and self.regroup_every:
+            raise PerPEFTError(
+                "shared_in_groups: freeze chooses each group's best epoch, which users who move make no sense of; set "
+                "regroup_every to 0, or shared_in_groups to train"
+            )
         if self.grouping == "user_field" and not self.group_field:
             raise PerPEFTError(
                 "grouping: user_field needs group_field, the column of the .user file that names each user's group; "
@@ -77,8 +87,10 @@ class PerPEFT(ContentRecommender):
 
     def build_item_encoder(self, config, content: ItemContent, item_tokens: Sequence[str]) -> ItemEncoder:
         """Encoders with PEFT modules, projectors and id vectors (PerPEFT section 3)."""
-        around = Surroundings.of(config, content, item_tokens)
-        return build_item_encoder(settings_from(config, ItemEncoderSettings), around)
+        settings = settings_from(config, ItemEncoderSettings)
+        if settings.reads_ids_alone and self.personalised_stage:
+            raise PerPEFTError("peft_type: ids leaves groups nothing of their own; choose GlobalPEFT")
+        return build_item_encoder(settings, Surroundings.of(config, content, item_tokens))
 
     def reset_parameters(self) -> None:
         """As PerPEFT's authors start."""

@@ -1,5 +1,7 @@
 """Training of PerPEFT in three stages: global, grouping, personalised (PerPEFT section 3)."""
 
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,9 @@ import torch
 from recbole.utils import set_color
 from torch import Tensor
 
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import history_of
+from recbole_perpeft.models.perpeft.group_bests import GroupBests, scores_of_groups
 from recbole_perpeft.models.perpeft.grouping import (
     check_group_sizes,
     given_groups,
@@ -19,6 +23,8 @@ from recbole_perpeft.models.perpeft.grouping import (
     sequence_log_likelihood,
     warn_if_groups_are_small,
 )
+from recbole_perpeft.nn.adapt.groups import freeze_shared
+from recbole_perpeft.training.ranks import metric_of_ranks
 from recbole_perpeft.training.rates import ContentTrainer
 
 __all__ = ["PerPEFTTrainer"]
@@ -27,14 +33,22 @@ __all__ = ["PerPEFTTrainer"]
 class PerPEFTTrainer(ContentTrainer):
     """Trains the global stage, groups the users, trains the personalised stage.
 
-    The global stage of `PerPEFT` always runs `epochs_global` epochs. Early stopping and the best checkpoint belong
-    to the last stage: the personalised one, or for `GlobalPEFT` the only one.
+    The global stage of `PerPEFT` runs `epochs_global` epochs. Early stopping and the best checkpoint belong to the last
+    stage: the personalised one, or for `GlobalPEFT` the only one.
+
+    With `shared_in_groups: freeze` the global stage stops early too and ends at its best epoch. What all groups share
+    rests from then on, and each group stops early and keeps its own best epoch, or the global modules.
+
+    Attributes:
+        group_bests: With `freeze`, what each group keeps.
     """
 
     def __init__(self, config, model) -> None:
         super().__init__(config, model)
         self.stage = "global"
         self.group_settings = model.group_settings
+        self.global_epochs = self.group_settings.epochs_global
+        self.group_bests = GroupBests(self.valid_metric_bigger, self.stopping_step)
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """Runs the stages that are still to do; arguments and result as in RecBole."""
@@ -42,18 +56,42 @@ class PerPEFTTrainer(ContentTrainer):
         arguments = {"verbose": verbose, "show_progress": show_progress, "callback_fn": callback_fn}
         if not self.model.personalised_stage:
             return super().fit(train_data, valid_data, saved=saved, **arguments)
+        if self._freezes:
+            self._check_choice(valid_data)
         settings, last_stage = self.group_settings, (self.epochs, self.stopping_step)
         if self.stage == "global":
             check_group_sizes(len(train_data.dataset.interactions.users), settings.n_groups, settings.min_group_size)
             self._announce(f"stage 1 of 3: global PEFT, {settings.epochs_global} epochs", verbose)
-            self.epochs, self.stopping_step = settings.epochs_global, np.inf
-            super().fit(train_data, valid_data, saved=False, **arguments)
+            self.epochs, self.stopping_step = settings.epochs_global, last_stage[1] if self._freezes else np.inf
+            super().fit(train_data, valid_data, saved=self._freezes, **arguments)
+            if self._freezes:
+                self.load_model()
             self._announce(f"stage 2 of 3: user grouping by {settings.grouping}", verbose)
             self._start_personalised_stage(train_data, valid_data)
-        self.epochs, self.stopping_step = settings.epochs_global + last_stage[0], last_stage[1]
+        self.epochs, self.stopping_step = self.global_epochs + last_stage[0], last_stage[1]
         train_data.set_groups(self.model.user_group, settings.group_negative_ratio)
         self._announce(f"stage 3 of 3: personalised PEFT, {last_stage[0]} epochs", verbose)
-        return super().fit(train_data, valid_data, saved=saved, **arguments)
+        if self._freezes and not self.group_bests.scores:
+            self._start_from_global_modules(valid_data, show_progress)
+        result = super().fit(train_data, valid_data, saved=saved, **arguments)
+        if self._freezes and verbose:
+            self.logger.info(self.group_bests.summary(self.global_epochs))
+        return result
+
+    def _check_choice(self, valid_data) -> None:
+        """Whether groups can choose their best epochs, before hours are spent."""
+        if not valid_data:
+            raise PerPEFTError("shared_in_groups: freeze chooses by valid items, and there are none; change eval_args")
+        metric_of_ranks(self.config, self.valid_metric, torch.ones(1, dtype=torch.long))
+
+    @property
+    def _freezes(self) -> bool:
+        """Whether groups are independent of each other."""
+        return self.group_settings.shared_in_groups == "freeze"
+
+    @property
+    def _is_independent(self) -> bool:
+        return self._freezes and self.stage == "personalised"
 
     def _announce(self, sentence: str, verbose: bool) -> None:
         if verbose:
@@ -62,15 +100,47 @@ class PerPEFTTrainer(ContentTrainer):
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         settings = self.group_settings
-        done = epoch_idx + 1 - settings.epochs_global
+        done = epoch_idx + 1 - self.global_epochs
         if self.stage == "personalised" and settings.regroup_every and done % settings.regroup_every == 0:
             self._regroup(train_data)
         return loss
 
+    def _train_step(self, interaction, loss_func) -> Tensor:
+        if self._is_independent and self.group_bests.is_finished(self.model.group_of_batch(interaction)):
+            return torch.zeros(1, dtype=torch.float64, device=self.device)
+        return super()._train_step(interaction, loss_func)
+
+    def _valid_epoch(self, valid_data, show_progress=False):
+        """Score and metrics; of independent groups, those of the modules that each would keep."""
+        score, result = super()._valid_epoch(valid_data, show_progress=show_progress)
+        if self._freezes and self.target_ranks is None:
+            raise PerPEFTError("shared_in_groups: freeze needs one valid item a user; split by leave-one-out")
+        if not self._is_independent:
+            return score, result
+        if not self.group_bests.update(self.model, self._group_scores(), self.start_epoch):
+            return self.best_valid_score, self.best_valid_result
+        with self.group_bests.in_place(self.model):
+            return super()._valid_epoch(valid_data, show_progress=show_progress)
+
+    def _group_scores(self) -> list[float | None]:
+        """The valid metric of each group's users, from the latest evaluation."""
+        found = self.target_ranks
+        groups = self.model.group_of(found.users).numpy()
+        metric = partial(metric_of_ranks, self.config, self.valid_metric)
+        return scores_of_groups(groups, self.model.n_groups, found.ranks, metric)
+
+    def _start_from_global_modules(self, valid_data, show_progress: bool) -> None:
+        """What groups must beat: the modules that all of them start from."""
+        score, result = super()._valid_epoch(valid_data, show_progress=show_progress)
+        self.group_bests.start(self.model, self._group_scores())
+        self.best_valid_score, self.best_valid_result = score, result
+        self._save_checkpoint(self.start_epoch - 1, verbose=False)
+
     def _save_checkpoint(self, epoch, verbose=True, **kwargs) -> None:
         if self.model.n_groups:
             self._refresh_centroids()
-        super()._save_checkpoint(epoch, verbose=verbose, **kwargs)
+        with self.group_bests.in_place(self.model) if self._is_independent else nullcontext():
+            super()._save_checkpoint(epoch, verbose=verbose, **kwargs)
 
     def _refresh_centroids(self) -> None:
         """Centroids of the groups as they are now: the user encoder has learnt since the grouping."""
@@ -89,8 +159,7 @@ class PerPEFTTrainer(ContentTrainer):
         self.model.personalise(user_group, mean_vectors(self._global_user_vectors(train_data), groups, n_groups))
         n_targets = train_data.dataset.target_counts()[users]
         warn_if_groups_are_small(groups.numpy(), n_targets, self.model.n_items - 1)
-        self.stage = "personalised"
-        self.start_epoch = self.group_settings.epochs_global
+        self.stage, self.global_epochs = "personalised", self.start_epoch
         self.optimizer = self._build_optimizer()
         self.cur_step = 0
         self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
@@ -138,11 +207,26 @@ class PerPEFTTrainer(ContentTrainer):
         sizes = ", ".join(map(str, np.bincount(groups, minlength=model.n_groups)))
         self.logger.info(f"regrouped: {int((groups != before).sum())} users moved, groups of {sizes} users")
 
+    def _build_optimizer(self, **kwargs):
+        """As in `ContentTrainer`; where groups are independent, nothing else trains any more."""
+        if getattr(self, "stage", None) == "personalised" and self._freezes:
+            freeze_shared(self.model)
+        return super()._build_optimizer(**kwargs)
+
     def extra_state(self) -> dict[str, Any]:
-        """The stage to go on with."""
-        return {**super().extra_state(), "stage": self.stage}
+        """The stage to go on with, and when the global one ended."""
+        return {**super().extra_state(), "stage": self.stage, "global_epochs": self.global_epochs}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Undoes `extra_state`."""
         super().load_extra_state(state)
         self.stage = state["stage"]
+        self.global_epochs = state.get("global_epochs", self.group_settings.epochs_global)
+
+    def _training_state(self, train_data) -> dict[str, Any]:
+        return super()._training_state(train_data) | {"group_bests": self.group_bests.state()}
+
+    def _load_training_state(self, content: dict[str, Any], train_data) -> None:
+        super()._load_training_state(content, train_data)
+        if "group_bests" in content:  # checkpoints of 0.1 have none
+            self.group_bests.load(content["group_bests"])

@@ -1,9 +1,10 @@
 """What each group of users owns."""
 
 import copy
+from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 GLOBAL = "global"
 Owned = TypeVar("Owned", bound=nn.Module)
@@ -31,6 +32,42 @@ class GroupModules(nn.ModuleDict, Generic[Owned]):
         self.clear()
         self[GLOBAL] = shared
         self.update({str(group): copy.deepcopy(shared) for group in range(n_groups)})
+
+
+def _modules_of(model: nn.Module, group: int) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of everything that a group owns."""
+    for name, module in model.named_modules():
+        if isinstance(module, GroupModules):
+            yield name, module.of(group)
+
+
+def group_state(model: nn.Module, group: int) -> dict[str, Tensor]:
+    """A copy of all tensors that a group owns in a model, on the CPU."""
+    return {
+        f"{name}.{key}": tensor.detach().to("cpu", copy=True)
+        for name, module in _modules_of(model, group)
+        for key, tensor in module.state_dict().items()
+    }
+
+
+def load_group_state(model: nn.Module, group: int, state: Mapping[str, Tensor]) -> None:
+    """Undoes `group_state`."""
+    for name, module in _modules_of(model, group):
+        module.load_state_dict({key: state[f"{name}.{key}"] for key in module.state_dict()})
+
+
+def freeze_shared(model: nn.Module) -> None:
+    """Lets nothing train but what groups own; their own frozen parts stay so."""
+    owned = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, GroupModules)
+        for name, part in module.items()
+        if name != GLOBAL
+        for parameter in part.parameters()
+    }
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.requires_grad and id(parameter) in owned)
 
 
 def personalise(model: nn.Module, n_groups: int) -> None:

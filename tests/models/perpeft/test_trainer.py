@@ -46,9 +46,9 @@ def test_stages_and_what_is_kept(model, stages, aspects_settings):
 
 
 @pytest.mark.parametrize("killed_in_epoch", [0, 1, 2, 3, 4])
-@pytest.mark.parametrize("regroup_every", [0, 1])
-def test_a_resumed_run_ends_with_the_same_numbers(aspects_settings, monkeypatch, killed_in_epoch, regroup_every):
-    settings = aspects_settings | {"epochs": 3, "regroup_every": regroup_every, "run_folder": None}
+@pytest.mark.parametrize("how", [{}, {"regroup_every": 1}, {"shared_in_groups": "freeze"}], ids=str)
+def test_a_resumed_run_ends_with_the_same_numbers(aspects_settings, monkeypatch, killed_in_epoch, how):
+    settings = aspects_settings | {"epochs": 3, "run_folder": None} | how
     expected = run(model="PerPEFT", config_dict=settings)
     folder = f"{aspects_settings['runs_folder']}/killed"
     with monkeypatch.context() as patch:

@@ -1,0 +1,133 @@
+"""The best modules of each group, chosen by the group's own valid users."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from recbole_perpeft.nn.adapt.groups import group_state, load_group_state
+
+FALLBACK = -1  # the epoch of modules that are still those of the global stage
+
+
+@dataclass
+class GroupBests:
+    """What each group's best epoch has left; groups that have none keep the global modules.
+
+    Everything outside the groups' modules must rest, or the modules of an earlier epoch would meet another model.
+
+    Args:
+        model: With groups; their modules are the starting point.
+        bigger: Whether a bigger score is the better one.
+        patience: Evaluations without a better score after which a group is finished.
+
+    Attributes:
+        scores: Best valid score of each group; None for one without valid users.
+        epochs: Epoch of each group's best modules, `FALLBACK` where these are the global ones.
+        waited: Evaluations of each group since its best.
+    """
+
+    bigger: bool
+    patience: float
+    scores: list[float | None] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
+    waited: list[int] = field(default_factory=list)
+    _states: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def start(self, model: nn.Module, scores: list[float | None]) -> None:
+        """Take the modules as they are, which are copies of the global ones.
+
+        Args:
+            model: With groups.
+            scores: Valid score of each group.
+        """
+        self.scores = list(scores)
+        self.epochs = [FALLBACK] * len(scores)
+        self.waited = [0] * len(scores)
+        self._states = [group_state(model, group) for group in range(len(scores))]
+
+    def update(self, model: nn.Module, scores: list[float | None], epoch: int) -> bool:
+        """Keep the modules of the groups that are better than before.
+
+        Args:
+            model: After an epoch.
+            scores: Valid score of each group.
+            epoch: Its number.
+
+        Returns:
+            Whether any group is better.
+        """
+        improved = False
+        for group, (score, best) in enumerate(zip(scores, self.scores, strict=True)):
+            self.waited[group] += 1
+            if score is None or best is None or (score <= best if self.bigger else score >= best):
+                continue
+            improved = True
+            self.scores[group], self.epochs[group], self.waited[group] = score, epoch, 0
+            self._states[group] = group_state(model, group)
+        return improved
+
+    def is_finished(self, group: int) -> bool:
+        """Whether a group has waited for a better score for too long, or has no users to measure one."""
+        return self.scores[group] is None or self.waited[group] > self.patience
+
+    @contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """Put each group's best modules into the model for a while."""
+        current = [group_state(model, group) for group in range(len(self._states))]
+        self._put(model, self._states)
+        try:
+            yield
+        finally:
+            self._put(model, current)
+
+    @staticmethod
+    def _put(model: nn.Module, states: list[dict[str, Tensor]]) -> None:
+        for group, state in enumerate(states):
+            load_group_state(model, group, state)
+
+    def summary(self, first_epoch: int) -> str:
+        """A sentence on what groups keep.
+
+        Args:
+            first_epoch: Number of epochs before the first of the groups' own.
+        """
+        fallen = [group for group, epoch in enumerate(self.epochs) if epoch == FALLBACK]
+        own = [f"{group}: {epoch + 1 - first_epoch}" for group, epoch in enumerate(self.epochs) if epoch != FALLBACK]
+        kept = f"best epochs of groups: {', '.join(own)}" if own else "no group beats the global module"
+        return kept + (f"; {len(fallen)} keep the global module: {', '.join(map(str, fallen))}" if fallen else "")
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain types to go on from."""
+        return {
+            "scores": self.scores,
+            "epochs": self.epochs,
+            "waited": self.waited,
+            "states": self._states,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Undoes `state`."""
+        self.scores, self.epochs = list(state["scores"]), list(state["epochs"])
+        self.waited, self._states = list(state["waited"]), list(state["states"])
+
+
+def scores_of_groups(
+    groups: np.ndarray, n_groups: int, ranks: Tensor, metric: Callable[[Tensor], float]
+) -> list[float | None]:
+    """A metric of each group's own users.
+
+    Args:
+        groups: Group of the user of each rank, [n].
+        n_groups: C.
+        ranks: Rank of each target, [n].
+        metric: Of some ranks.
+
+    Returns:
+        C values; None for a group without a target.
+    """
+    members = (np.flatnonzero(groups == group) for group in range(n_groups))
+    return [metric(ranks[own]) if len(own) else None for own in members]

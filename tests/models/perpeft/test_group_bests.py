@@ -1,0 +1,88 @@
+"""Groups that are independent of each other: each keeps its best epoch, or the global modules."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.models.perpeft.group_bests import FALLBACK, GroupBests, scores_of_groups
+from recbole_perpeft.nn.adapt.groups import GroupModules, freeze_shared, group_state
+from recbole_perpeft.runs.run import load, run
+
+FREEZE = {"shared_in_groups": "freeze", "epochs": 6, "epochs_global": 6, "learning_rate": 3e-3, "stopping_step": 1}
+
+
+def some_model(n_groups=3):
+    model = nn.ModuleDict({"shared": nn.Linear(2, 2), "owned": GroupModules(nn.Linear(2, 2))})
+    model["owned"].personalise(n_groups)
+    return model
+
+
+def test_each_group_keeps_what_was_best_for_it():
+    random = np.random.default_rng(0)
+    scores = random.random((8, 3)).tolist()
+    scores[0][2] = 2.0  # nothing later is better
+    model, bests = some_model(), GroupBests(bigger=True, patience=2)
+    bests.start(model, scores[0])
+    weights, waited = [group_state(model, group) for group in range(3)], [0, 0, 0]
+    best = list(scores[0])
+    for epoch, row in enumerate(scores[1:]):
+        with torch.no_grad():
+            for group in range(3):
+                model["owned"].of(group).weight.fill_(epoch + group / 10)
+        improved = bests.update(model, row, epoch)
+        assert improved == any(new > old for new, old in zip(row, best, strict=True))
+        for group in range(3):
+            waited[group] += 1
+            if row[group] > best[group]:
+                best[group], weights[group], waited[group] = row[group], group_state(model, group), 0
+            assert bests.is_finished(group) == (waited[group] > 2)
+    current = [group_state(model, group) for group in range(3)]
+    with bests.in_place(model):
+        for group in range(3):
+            assert all(torch.equal(weights[group][name], t) for name, t in group_state(model, group).items())
+    for group in range(3):
+        assert all(torch.equal(current[group][name], t) for name, t in group_state(model, group).items())
+    assert bests.epochs[2] == FALLBACK and "1 keep the global module: 2" in bests.summary(0)
+
+
+def test_a_group_without_valid_users_keeps_the_global_modules():
+    scores = scores_of_groups(np.array([0, 2, 0]), 3, torch.tensor([1, 2, 4]), lambda ranks: float(ranks.sum()))
+    assert scores == [5.0, None, 2.0]
+    bests = GroupBests(bigger=False, patience=9)
+    bests.start(some_model(), scores)
+    assert bests.update(some_model(), [6.0, None, 1.0], epoch=0)
+    assert bests.epochs == [FALLBACK, FALLBACK, 0] and bests.is_finished(1) and not bests.is_finished(0)
+
+
+def test_nothing_but_the_groups_own_trains():
+    model = some_model()
+    model["owned"].of(0).bias.requires_grad_(False)
+    freeze_shared(model)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {"owned.0.weight", "owned.1.weight", "owned.1.bias", "owned.2.weight", "owned.2.bias"}
+
+
+@pytest.mark.parametrize("way", [{}, {"peft_type": "iisan", "peft_config": {"n_blocks": 2}}], ids=["lora", "iisan"])
+def test_perpeft_is_on_its_valid_users_never_below_the_global_peft_it_starts_from(aspects_settings, way):
+    settings = aspects_settings | FREEZE | way
+    ours, baseline = (run(name, config_dict=settings) for name in ("PerPEFT", "GlobalPEFT"))
+    assert ours["best_valid_score"] >= baseline["best_valid_score"]
+    personal, shared = (load(result["run_folder"])[1] for result in (ours, baseline))
+    state = personal.state_dict()
+    for name, tensor in shared.state_dict().items():
+        if isinstance(tensor, torch.Tensor) and name not in ("user_group", "group_centroids"):
+            assert torch.equal(state[name], tensor), name
+    _, model, _, _, valid_data, _ = load(ours["run_folder"])
+    config = load(ours["run_folder"])[0]
+    config["checkpoint_dir"] = ours["run_folder"]
+    found = model.trainer_class(config, model).evaluate(valid_data, load_best_model=False)
+    assert found == pytest.approx(ours["best_valid_result"])
+
+
+def test_what_cannot_be_combined_is_told(aspects_settings):
+    with pytest.raises(PerPEFTError, match="set regroup_every to 0, or shared_in_groups to train"):
+        run("PerPEFT", config_dict=aspects_settings | FREEZE | {"regroup_every": 1})
+    with pytest.raises(PerPEFTError, match="no metric of ranks alone"):
+        run("PerPEFT", config_dict=aspects_settings | FREEZE | {"metrics": ["GAUC"], "valid_metric": "GAUC"})
