@@ -40,8 +40,8 @@ class GroupSettings(Settings):
     epochs_global: int = setting(10, "Epochs of the global stage.", least=0)
     shared_in_groups: Literal["train", "freeze"] = setting(
         "train",
-        "Ids and user encoder in the personalised stage: train (the paper), or freeze: then the global stage ends at its "
-        "best epoch, and so does each group, which keeps the global module if none is better on its valid users.",
+        "Ids and user encoder in the personalised stage: train (the paper), or freeze: then the global stage ends at "
+        "its best epoch, and so does each group, which keeps the global module if none is better on its valid users.",
     )
     regroup_every: int = setting(
         0, "Epochs after which users move to their most likely group; 0 never (the paper).", least=0

@@ -33,8 +33,8 @@ __all__ = ["PerPEFTTrainer"]
 class PerPEFTTrainer(ContentTrainer):
     """Trains the global stage, groups the users, trains the personalised stage.
 
-    The global stage of `PerPEFT` runs `epochs_global` epochs. Early stopping and the best checkpoint belong to the last
-    stage: the personalised one, or for `GlobalPEFT` the only one.
+    The global stage of `PerPEFT` runs `epochs_global` epochs. Early stopping and the best checkpoint belong to the
+    last stage: the personalised one, or for `GlobalPEFT` the only one.
 
     With `shared_in_groups: freeze` the global stage stops early too and ends at its best epoch. What all groups share
     rests from then on, and each group stops early and keeps its own best epoch, or the global modules.
