@@ -38,6 +38,9 @@ class GroupSettings(Settings):
         1.0, "Share of negatives from the group's items; the rest from the catalogue.", least=0, most=1, kind="rate"
     )
     epochs_global: int = setting(10, "Epochs of the global stage.", least=0)
+    global_run: str | None = setting(
+        None, "Folder of a finished GlobalPEFT run with the same settings, whose model takes the place of stage 1."
+    )
     shared_in_groups: Literal["train", "freeze"] = setting(
         "train",
         "Ids and user encoder in the personalised stage: train (the paper), or freeze: then the global stage ends at "

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import history_of
+from recbole_perpeft.data.log import check_same_data
 from recbole_perpeft.models.perpeft.group_bests import GroupBests, scores_of_groups
 from recbole_perpeft.models.perpeft.grouping import (
     check_group_sizes,
@@ -24,6 +26,7 @@ from recbole_perpeft.models.perpeft.grouping import (
     warn_if_groups_are_small,
 )
 from recbole_perpeft.nn.adapt.groups import freeze_shared
+from recbole_perpeft.training.checkpoint import load_checkpoint
 from recbole_perpeft.training.ranks import metric_of_ranks
 from recbole_perpeft.training.rates import ContentTrainer
 
@@ -61,11 +64,15 @@ class PerPEFTTrainer(ContentTrainer):
         settings, last_stage = self.group_settings, (self.epochs, self.stopping_step)
         if self.stage == "global":
             check_group_sizes(len(train_data.dataset.interactions.users), settings.n_groups, settings.min_group_size)
-            self._announce(f"stage 1 of 3: global PEFT, {settings.epochs_global} epochs", verbose)
-            self.epochs, self.stopping_step = settings.epochs_global, last_stage[1] if self._freezes else np.inf
-            super().fit(train_data, valid_data, saved=self._freezes, **arguments)
-            if self._freezes:
-                self.load_model()
+            if settings.global_run:
+                self._announce(f"stage 1 of 3: the global PEFT of {settings.global_run}", verbose)
+                self._take_global_model(Path(settings.global_run), train_data)
+            else:
+                self._announce(f"stage 1 of 3: global PEFT, {settings.epochs_global} epochs", verbose)
+                self.epochs, self.stopping_step = settings.epochs_global, last_stage[1] if self._freezes else np.inf
+                super().fit(train_data, valid_data, saved=self._freezes, **arguments)
+                if self._freezes:
+                    self.load_model()
             self._announce(f"stage 2 of 3: user grouping by {settings.grouping}", verbose)
             self._start_personalised_stage(train_data, valid_data)
         self.epochs, self.stopping_step = self.global_epochs + last_stage[0], last_stage[1]
@@ -77,6 +84,13 @@ class PerPEFTTrainer(ContentTrainer):
         if self._freezes and verbose:
             self.logger.info(self.group_bests.summary(self.global_epochs))
         return result
+
+    def _take_global_model(self, run_folder: Path, train_data) -> None:
+        """The best model of a finished run in the place of the global stage."""
+        file = run_folder / "best.pth"
+        content = load_checkpoint(file, "GlobalPEFT")
+        check_same_data(content.get("data", {}), train_data.dataset, file, ("ids", "log"))
+        self._load_model_state(content, file)
 
     def _check_choice(self, valid_data) -> None:
         """Whether groups can choose their best epochs, before hours are spent."""

@@ -88,8 +88,8 @@ def absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(value: Any) -> Any:
-    # A name such as `aspects` may be a folder here too; what has a slash is meant as a path if it exists, and so is the
-    # folder of an encoder.
+    # A name such as `aspects` may be a folder here too; what has a slash is meant as a path if it exists, and so is
+    # the folder of an encoder.
     if isinstance(value, str) and ("/" in value and Path(value).exists() or (Path(value) / "config.json").is_file()):
         return str(Path(value).absolute())
     return value

@@ -74,11 +74,22 @@ def test_perpeft_is_on_its_valid_users_never_below_the_global_peft_it_starts_fro
     for name, tensor in shared.state_dict().items():
         if isinstance(tensor, torch.Tensor) and name not in ("user_group", "group_centroids"):
             assert torch.equal(state[name], tensor), name
-    _, model, _, _, valid_data, _ = load(ours["run_folder"])
-    config = load(ours["run_folder"])[0]
+    config, model, _, _, valid_data, _ = load(ours["run_folder"])
     config["checkpoint_dir"] = ours["run_folder"]
     found = model.trainer_class(config, model).evaluate(valid_data, load_best_model=False)
     assert found == pytest.approx(ours["best_valid_result"])
+
+
+def test_a_finished_run_takes_the_place_of_the_global_stage(aspects_settings):
+    baseline = run("GlobalPEFT", config_dict=aspects_settings | FREEZE)
+    settings = aspects_settings | FREEZE | {"global_run": baseline["run_folder"]}
+    ours = run("PerPEFT", config_dict=settings)
+    assert ours["seconds_per_epoch"].keys() == {"personalised"}
+    assert ours["best_valid_score"] >= baseline["best_valid_score"]
+    with pytest.raises(PerPEFTError, match="does not fit the model"):
+        run("PerPEFT", config_dict=settings | {"hidden_size": 16})
+    with pytest.raises(PerPEFTError, match="is a checkpoint of PerPEFT, not of GlobalPEFT"):
+        run("PerPEFT", config_dict=settings | {"global_run": ours["run_folder"]})
 
 
 def test_what_cannot_be_combined_is_told(aspects_settings):
