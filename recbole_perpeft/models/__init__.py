@@ -13,6 +13,7 @@ __all__ = ["get_model", "list_models", "list_recbole_models", "register_model"]
 _MODELS: Registry[type] = Registry(
     "model",
     {
+        "ContentKNN": "recbole_perpeft.models.content_knn:ContentKNN",
         "GlobalPEFT": "recbole_perpeft.models.perpeft.model:GlobalPEFT",
         "IISAN": "recbole_perpeft.models.iisan:IISAN",
         "MoRec": "recbole_perpeft.models.morec:MoRec",

@@ -16,6 +16,7 @@ from recbole_perpeft.core.settings import Settings, setting, settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.dataset import SequenceDataset
 from recbole_perpeft.data.sampler import Candidates, Draws
+from recbole_perpeft.models.build import ContentControl
 from recbole_perpeft.nn.item_encoder import ItemEncoder
 from recbole_perpeft.nn.losses import LossChoice, NextItems, loss_from, vectors_of
 from recbole_perpeft.nn.losses.in_batch import log_popularity
@@ -47,7 +48,7 @@ class ContentRecommender(SequentialRecommender):
     input_type = InputType.PAIRWISE
     dataset_class = SequenceDataset
     trainer_class = ContentTrainer
-    settings_classes: tuple[type[Settings], ...] = (UserEncoderChoice, LossChoice, IdSettings)
+    settings_classes: tuple[type[Settings], ...] = (UserEncoderChoice, LossChoice, IdSettings, ContentControl)
 
     @staticmethod
     def train_draws(config) -> Draws:

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.run_settings import RunSettings
+from recbole_perpeft.core.settings import Settings, same_as, setting, settings_from
 from recbole_perpeft.data.content import TITLE, ItemContent
 from recbole_perpeft.models.towers import EncoderSettings, Tower
 from recbole_perpeft.nn.adapt.tuning import Method
@@ -21,6 +24,26 @@ from recbole_perpeft.nn.side_network import SideNetworkSettings
 from recbole_perpeft.pretrained.processor import Processor
 from recbole_perpeft.store.inputs import ContentCache
 from recbole_perpeft.store.states import HiddenStateCache
+
+
+@dataclass(frozen=True)
+class ContentControl(Settings):
+    """Content that says nothing of its item, to tell what content adds from what more parameters add."""
+
+    shuffle_content: bool = setting(False, "A control: each item has the content of another, drawn by the seed.")
+    seed: int = same_as(RunSettings, "seed")
+
+    @classmethod
+    def of(cls, config: Any) -> "ContentControl":
+        """That of a run with a configuration."""
+        return settings_from(config, cls)
+
+    def content_of(self, item_tokens: Sequence[str]) -> Sequence[str]:
+        """Items whose content stands in the place of each item's, the pad first."""
+        if not self.shuffle_content:
+            return item_tokens
+        order = np.random.default_rng(self.seed).permutation(np.arange(1, len(item_tokens)))
+        return [item_tokens[0], *(item_tokens[place] for place in order)]
 
 
 @dataclass(frozen=True)
@@ -42,7 +65,8 @@ class Surroundings:
     @classmethod
     def of(cls, config: Any, content: ItemContent, item_tokens: Sequence[str]) -> "Surroundings":
         """Those of a run with a configuration."""
-        return cls(content, item_tokens, Path(config["cache_folder"]), bool(config["show_progress"]))
+        tokens = ContentControl.of(config).content_of(item_tokens)
+        return cls(content, tokens, Path(config["cache_folder"]), bool(config["show_progress"]))
 
     def inputs(self, by_kind: Mapping[str, Tower], max_text_length: int | None) -> tuple[ContentCache, Processor]:
         """The cache of what encoders read, at most one of texts and one of images, and what made it."""
@@ -92,11 +116,14 @@ class ContentBuilder(ABC):
             PerPEFTError: Encoders or content cannot be used.
         """
 
-    def stored(self, heads: type[ContentHeads] | type[UnitVectors]) -> JoinedContent:
-        """Stored vectors of all towers, and what joins them."""
-        caches = dict(zip(self.settings.by_role, self.around.states(self.settings, None), strict=True))
-        towers = {role: StoredVectors(cache, self.around.item_tokens) for role, cache in caches.items()}
-        return JoinedContent(towers, heads({role: cache.width for role, cache in caches.items()}))
+
+def stored_content(
+    encoders: EncoderSettings, around: Surroundings, heads: type[ContentHeads] | type[UnitVectors]
+) -> JoinedContent:
+    """Stored vectors of all towers, and what joins them; the encoders are not kept in memory."""
+    caches = dict(zip(encoders.by_role, around.states(encoders, None), strict=True))
+    towers = {role: StoredVectors(cache, around.item_tokens) for role, cache in caches.items()}
+    return JoinedContent(towers, heads({role: cache.width for role, cache in caches.items()}))
 
 
 def side_content(

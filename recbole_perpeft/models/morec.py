@@ -7,7 +7,7 @@ from typing import Any
 from recbole_perpeft.core.settings import same_as, setting, settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.models.base import ContentRecommender
-from recbole_perpeft.models.build import ContentBuilder, Surroundings, by_content_alone
+from recbole_perpeft.models.build import ContentBuilder, Surroundings, by_content_alone, stored_content
 from recbole_perpeft.models.towers import EncoderSettings, Tower
 from recbole_perpeft.models.ways import adapt
 from recbole_perpeft.nn.adapt.tuning import Method
@@ -77,7 +77,7 @@ class MoRecContent(ContentBuilder):
 
     def frozen(self) -> ContentEncoder:
         """As in `ContentBuilder`."""
-        return self.stored(ContentHeads)
+        return stored_content(self.settings, self.around, ContentHeads)
 
 
 class MoRec(ContentRecommender):

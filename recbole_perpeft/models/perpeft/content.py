@@ -9,7 +9,7 @@ from typing import Any
 from recbole_perpeft.core.digest import value_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import same_as, setting
-from recbole_perpeft.models.build import ContentBuilder, Surroundings
+from recbole_perpeft.models.build import ContentBuilder, Surroundings, stored_content
 from recbole_perpeft.models.towers import EncoderSettings, Tower
 from recbole_perpeft.models.ways import adapt
 from recbole_perpeft.nn.adapt.bank import AdapterBank
@@ -144,7 +144,7 @@ class TowersContent(PersonalContent):
 
     def frozen(self) -> ContentEncoder:
         """As in `ContentBuilder`."""
-        return self.stored(UnitVectors)
+        return stored_content(self.settings, self.around, UnitVectors)
 
 
 def fingerprint(cache: ContentCache, processor: Processor) -> str:
