@@ -1,7 +1,7 @@
 """What every recommender that reads item content shares: item encoder, user encoder, loss and scores."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -62,8 +62,8 @@ class ContentRecommender(SequentialRecommender):
         self.NEG_ITEM_SEQ = config["NEG_PREFIX"] + self.ITEM_SEQ
         self.loss = loss_from(config)
         self.id_settings = settings_from(config, IdSettings)
-        # Not a buffer: it stays on the CPU with the ids, or each step would wait for the accelerator.
-        self._log_popularity = cache(partial(log_popularity, _item_counts(dataset)))
+        self._interactions = dataset.interactions.pairs()
+        self._log_popularities: dict[int | None, Callable[[float], Tensor]] = {}
         item_tokens = dataset.field2id_token[self.ITEM_ID]
         content = ItemContent.load(
             config.dataset_folder,
@@ -154,11 +154,24 @@ class ContentRecommender(SequentialRecommender):
         items = torch.cat([inputs.flatten(), targets.flatten(), *drawn]).unique()
         if self.loss.draws.catalogue:
             items = torch.arange(self.n_items)
-        vectors = self.item_encoder(items, self.group_of_batch(interaction))
+        group = self.group_of_batch(interaction)
+        vectors = self.item_encoder(items, group)
         hidden = self.user_encoder(vectors_of(inputs, items, vectors), inputs.to(vectors.device))
         return NextItems(
-            hidden, inputs, targets, items, vectors, self._log_popularity, self.n_items, negatives, candidates
+            hidden, inputs, targets, items, vectors, self.log_popularity_of(group), self.n_items, negatives, candidates
         )
+
+    def log_popularity_of(self, group: int | None) -> Callable[[float], Tensor]:
+        """Gives log-probabilities of items among the train interactions of a group's users, or of all for None.
+
+        They stay on the CPU with the ids, or each step would wait for the accelerator.
+        """
+        if group not in self._log_popularities:
+            users, items = self._interactions
+            own = slice(None) if group is None else (self.group_of(torch.from_numpy(users)) == group).numpy()
+            counts = torch.bincount(torch.from_numpy(items[own]), minlength=self.n_items)
+            self._log_popularities[group] = cache(partial(log_popularity, counts))
+        return self._log_popularities[group]
 
     def group_of_batch(self, interaction) -> int | None:
         """The group of a training batch's users; None while all share one module."""
@@ -251,8 +264,3 @@ class ContentRecommender(SequentialRecommender):
         for rows, users, catalogue in self._parts(interaction):
             scores[rows] = (users * catalogue[items[rows]]).sum(-1)
         return scores
-
-
-def _item_counts(dataset: SequenceDataset) -> Tensor:
-    """How often each item was bought in the train part, [n_items]."""
-    return torch.bincount(torch.from_numpy(dataset.interactions.items), minlength=dataset.item_num)

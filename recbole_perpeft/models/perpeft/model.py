@@ -130,6 +130,7 @@ class PerPEFT(ContentRecommender):
         self.user_group = user_group.to(self.device)
         self.group_centroids = group_centroids.to(self.device)
         self._group_on_cpu = self.user_group.cpu()
+        self._log_popularities.clear()
 
     def group_of(self, users: Tensor) -> Tensor | None:
         """Group of each user, [B]; users outside training go through `nearest_group` instead."""

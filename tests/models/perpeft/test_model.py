@@ -199,3 +199,18 @@ def test_modules_in_a_tower_have_the_rate_of_its_side(prepare, peft_type):
         side = 2.0 if "text_model" in name else 3.0 if "vision_model" in name else 1.0
         assert rate_of[id(parameter)] == side, name
     assert (set(rate_of.values()) == {1.0, 2.0, 3.0}) == (peft_type != "none")
+
+
+def test_popularity_is_that_of_the_groups_own_interactions(prepare):
+    prepared = prepare("PerPEFT", loss_type="in_batch")
+    model = prepared.personalise()
+    pairs = list(zip(*prepared.train_data.dataset.interactions.pairs(), strict=True))
+    for group in (None, 0, 1, 2):
+        counts = [1e-300] + [0] * (model.n_items - 1)
+        for user, item in pairs:
+            counts[item] += group is None or int(model.user_group[user]) == group
+        expected = torch.tensor(counts[1:], dtype=torch.float64).clamp(min=1).sqrt()
+        found = model.log_popularity_of(group)(0.5)
+        assert torch.allclose(found[1:].double(), (expected / expected.sum()).log(), atol=1e-6)
+    model.set_groups(torch.where(model.user_group >= 0, 0, -1), model.group_centroids)
+    assert torch.equal(model.log_popularity_of(0)(0.5), model.log_popularity_of(None)(0.5))
