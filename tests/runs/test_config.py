@@ -99,9 +99,16 @@ def test_settings_of_a_dataset_may_depend_on_the_model(tmp_path, monkeypatch):
     assert Config("GRU4Rec", "shop")["train_batch_size"] == 8
 
 
-@pytest.mark.parametrize("path", sorted((properties_folder() / "preset").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_preset_is_named_without_its_folder(path, tmp_path, monkeypatch):
-    config = Config(path.stem.split("_")[0].upper(), "shop", [path.stem])
+PRESETS = [
+    *((model, "strong") for model in ("PerPEFT", "GlobalPEFT", "IISAN", "MoRec")),
+    *((path.stem.split("_")[0].upper(), path.stem) for path in (properties_folder() / "preset").glob("*_*.yaml")),
+]
+
+
+@pytest.mark.parametrize(("model", "preset"), sorted(PRESETS))
+def test_a_preset_is_named_without_its_folder(model, preset, tmp_path, monkeypatch):
+    path = properties_folder() / "preset" / f"{preset}.yaml"
+    config = Config(model, "shop", [path.stem])
     assert all(config[key] == value for key, value in read_yaml(path).items())
     monkeypatch.chdir(tmp_path)
     (tmp_path / path.stem).write_text("text_encoder: mine")
