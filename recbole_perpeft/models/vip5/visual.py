@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.core.settings import Settings, setting
+from recbole_perpeft.core.settings import Settings, same_as, setting
 from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
+from recbole_perpeft.models.towers import EncoderSettings
 from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings
 
 
@@ -22,15 +23,13 @@ class VisualSettings(Settings):
 
     n_visual_tokens: int = setting(2, "Tokens that an image becomes; 0 for a model without images.", least=0)
     visual_norm: bool = setting(True, "Whether they pass a norm.")
-    image_encoder: str | None = setting(
-        None, "Whose final vectors they are made of: a hub id, folder or aspects-clip."
-    )
-    image_pooling: str | None = setting(None, "cls | mean; ~ for the usual way of the encoder.")
+    image_encoder: str | None = same_as(EncoderSettings, "image_encoder")
+    image_pooling: str | None = same_as(EncoderSettings, "image_pooling")
     image_features: str | None = setting(
         None, "Instead, a file <name>.npy in the data set's folder, item ids in <name>.txt."
     )
-    cache_dtype: Literal["float16", "float32"] = setting("float16", "How vectors of the encoder are stored.")
-    encoder_chunk_size: int = setting(64, "Images at once.", least=1)
+    cache_dtype: Literal["float16", "float32"] = same_as(EncoderSettings, "cache_dtype")
+    encoder_chunk_size: int = same_as(EncoderSettings, "encoder_chunk_size")
 
     def check(self) -> None:
         """Tokens are made of something."""
