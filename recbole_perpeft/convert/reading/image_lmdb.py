@@ -13,7 +13,7 @@ from PIL import Image
 from recbole_perpeft.convert.reading.image_files import ImageReference, images_of_folder
 from recbole_perpeft.convert.reading.pickles import UnsafePickleError, load_stored_image
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.images import MAX_ASPECT_RATIO, MAX_PIXELS, DamagedImageError
+from recbole_perpeft.data.decode import MAX_ASPECT_RATIO, MAX_PIXELS, DamagedImageError
 
 MAX_STORED_BYTES = 3 * MAX_PIXELS + 2**16
 

@@ -128,12 +128,8 @@ class PerPEFTSource(Source):
             return images_of_folder(self._folder / name, tokens)
         zipped = self._folder / f"{name}.zip"
         if zipped.is_file():
-            found = images_of_zip(zipped)
-        elif self._archive is not None:
-            found = images_of_zip(self._archive, name)
-        else:
-            found = {}
-        return {token: found[token] for token in tokens if token in found}
+            return images_of_zip(zipped, tokens)
+        return {} if self._archive is None else images_of_zip(self._archive, tokens, name)
 
     def expected(self) -> ExpectedCounts:
         return EXPECTED.get(self._data_set, ExpectedCounts())

@@ -1,0 +1,55 @@
+"""Files of others: only regular ones are opened, and what names them cannot leave its folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import stat
+import unicodedata
+from pathlib import Path
+from typing import BinaryIO
+
+_CONTROL = "Cc"  # category of control characters in Unicode
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read its bytes.
+
+    A pipe would wait for a writer, and a device may never end.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder, the system says so itself
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return open(path, "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a file; raises as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def is_inside(relative: str) -> bool:
+    """Whether a path from outside, as data have it, stays in the folder that it is relative to."""
+    parts = posixpath.normpath(relative).replace("\\", "/").split("/")
+    is_absolute = parts[0] == "" or parts[0].endswith(":")
+    return not is_absolute and ".." not in parts and is_printable(relative)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a text from outside can be the name of a file, and of nothing in another folder."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\") and is_printable(name)
+
+
+def is_printable(text: str) -> bool:
+    """Whether a text has no control characters."""
+    return all(unicodedata.category(character) != _CONTROL for character in text)
+
+
+def composed(name: str) -> str:
+    """A name in the form of Unicode (NFC) by which names are compared: macOS writes letters and accents apart."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
