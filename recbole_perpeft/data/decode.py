@@ -1,4 +1,4 @@
-"""Bytes of image files as RGB images: within limits, on white, and told apart by what is in them, not by their names."""
+"""Bytes of image files as RGB images: within limits, on white, and told apart by what is in them, not by names."""
 
 import io
 import re

@@ -46,8 +46,8 @@ def choose_images(names: Iterable[str], tokens: Iterable[str]) -> dict[str, str]
     if several:
         example = min(several)
         LOGGER.warning(
-            f"{len(several)} items have several images, for instance {example!r}; {chosen[example]} is used (the order "
-            f"is {', '.join(IMAGE_SUFFIXES)}, none)."
+            f"{len(several)} items have several images, for instance {example!r}; {chosen[example]} is used (the "
+            f"order is {', '.join(IMAGE_SUFFIXES)}, none)."
         )
     return chosen
 

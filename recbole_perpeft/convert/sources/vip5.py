@@ -13,6 +13,7 @@ import numpy as np
 
 from recbole_perpeft.convert.events import Events, batched_events
 from recbole_perpeft.convert.reading.pickles import load_plain
+from recbole_perpeft.convert.reading.tables import text_of
 from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.lines import line_error, text_lines
@@ -116,7 +117,7 @@ class VIP5Source(Source):
                 continue
             item = _literal(path, line, text)
             if item.get("asin") in wanted:
-                titles.setdefault(item["asin"], str(item.get("title") or ""))
+                titles.setdefault(item["asin"], text_of(path, line, item.get("title"), "title"))
         return {"title": titles}
 
     def side_files(self, folder: Path, name: str, tokens: Sequence[str]) -> None:
