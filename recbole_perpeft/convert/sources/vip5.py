@@ -15,6 +15,7 @@ from recbole_perpeft.convert.events import Events, batched_events
 from recbole_perpeft.convert.reading.pickles import load_plain
 from recbole_perpeft.convert.reading.tables import text_of
 from recbole_perpeft.convert.source import ExpectedCounts, Source
+from recbole_perpeft.core.arrays import read_array
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.lines import line_error, text_lines
 from recbole_perpeft.core.logs import LOGGER
@@ -156,8 +157,8 @@ def _read_features(folder: Path, tokens: Sequence[str]) -> np.ndarray:
     for token in tokens:
         path = folder / f"{token}.npy"
         try:
-            vector = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            vector = read_array(path)
+        except (OSError, ValueError) as error:
             raise PerPEFTError(f"{path}: not an array that can be read ({error})") from error
         if vector.dtype.kind != "f" or (vectors and vector.size != vectors[0].size):
             raise PerPEFTError(f"{path}: {vector.dtype} {vector.shape} is not a vector like those before it")
