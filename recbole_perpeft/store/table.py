@@ -196,16 +196,21 @@ class _Build:
             show_progress: Whether to show a progress bar.
             keeps_rows: Whether rows of an earlier table in the folder that are still right are kept.
         """
+        finished: dict[int, FinishedChunk] = {}
         try:
-            finished = self._resumed()
+            finished |= self._resumed()
             if keeps_rows:
                 self._keep(finished)
             self._compute(finished, show_progress)
             self._put_in_place([finished[index] for index in sorted(finished)])
         except OSError as error:
-            if is_full(error):
+            if is_full(error) or not finished:
                 remove(self._files.folder)
             raise self._files.refused(error, self._folder.parent, self._recipe.title) from error
+        except BaseException:
+            if not finished:  # there is nothing to go on with
+                remove(self._files.folder)
+            raise
 
     def _resumed(self) -> dict[int, FinishedChunk]:
         """Chunks of an earlier process that are whole and whose content has not changed since."""
