@@ -10,6 +10,8 @@ import unicodedata
 from pathlib import Path
 from typing import BinaryIO
 
+from recbole_perpeft.core.errors import PerPEFTError
+
 _CONTROL = "Cc"  # category of control characters in Unicode
 
 
@@ -38,6 +40,33 @@ def is_inside(relative: str) -> bool:
     parts = posixpath.normpath(relative).replace("\\", "/").split("/")
     is_absolute = parts[0] == "" or parts[0].endswith(":")
     return not is_absolute and ".." not in parts and is_printable(relative)
+
+
+def path_inside(folder: Path, relative: str, what: str) -> Path:
+    """A path from outside, as data have it.
+
+    Args:
+        folder: that it is relative to.
+        relative: with slashes.
+        what: gives the path, for the message.
+
+    Raises:
+        PerPEFTError: it leaves the folder, or has control characters.
+    """
+    if not is_inside(relative):
+        raise PerPEFTError(f"{what}: the path {relative!r} leaves the folder {folder}, or has control characters")
+    return folder / relative
+
+
+def checked_name(name: str, what: str) -> str:
+    """A name from outside that becomes part of paths.
+
+    Raises:
+        PerPEFTError: it cannot be the name of one file or folder.
+    """
+    if not is_file_name(name):
+        raise PerPEFTError(f"{what}: {name!r} cannot be a name; leave out slashes and control characters")
+    return name
 
 
 def is_file_name(name: str) -> bool:

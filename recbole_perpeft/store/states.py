@@ -209,7 +209,8 @@ class StatesRecipe(Recipe):
         texts = None if self.kind == IMAGE else content.texts[field]
         super().__init__(content, field, title, about, chunk_rows, texts, self.kind == IMAGE)
         encoder = "-".join(re.split(r"[^\w.]+", settings.encoder.strip("./~"))[-2:])
-        self.folder = Path(cache_folder) / f"{content.name}-{field}-{encoder}-{self.settings.pooling}-states"
+        column = re.sub(r"[^\w.-]+", "-", field)
+        self.folder = Path(cache_folder) / f"{content.name}-{column}-{encoder}-{self.settings.pooling}-states"
 
     def layout(self, values: dict[str, Any]) -> Layout:
         """As in `Recipe`."""

@@ -15,6 +15,7 @@ from recbole_perpeft.convert.reading.image_files import ImageReference, images_o
 from recbole_perpeft.convert.reading.pickles import load_plain
 from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import checked_name
 from recbole_perpeft.core.lines import line_error, text_lines
 
 # Table of the paper (arXiv 2602.09445); it does not count interactions.
@@ -41,7 +42,7 @@ class PerPEFTSource(Source):
     example = "--input=mmrec_datasets.zip --set=toys_games --output=dataset_atomic/toys_games"
 
     def __init__(self, path: Path, data_set: str, show_progress: bool = False):
-        self._path, self._data_set, self._show_progress = path, data_set, show_progress
+        self._path, self._data_set, self._show_progress = path, checked_name(data_set, "--set"), show_progress
         self._folder = path
         self._archive: Path | None = None
         if not path.exists():

@@ -14,7 +14,7 @@ from recbole_perpeft.convert.reading.image_files import ImageFile, ImageReferenc
 from recbole_perpeft.convert.reading.tables import id_text, number, seconds, table_columns, table_rows, text_of
 from recbole_perpeft.convert.source import Source
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.files import is_inside
+from recbole_perpeft.core.files import path_inside
 from recbole_perpeft.core.lines import line_error
 from recbole_perpeft.core.logs import LOGGER
 
@@ -162,8 +162,7 @@ class TableSource(Source):
 
 def _inside(folder: Path, given: str, table: Path, line: int) -> Path:
     """A path that a line of a table gives relative to a folder; its file may have another form of Unicode."""
-    if not is_inside(given):
-        raise line_error(table, line, f"the image path {given!r} leaves the folder {folder}")
+    path_inside(folder, given, f"{table}, line {line}")
     forms = (given, *(unicodedata.normalize(form, given) for form in ("NFC", "NFD")))
     paths = [folder / form for form in dict.fromkeys(forms)]
     return next((path for path in paths[1:] if path.is_file()), paths[0])

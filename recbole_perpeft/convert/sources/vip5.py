@@ -17,6 +17,7 @@ from recbole_perpeft.convert.reading.tables import text_of
 from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.core.arrays import read_array
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import path_inside, read_regular
 from recbole_perpeft.core.lines import line_error, text_lines
 from recbole_perpeft.core.logs import LOGGER
 
@@ -97,7 +98,7 @@ class VIP5Source(Source):
         """Raw ids of users and of items by number."""
         path = self._folder / MAPS
         try:
-            maps = json.loads(path.read_bytes())
+            maps = json.loads(read_regular(path))
             users, items = maps["id2user"], maps["id2item"]
             texts = [*users.values(), *items.values()]
         except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
@@ -126,8 +127,9 @@ class VIP5Source(Source):
         if (self._folder / EXPLANATIONS).is_file():
             self._write_explanations(folder / f"{name}.explanations.jsonl", set(tokens))
         if self._features is not None:
-            with_features = [token for token in tokens if (self._features / f"{token}.npy").is_file()]
-            features = _read_features(self._features, with_features)
+            paths = {token: path_inside(self._features, f"{token}.npy", f"item {token!r}") for token in tokens}
+            with_features = [token for token, path in paths.items() if path.is_file()]
+            features = _read_features(self._features, [paths[token] for token in with_features])
             np.save(folder / f"{name}.features.npy", features, allow_pickle=False)
             lines = "".join(f"{token}\n" for token in with_features)
             (folder / f"{name}.features.txt").write_text(lines, encoding="utf-8")
@@ -152,10 +154,9 @@ class VIP5Source(Source):
         return EXPECTED.get(self._folder.name, ExpectedCounts())
 
 
-def _read_features(folder: Path, tokens: Sequence[str]) -> np.ndarray:
+def _read_features(folder: Path, paths: Sequence[Path]) -> np.ndarray:
     vectors: list[np.ndarray] = []
-    for token in tokens:
-        path = folder / f"{token}.npy"
+    for path in paths:
         try:
             vector = read_array(path)
         except (OSError, ValueError) as error:
