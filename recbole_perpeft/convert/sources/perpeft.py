@@ -12,7 +12,7 @@ from typing import Any
 from recbole_perpeft.convert.events import Events, batched_events
 from recbole_perpeft.convert.reading.archive import images_of_zip, opened_zip, unpack_member
 from recbole_perpeft.convert.reading.image_files import ImageReference, images_of_folder
-from recbole_perpeft.convert.reading.pickles import load_plain
+from recbole_perpeft.convert.reading.pickles import load_plain, number_in, shown, text_in
 from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import checked_name
@@ -107,21 +107,26 @@ class PerPEFTSource(Source):
     def _item_ids(self) -> dict[str, str]:
         """Raw id by number, the number as text."""
         path = self._file(ITEM_IDS)
-        pairs = load_plain(path)
-        if not isinstance(pairs, dict) or not all(
-            type(index) in (int, str) and isinstance(token, str) for index, token in pairs.items()
-        ):
-            raise PerPEFTError(f"{path}: not a dictionary of item numbers and item ids")
-        if len(set(pairs.values())) < len(pairs):
+        tokens: dict[str, str] = {}
+        for index, token in _dictionary(path, "item numbers and item ids").items():
+            if type(index) is not int and not isinstance(index, str):
+                raise PerPEFTError(f"{path}: the key {shown(index)} is no item number")
+            number = index if isinstance(index, str) else str(number_in(path, "a key", index))
+            if number in tokens:
+                raise PerPEFTError(f"{path}: the item number {number} is there as a number and as a text")
+            tokens[number] = text_in(path, f"the value of {shown(index)}", token)
+        if len(set(tokens.values())) < len(tokens):
             raise PerPEFTError(f"{path}: two item numbers have the same item id")
-        return {str(index): token for index, token in pairs.items()}
+        return tokens
 
     def texts(self, tokens: Sequence[str]) -> dict[str, dict[str, str]]:
         path = self._file(TITLES)
-        titles = load_plain(path)
-        if not isinstance(titles, dict) or not all(isinstance(title, str) for title in titles.values()):
-            raise PerPEFTError(f"{path}: not a dictionary of item ids and titles")
-        return {"title": titles}
+        return {
+            "title": {
+                text_in(path, "a key", token): text_in(path, f"the title of {shown(token)}", title)
+                for token, title in _dictionary(path, "item ids and titles").items()
+            }
+        }
 
     def images(self, tokens: Sequence[str]) -> dict[str, ImageReference]:
         name = IMAGES.format(self._data_set)
@@ -134,3 +139,10 @@ class PerPEFTSource(Source):
 
     def expected(self) -> ExpectedCounts:
         return EXPECTED.get(self._data_set, ExpectedCounts())
+
+
+def _dictionary(path: Path, what: str) -> dict[Any, Any]:
+    loaded = load_plain(path)
+    if not isinstance(loaded, dict):
+        raise PerPEFTError(f"{path}: holds {shown(loaded)}, not a dictionary of {what}")
+    return loaded

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from recbole_perpeft.convert.events import Events, batched_events
-from recbole_perpeft.convert.reading.pickles import load_plain
+from recbole_perpeft.convert.reading.pickles import load_plain, number_in, text_in
 from recbole_perpeft.convert.reading.tables import text_of
 from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.core.arrays import read_array
@@ -41,6 +41,8 @@ EXPLAINED = {
     "explanation": "explanation",
     "reviewerName": "user_name",
 }
+_NUMBERS = ("rating", "timestamp")
+_NEEDED = ("user_id", "item_id", "explanation")
 
 
 class VIP5Source(Source):
@@ -144,14 +146,25 @@ class VIP5Source(Source):
                 if not isinstance(rows, list):
                     raise PerPEFTError(f"{path}: has no list {split!r}")
                 for index, row in enumerate(rows):
+                    place = f"row {index} of {split!r}"
                     if not isinstance(row, dict) or not {"reviewerID", "asin"} <= row.keys():
-                        raise PerPEFTError(f"{path}: row {index} of {split!r} has no reviewerID or asin")
-                    if row["asin"] in tokens and "explanation" in row:
-                        chosen = {column: row[field] for field, column in EXPLAINED.items() if field in row}
+                        raise PerPEFTError(f"{path}: {place} has no reviewerID or asin")
+                    if text_in(path, f"asin in {place}", row["asin"]) in tokens and "explanation" in row:
+                        chosen = {
+                            column: _explained(path, f"{field} in {place}", column, row[field])
+                            for field, column in EXPLAINED.items()
+                            if field in row
+                        }
                         file.write(json.dumps({"split": split, **chosen}) + "\n")
 
     def expected(self) -> ExpectedCounts:
         return EXPECTED.get(self._folder.name, ExpectedCounts())
+
+
+def _explained(path: Path, place: str, column: str, value: Any) -> str | float | None:
+    if value is None and column not in _NEEDED:
+        return None
+    return number_in(path, place, value) if column in _NUMBERS else text_in(path, place, value)
 
 
 def _read_features(folder: Path, paths: Sequence[Path]) -> np.ndarray:
