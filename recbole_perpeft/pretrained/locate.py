@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -276,21 +276,33 @@ def _file_of(name: str, file: str, key: str) -> Path | None:
 
 
 def _remembered_hashes(files: list[Path], stamp_folder: Path | None) -> list[str]:
-    """Hashes of files; those that have not changed since they were last hashed are not read."""
+    """Hashes of files; those that have not changed since they were last hashed are not read.
+
+    Hashes are remembered where the disk takes them; a folder that may only be read serves as well.
+    """
     if stamp_folder is None:
         return [large_file_hash(file) for file in files]
     store = stamp_folder / _STAMPS
     stamps = {str(file.resolve()): _stamp(file) for file in files}
-    with alone(store):
-        known = _read(store)
-        new = [path for path, stamp in stamps.items() if known.get(path, [None])[0] != stamp]
+    known = _read(store)
+    if not _new_files(known, stamps):
+        return [known[path][1] for path in stamps]
+    with ExitStack() as stack:
+        with suppress(PerPEFTError):
+            stack.enter_context(alone(store))
+            known = _read(store)  # another process may have hashed them meanwhile
+        new = _new_files(known, stamps)
         if sum(os.path.getsize(path) for path in new) > _LARGE_FILES_BYTES:
             LOGGER.info(f"hashing {len(new)} weight files (once)")
         known |= {path: [stamps[path], large_file_hash(Path(path))] for path in new}
         if new:
-            with written_whole(store) as draft:
+            with suppress(PerPEFTError), written_whole(store) as draft:
                 draft.write_text(json.dumps(known, indent=1), encoding="utf-8")
     return [known[path][1] for path in stamps]
+
+
+def _new_files(known: dict[str, list], stamps: dict[str, list[int]]) -> list[str]:
+    return [path for path, stamp in stamps.items() if known.get(path, [None])[0] != stamp]
 
 
 def _read(store: Path) -> dict[str, list]:
