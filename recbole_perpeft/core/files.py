@@ -15,17 +15,24 @@ from recbole_perpeft.core.errors import PerPEFTError
 _CONTROL = "Cc"  # category of control characters in Unicode
 
 
+def check_regular(path: Path) -> None:
+    """Look at a file before a library opens it: a pipe would wait for a writer, and a device may never end.
+
+    Raises:
+        OSError: it is not there, or is neither a regular file nor a folder.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open a file to read its bytes.
-
-    A pipe would wait for a writer, and a device may never end.
 
     Raises:
         OSError: it cannot be opened, or is no regular file.
     """
-    mode = os.stat(path).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder, the system says so itself
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    check_regular(path)
     return open(path, "rb")
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from recbole_perpeft.convert.reading.image_files import ImageReference
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import check_regular
 from recbole_perpeft.data.decode import DamagedImageError, decode_image
 from recbole_perpeft.data.images import MAX_FILE_BYTES, choose_images
 
@@ -34,6 +35,7 @@ def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         PerPEFTError: it cannot be read, or a member leaves the folder, is a link, is encrypted or is a bomb.
     """
     try:
+        check_regular(path)
         archive = zipfile.ZipFile(path)
     except (OSError, *_READ_ERRORS) as error:
         raise PerPEFTError(f"{path}: not a zip file that can be read ({error}); get it again") from error

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import check_regular
 from recbole_perpeft.core.lines import column_place, csv_columns, csv_rows, line_error, text_lines
 from recbole_perpeft.data.json_lines import json_object
 
@@ -80,6 +81,7 @@ def _json_rows(path: Path, show_progress: bool) -> Iterator[tuple[int, dict[str,
 
 def _parquet(path: Path) -> pq.ParquetFile:
     try:
+        check_regular(path)
         return pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
         raise PerPEFTError(f"{path}: not a parquet file that can be read ({error})") from error
