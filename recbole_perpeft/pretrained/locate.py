@@ -42,7 +42,7 @@ _FILE_OF = {
 _REASON_LENGTH = 300
 # Beyond these, numbers of a file are damaged, and would ask for hours or for all of the memory.
 _MOST = {
-    "config.json": {"layer": 1_000, "size": 2_000_000, "image_size": 10_000},
+    "config.json": {"layer": 1_000, "size": 2_000_000, "image_size": 10_000, "position": 10 * 2**20},
     **dict.fromkeys(_PREPROCESSORS, {"size": 10_000, "edge": 10_000, "height": 10_000, "width": 10_000}),
 }
 # Entries of config.json that say where a model came from, not what it computes.

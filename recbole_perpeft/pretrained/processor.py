@@ -70,6 +70,7 @@ class Processor:
         tokenizer: Tokenizer of transformers; None where items are images alone.
         text_length: Tokens of a text, padding included; None without a tokenizer.
         trim_text: Whether the padding that a whole batch shares may be cut off without changing the text vectors.
+        n_words: Words that the text encoder knows; None where nobody says.
 
     Attributes:
         image_mean, image_std: Three numbers each, for pixels multiplied by `rescale_factor`.
@@ -77,11 +78,14 @@ class Processor:
         description: JSON-able; two processors with equal descriptions give equal outputs.
     """
 
-    def __init__(self, image_processor, tokenizer, text_length: int | None, trim_text: bool) -> None:
+    def __init__(
+        self, image_processor, tokenizer, text_length: int | None, trim_text: bool, n_words: int | None = None
+    ) -> None:
         self._image_processor = image_processor
         self._tokenizer = tokenizer
         self.text_length = text_length
         self.trim_text = trim_text
+        self._n_words = n_words
         self.image_size: tuple[int, int] | None = None
         if image_processor is not None:
             self._describe_images()
@@ -116,7 +120,8 @@ class Processor:
         with loading("tokenizer", name, key):
             length = _text_length(tokenizer, config, max_text_length, name)
         with loading("image processor", name, key):
-            processor = cls(image_processor, tokenizer, length, not has_fixed_length(config.model_type))
+            trim_text = not has_fixed_length(config.model_type)
+            processor = cls(image_processor, tokenizer, length, trim_text, _n_words(config))
         with loading("tokenizer", name, key):
             processor.text([""])
         return processor
@@ -144,7 +149,7 @@ class Processor:
         """
         if text_encoder is None and image_encoder is None:
             raise PerPEFTError("text_encoder, image_encoder: both are empty; name at least one")
-        image_processor = tokenizer = length = None
+        image_processor = tokenizer = length = n_words = None
         images = texts = ""
         if image_encoder is not None:
             images = locate_encoder(image_encoder, "image")
@@ -158,8 +163,9 @@ class Processor:
                     tokenizer.pad_token = tokenizer.eos_token
                 length = _text_length(tokenizer, config, max_text_length, texts)
                 trim_text = trim_text and not has_fixed_length(config.model_type)
+                n_words = _n_words(config)
         with loading("image processor", images, "image_encoder"):
-            processor = cls(image_processor, tokenizer, length, trim_text and tokenizer is not None)
+            processor = cls(image_processor, tokenizer, length, trim_text and tokenizer is not None, n_words)
         if tokenizer is not None:
             with loading("tokenizer", texts, "text_encoder"):
                 processor.text([""])
@@ -179,6 +185,9 @@ class Processor:
 
         Returns:
             Token ids, int32 [n, text_length], and attention mask, uint8 [n, text_length].
+
+        Raises:
+            PerPEFTError: A token is none of the encoder's words.
         """
         encoded = self._tokenizer(
             list(titles),
@@ -188,7 +197,13 @@ class Processor:
             return_attention_mask=True,
             return_tensors="np",
         )
-        return encoded["input_ids"].astype(np.int32), encoded["attention_mask"].astype(np.uint8)
+        ids = encoded["input_ids"].astype(np.int32)
+        if self._n_words is not None and ids.size and not 0 <= ids.min() <= ids.max() < self._n_words:
+            raise PerPEFTError(
+                f"{self._tokenizer.name_or_path}: the tokenizer makes the token {ids.max()}, and the encoder has "
+                f"{self._n_words} words; take tokenizer and weights of one model"
+            )
+        return ids, encoded["attention_mask"].astype(np.uint8)
 
     @property
     def description(self) -> dict:
@@ -207,6 +222,11 @@ class Processor:
         # Truncation and padding follow the last call.
         state = {key: value for key, value in state.items() if key not in ("truncation", "padding")}
         return value_hash([state, self._tokenizer.pad_token_id, self._tokenizer.padding_side])
+
+
+def _n_words(config: PretrainedConfig) -> int | None:
+    """Words that a text encoder knows; None if its configuration does not say."""
+    return getattr(getattr(config, "text_config", config), "vocab_size", None)
 
 
 def _text_length(tokenizer, config: PretrainedConfig, max_text_length: int | None, name: str) -> int:

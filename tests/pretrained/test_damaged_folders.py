@@ -106,6 +106,15 @@ def test_any_flipped_bit_or_cut_is_an_error_or_a_model(folder, name, share, bit,
         path.write_bytes(data)
 
 
+def test_a_tokenizer_of_more_words_than_the_model_is_refused(folder):
+    values = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    values["model"]["vocab"]["red"] = 129
+    (folder / "tokenizer.json").write_text(json.dumps(values), encoding="utf-8")
+    processor = Processor.from_pretrained(folder)
+    with pytest.raises(PerPEFTError, match="clip: the tokenizer makes the token 129, and the encoder has 129 words"):
+        processor.text(["a cup", "a red cup"])
+
+
 def test_panics_are_errors_and_interruptions_stay(folder):
     class Panic(BaseException):
         pass
