@@ -83,7 +83,7 @@ def is_file_name(name: str) -> bool:
 
 def is_printable(text: str) -> bool:
     """Whether a text has no control characters."""
-    return all(unicodedata.category(character) != _CONTROL for character in text)
+    return text.isprintable() or all(unicodedata.category(character) != _CONTROL for character in text)
 
 
 def composed(name: str) -> str:

@@ -16,6 +16,7 @@ from recbole_perpeft.data.decode import DamagedImageError, decode_image, image_d
 IMAGE_FOLDER = "images"
 # How files of images are called; what is in them decides how they are read.
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "jfif", "jpe", "gif", "avif", "tif", "tiff", "bmp")
+_RANKS = {suffix: rank for rank, suffix in enumerate(IMAGE_SUFFIXES)}
 MAX_FILE_BYTES = 100 * 2**20
 NO_FILE_STAMP = (-1, -1, -1)
 _NEVER_IN_NAMES = frozenset('/\\:*?"<>|')
@@ -31,20 +32,26 @@ def choose_images(names: Iterable[str], tokens: Iterable[str]) -> dict[str, str]
         names: of files.
         tokens: item ids.
     """
-    named: dict[str, list[tuple[int, str]]] = {}
-    for name in sorted(names):
+    key_of = {token: composed(token) for token in tokens}
+    wanted = set(key_of.values())
+    candidates: dict[str, tuple[int, str]] = {}
+    several: set[str] = set()
+
+    def add(key: str, candidate: tuple[int, str]) -> None:
+        if key in wanted:
+            if key in candidates:
+                several.add(key)
+                candidate = min(candidate, candidates[key])
+            candidates[key] = candidate
+
+    for name in names:
         stem, _, suffix = name.rpartition(".")
-        if stem and suffix.lower() in IMAGE_SUFFIXES:
-            named.setdefault(composed(stem), []).append((IMAGE_SUFFIXES.index(suffix.lower()), name))
-        named.setdefault(composed(name), []).append((len(IMAGE_SUFFIXES), name))
-    chosen: dict[str, str] = {}
-    several: list[str] = []
-    for token in tokens:
-        if candidates := named.get(composed(token)):
-            chosen[token] = min(candidates)[1]
-            several += [token] if len(candidates) > 1 else []
+        if stem and (rank := _RANKS.get(suffix.lower())) is not None:
+            add(composed(stem), (rank, name))
+        add(composed(name), (len(_RANKS), name))
+    chosen = {token: candidates[key][1] for token, key in key_of.items() if key in candidates}
     if several:
-        example = min(several)
+        example = min(token for token, key in key_of.items() if key in several)
         LOGGER.warning(
             f"{len(several)} items have several images, for instance {example!r}; {chosen[example]} is used (the "
             f"order is {', '.join(IMAGE_SUFFIXES)}, none)."
