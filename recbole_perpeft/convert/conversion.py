@@ -20,6 +20,7 @@ from recbole_perpeft.convert.images import JOURNAL, FinishedImage, UnfinishedIma
 from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.core.digest import file_hash, sha256
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import checked_name
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.core.whole import alone, clear, disk_errors, draft_of, put_in_place, remove
@@ -117,8 +118,7 @@ def output_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _check_replaceable(folder: Path, overwrite: bool) -> None:
-    if not folder.name:
-        raise PerPEFTError(f"{folder} cannot be a data set; its name is that of the last folder")
+    checked_name(folder.name, f"{str(folder)!r}, whose last folder names the data set")
     if not folder.exists():
         return
     if not overwrite:

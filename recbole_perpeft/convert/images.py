@@ -21,7 +21,7 @@ from recbole_perpeft.core.digest import sha256
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import Journal, remove, written_whole
 from recbole_perpeft.core.workers import finished_tasks
-from recbole_perpeft.data.images import DamagedImageError
+from recbole_perpeft.data.decode import DECODING, DamagedImageError
 
 JOURNAL = "journal.jsonl"
 CHUNK_IMAGES = 32
@@ -164,7 +164,7 @@ def _resumed(
     journal: Journal, references: dict[str, ImageReference], folder: Path, max_side: int | None
 ) -> dict[str, FinishedImage]:
     """Results of an earlier run whose images have not changed since; the journal is left with these alone."""
-    header, finished = {"max_side": max_side}, {}
+    header, finished = {"max_side": max_side, "decoding": DECODING}, {}
     for result in (FinishedImage(**entry) for entry in journal.resume(header) or ()):
         reference = references.get(result.token)
         is_there = not result.file or (folder / result.file).is_file()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import open_regular
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +111,7 @@ def file_hash(path: Path) -> str:
         PerPEFTError: the file cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return stream_hash(file)
     except OSError as error:
         raise PerPEFTError(f"cannot read {path}: {error.strerror}") from error
@@ -130,7 +131,7 @@ def large_file_hash(path: Path) -> str:
         OSError: the file cannot be read.
     """
     state = digest()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         _add_file(state, file)
     return state.hexdigest()
 

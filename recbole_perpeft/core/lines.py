@@ -13,6 +13,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import open_regular
 
 BLOCK_BYTES = 16 * 2**20
 MAX_LINE_BYTES = 64 * 2**20
@@ -89,7 +90,7 @@ def _check_length(path: Path, line: int, content: bytes) -> None:
 @contextmanager
 def _opened(path: Path, show_progress: bool) -> Iterator[BinaryIO | gzip.GzipFile]:
     with (
-        open(path, "rb") as raw,
+        open_regular(path) as raw,
         tqdm.wrapattr(
             raw, "read", total=path.stat().st_size, desc=path.name, disable=not show_progress, dynamic_ncols=True
         ) as counted,

@@ -7,7 +7,8 @@ entities.
 import copy
 import os
 import posixpath
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +16,10 @@ import numpy as np
 
 from recbole_perpeft.core.digest import Digest, columns_digest
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import composed, is_inside, read_regular
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.data.content_report import ContentReport, Problem
-from recbole_perpeft.data.images import IMAGE_FOLDER, choose_images, file_stamp
+from recbole_perpeft.data.images import IMAGE_FOLDER, choose_images, file_stamp, is_no_file_name
 
 TITLE, IMAGE = "title", "image"
 PAD_TOKEN = "[PAD]"
@@ -83,7 +85,8 @@ class ItemContent:
 
         The item file is tab separated UTF-8 with a header of `field:type`; it needs the columns `item_id` and those
         of the text fields asked for, may have `image` (a path relative to the folder), and may have others, which are
-        ignored. Nothing is quoted. An item without such a path has the image `images/<item_id>.{jpg,jpeg,png,webp}`.
+        ignored. Nothing is quoted. An item without such a path has the image `images/<item_id>`, with a
+        suffix (see `IMAGE_SUFFIXES`) or without; names are compared in one form of Unicode.
 
         Args:
             folder: folder of the data set.
@@ -169,7 +172,7 @@ def _read_item_file(file: Path, text_fields: Sequence[str], report: ContentRepor
     """Every item, the first where an id is repeated; texts in the order of `text_fields`."""
     try:
         # Only "\n" ends a line: `str.splitlines` would also split at characters that titles may hold.
-        header, *lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        header, *lines = read_regular(file).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise PerPEFTError(f"{file}: cannot be read ({error.strerror}); it lists the items.") from error
     fields = _read_header(file, header, text_fields)
@@ -223,38 +226,56 @@ def _read_header(file: Path, header: bytes, text_fields: Sequence[str]) -> list[
     return fields
 
 
-def _find_images(folder: Path, rows: Iterable[_ItemRow], report: ContentReport) -> list[Path | None]:
+def _find_images(folder: Path, rows: Sequence[_ItemRow], report: ContentReport) -> list[Path | None]:
     """The image file of every item. Folders are listed once: no file is asked for by name."""
-    files_of: dict[str, set[str] | None] = {IMAGE_FOLDER: _list_files(folder / IMAGE_FOLDER)}
-    image_of = choose_images(files_of[IMAGE_FOLDER] or set())
+    listed = _ListedFolders(folder)
+    unnamed = [row.token for row in rows if not row.image]
+    named = choose_images(listed.names(IMAGE_FOLDER) or (), unnamed)
+    is_without_folder = bool(unnamed) and listed.names(IMAGE_FOLDER) is None
+    if is_without_folder:
+        report.add(Problem.NO_FOLDER, f"{folder / IMAGE_FOLDER} (for {len(unnamed)} items)")
     paths: list[Path | None] = []
-    n_without_folder = 0
     for token, _, given in rows:
-        relative: str | None
-        if given:
-            relative = posixpath.normpath(given)
-            if posixpath.isabs(relative) or relative.split("/")[0] == ".." or "\0" in relative:
-                report.add(Problem.OUTSIDE, f"{token!r} ({given})")
-                paths.append(None)
-                continue
-            parent, name = posixpath.split(relative)
-            if parent not in files_of:
-                files_of[parent] = _list_files(folder / parent)
-            found = name in (files_of[parent] or ())
-            detail = f"{token!r} ({given})"
+        if given and not is_inside(given):
+            report.add(Problem.OUTSIDE, f"{token!r} ({given!r})")
+            paths.append(None)
+            continue
+        relative = listed.find(given) if given else named.get(token)
+        if relative is None:
+            paths.append(None)
+            if given or not is_without_folder:
+                kind = Problem.RENAMED if not given and is_no_file_name(token) else Problem.NO_IMAGE
+                report.add(kind, f"{token!r} ({given})" if given else repr(token))
         else:
-            name = image_of.get(token, "")
-            relative, found, detail = f"{IMAGE_FOLDER}/{name}", bool(name), repr(token)
-            if files_of[IMAGE_FOLDER] is None:
-                n_without_folder += 1
-                paths.append(None)
-                continue
-        if not found:
-            report.add(Problem.NO_IMAGE, detail)
-        paths.append(folder / relative if found else None)
-    if n_without_folder:
-        report.add(Problem.NO_FOLDER, f"{folder / IMAGE_FOLDER} (for {n_without_folder} items)")
+            paths.append(folder / relative if given else folder / IMAGE_FOLDER / relative)
     return paths
+
+
+class _ListedFolders:
+    """Names of the files in folders of a data set, each of which is listed once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._names: dict[str, set[str] | None] = {}
+        self._composed: dict[str, dict[str, str]] = {}
+
+    def names(self, relative: str) -> set[str] | None:
+        """Names of the files in a folder, `None` if there is no such folder."""
+        if relative not in self._names:
+            names = _list_files(self._folder / relative)
+            self._names[relative] = names
+            self._composed[relative] = {composed(name): name for name in sorted(names or ())}
+        return self._names[relative]
+
+    def find(self, given: str) -> str | None:
+        """The file that a path means, whatever form of Unicode either has; `None` if there is none."""
+        for form in dict.fromkeys((given, *(unicodedata.normalize(form, given) for form in ("NFC", "NFD")))):
+            parent, name = posixpath.split(posixpath.normpath(form))
+            if name in (self.names(parent) or ()):
+                return posixpath.join(parent, name)
+            if (other := self._composed[parent].get(composed(name))) is not None:
+                return posixpath.join(parent, other)
+        return None
 
 
 def _list_files(folder: Path) -> set[str] | None:

@@ -18,6 +18,11 @@ class Problem(Enum):
     UNKNOWN = ("items of the interactions are not in the item file", False)
     NO_FOLDER = ("folders of images are missing", True)
     NO_IMAGE = ("items have no image", True)
+    RENAMED = (
+        "items have no image, and ids with characters that are rarely in names of files: give their files in a column "
+        "image:token of the item file",
+        True,
+    )
     DAMAGED = ("images cannot be used", True)
     NO_TITLE = ("titles are empty", True)
 

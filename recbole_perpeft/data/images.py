@@ -1,51 +1,67 @@
 """Files of images: which belongs to an item, whether it has changed, and its pixels."""
 
-import io
 import os
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from recbole_perpeft.core.digest import DIGEST_BYTES, row_digests
+from recbole_perpeft.core.digest import DIGEST_BYTES
+from recbole_perpeft.core.files import composed, open_regular
 from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.data.decode import DamagedImageError, decode_image, image_digest
 
 IMAGE_FOLDER = "images"
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-# What files of these names turn out to hold. Other decoders of Pillow start programs or are rarely tested.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# How files of images are called; what is in them decides how they are read.
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "jfif", "jpe", "gif", "avif", "tif", "tiff", "bmp")
+_RANKS = {suffix: rank for rank, suffix in enumerate(IMAGE_SUFFIXES)}
 MAX_FILE_BYTES = 100 * 2**20
-MAX_PIXELS = 50_000_000
-MAX_ASPECT_RATIO = 100
 NO_FILE_STAMP = (-1, -1, -1)
+_NEVER_IN_NAMES = frozenset('/\\:*?"<>|')
 
 
-class DamagedImageError(Exception):
-    """The image cannot be used; the message says why."""
+def choose_images(names: Iterable[str], tokens: Iterable[str]) -> dict[str, str]:
+    """File name by item id, of the items that have an image.
 
+    A file is called as its item, with a suffix or without. Where an item has several, the first in the order of
+    `IMAGE_SUFFIXES` counts, and one without a suffix comes last. Ids and names are compared in one form of Unicode.
 
-def choose_images(names: Iterable[str]) -> dict[str, str]:
-    """File name by item id; where an item has several images, the first in the order of `IMAGE_SUFFIXES`."""
-    chosen: dict[str, tuple[int, str]] = {}
+    Args:
+        names: of files.
+        tokens: item ids.
+    """
+    key_of = {token: composed(token) for token in tokens}
+    wanted = set(key_of.values())
+    candidates: dict[str, tuple[int, str]] = {}
     several: set[str] = set()
+
+    def add(key: str, candidate: tuple[int, str]) -> None:
+        if key in wanted:
+            if key in candidates:
+                several.add(key)
+                candidate = min(candidate, candidates[key])
+            candidates[key] = candidate
+
     for name in names:
         stem, _, suffix = name.rpartition(".")
-        if suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        candidate = (IMAGE_SUFFIXES.index(suffix.lower()), name)
-        if stem in chosen:
-            several.add(stem)
-        chosen[stem] = min(candidate, chosen.get(stem, candidate))
+        if stem and (rank := _RANKS.get(suffix.lower())) is not None:
+            add(composed(stem), (rank, name))
+        add(composed(name), (len(_RANKS), name))
+    chosen = {token: candidates[key][1] for token, key in key_of.items() if key in candidates}
     if several:
-        example = min(several)
+        example = min(token for token, key in key_of.items() if key in several)
         LOGGER.warning(
-            f"{len(several)} items have several images, for instance {example!r}; "
-            f"{chosen[example][1]} is used (the order is {', '.join(IMAGE_SUFFIXES)})."
+            f"{len(several)} items have several images, for instance {example!r}; {chosen[example]} is used (the "
+            f"order is {', '.join(IMAGE_SUFFIXES)}, none)."
         )
-    return {stem: name for stem, (_, name) in chosen.items()}
+    return chosen
+
+
+def is_no_file_name(token: str) -> bool:
+    """Whether an item id has characters that cannot be in names of files everywhere, so that shops rename them."""
+    return not _NEVER_IN_NAMES.isdisjoint(token)
 
 
 def file_stamp(path: Path | None) -> tuple[int, int, int]:
@@ -66,18 +82,13 @@ def read_image_file(path: Path) -> bytes:
         DamagedImageError: the file cannot be read or is too large.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_FILE_BYTES:
                 raise DamagedImageError(f"{size:,} bytes are too many, at most {MAX_FILE_BYTES:,}")
-            return file.read()
+            return file.read(MAX_FILE_BYTES)
     except OSError as error:
         raise DamagedImageError(f"cannot be read: {error.strerror}") from error
-
-
-def image_digest(data: bytes) -> np.ndarray:
-    """Digest of the bytes of an image file, uint8 [16]."""
-    return row_digests([data])[0]
 
 
 def digest_of_file(path: Path | None) -> np.ndarray:
@@ -88,41 +99,6 @@ def digest_of_file(path: Path | None) -> np.ndarray:
         except DamagedImageError:
             pass
     return np.zeros_like(image_digest(b""))
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """Decode a file completely, turned upright by its EXIF orientation, as RGB.
-
-    Raises:
-        DamagedImageError: empty, not an image, cut off, damaged, or absurdly large.
-    """
-    if not data:
-        raise DamagedImageError("the file is empty")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, about oddities of a file that it decodes all the same
-        try:
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-        except Image.DecompressionBombError as error:
-            raise DamagedImageError(f"more than {MAX_PIXELS:,} pixels") from error
-        except Image.UnidentifiedImageError as error:
-            raise DamagedImageError("not an image, or damaged at its start") from error
-        except MemoryError:
-            raise
-        except Exception as error:  # a decoder meets a damaged file with whatever its parser stumbles over
-            raise DamagedImageError(f"damaged: {error}") from error
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise DamagedImageError(f"{width} x {height} pixels are too many, at most {MAX_PIXELS:,}")
-        if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-            raise DamagedImageError(f"{width} x {height} pixels are too elongated, at most {MAX_ASPECT_RATIO} to 1")
-        try:
-            ImageOps.exif_transpose(image, in_place=True)
-            image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
-        except MemoryError:
-            raise
-        except Exception as error:  # as above
-            raise DamagedImageError(f"truncated or damaged: {error}") from error
 
 
 class ProcessedImages(NamedTuple):

@@ -14,7 +14,7 @@ from recbole_perpeft.core.digest import sha256, tensor_sample
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.pretrained.families import KINDS, has_fixed_length
 from recbole_perpeft.pretrained.frozen import FrozenModel, load_weights
-from recbole_perpeft.pretrained.locate import locate_foundation
+from recbole_perpeft.pretrained.locate import loading, locate_foundation
 from recbole_perpeft.pretrained.processor import CENTRED, Pixels, load_image_processor, pixels_of
 
 
@@ -61,8 +61,10 @@ class FoundationModel(FrozenModel):
                 is no dual encoder.
         """
         name = locate_foundation(name_or_path)
-        images = load_image_processor(name)
-        return cls(load_weights(AutoModel, name, "foundation_model")[0], pixels_of(images))
+        with loading("image processor", name, "foundation_model"):
+            pixels = pixels_of(load_image_processor(name))
+        with loading("model", name, "foundation_model"):
+            return cls(load_weights(AutoModel, name, "foundation_model")[0], pixels)
 
     @classmethod
     def from_config(cls, config: PretrainedConfig) -> "FoundationModel":
@@ -116,6 +118,8 @@ class FoundationModel(FrozenModel):
                 f"foundation_model: {type(self.model).__name__} does not work from one image and one text alone "
                 f"({error}); choose a dual encoder such as CLIP or SigLIP"
             ) from error
+        if not content.isfinite().all():
+            raise PerPEFTError(f"foundation_model: the weights of {self.name} make no finite numbers; get them again")
         return content.shape[-1]
 
 

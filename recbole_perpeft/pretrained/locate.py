@@ -2,18 +2,20 @@
 
 import importlib.util
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import safe_open
 from transformers.utils import cached_file
 
 from recbole_perpeft.core.digest import digest, large_file_hash
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import is_file_name, read_regular
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.whole import alone, written_whole
 
@@ -31,7 +33,18 @@ _TOKENIZERS = (
 _PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 # What has to lie beside the weights for each kind of content.
 _PREPARATION = {"text": ("tokenizer", _TOKENIZERS), "image": ("image processor configuration", _PREPROCESSORS)}
-_LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
+_FILE_OF = {
+    "configuration": "config.json",
+    "tokenizer": "tokenizer.json and tokenizer_config.json",
+    "image processor": "preprocessor_config.json",
+    "model": "config.json and the weights",
+}
+_REASON_LENGTH = 300
+# Beyond these, numbers of a file are damaged, and would ask for hours or for all of the memory.
+_MOST = {
+    "config.json": {"layer": 1_000, "size": 2_000_000, "image_size": 10_000, "position": 10 * 2**20},
+    **dict.fromkeys(_PREPROCESSORS, {"size": 10_000, "edge": 10_000, "height": 10_000, "width": 10_000}),
+}
 # Entries of config.json that say where a model came from, not what it computes.
 _ORIGINS = ("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 _LARGE_FILES_BYTES = 2 * 2**30
@@ -85,7 +98,21 @@ def locate_model(name_or_path: str | Path, key: str, kinds: Sequence[str]) -> st
                 f"{key}: {folder} has no {what} ({' or '.join(names)}); "
                 "write the folder with save_pretrained of the model and of its processor"
             )
+    for file, most in _MOST.items():
+        if (folder / file).is_file():
+            _check_numbers(_json_of(folder / file, key), most, f"{key}: {folder / file}")
     return str(folder)
+
+
+def _check_numbers(values: dict[str, Any], most: dict[str, int], place: str) -> None:
+    """Raises `PerPEFTError` if a number of layers or a size is absurd."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _check_numbers(value, most, place)
+        elif isinstance(value, int | float):
+            limit = min((number for part, number in most.items() if part in name), default=math.inf)
+            if not abs(value) <= limit:
+                raise PerPEFTError(f"{place}: {name} is {value}, at most {limit:,}; get the file again")
 
 
 def _minilm_folder(key: str) -> Path:
@@ -114,17 +141,42 @@ def load_part(what: str, loader: Any, name: str, key: str, **options: Any) -> An
 
 @contextmanager
 def loading(what: str, name: str, key: str) -> Iterator[None]:
-    """Turns the errors of transformers into one that says what could not be loaded; arguments as in `load_part`."""
+    """Turns whatever libraries stumble over into one error that says what could not be loaded, and of what file.
+
+    Arguments as in `load_part`.
+    """
     try:
         yield
-    except _LOADING_ERRORS as error:
+    except (PerPEFTError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # what goes wrong in the Rust of tokenizers may be no Exception
         if "trust_remote_code" in str(error):
             raise PerPEFTError(
                 f"{key}: {name} comes with code of its own, which is never run; choose a model that transformers knows"
             ) from error
         if Path(name).is_dir():
-            raise PerPEFTError(f"{key}: the {what} in {name} cannot be read ({error})") from error
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_LENGTH]
+            raise PerPEFTError(
+                f"{key}: the {what} in {name} cannot be read: {_fault(Path(name), what)} ({reason}); get the folder "
+                "again, or write it with save_pretrained"
+            ) from error
         raise _not_had(what, name, key, "" if isinstance(error, OSError) else f" ({error})") from error
+
+
+def _fault(folder: Path, what: str) -> str:
+    """Which file is damaged, or in which one what cannot be used stands."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return f"{path.name} is not JSON"
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "numpy"):
+                pass
+        except Exception:  # as above
+            return f"{path.name} is damaged"
+    return f"look at {_FILE_OF.get(what, 'its files')}"
 
 
 def _not_had(what: str, name: str, key: str, reason: str = "") -> PerPEFTError:
@@ -171,10 +223,17 @@ def _configuration(name: str, key: str) -> dict[str, Any]:
         raise _not_had("config.json", name, key)  # every model has one: the hub was not reached, or has no such model
     if path is None:
         raise PerPEFTError(f"{key}: {name} has no config.json; take the complete model")
+    return _json_of(path, key)
+
+
+def _json_of(path: Path, key: str) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise PerPEFTError(f"{key}: {path}: cannot be read ({error})") from error
+        values = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PerPEFTError(f"{key}: {path}: cannot be read ({error}); get the file again") from error
+    if not isinstance(values, dict):
+        raise PerPEFTError(f"{key}: {path}: is no JSON object {{...}}; get the file again")
+    return values
 
 
 def _without_origins(values: dict) -> dict:
@@ -193,7 +252,11 @@ def _weight_files(name: str, key: str) -> list[Path]:
             return [path]
         path = _file_of(name, index, key)
         if path is not None:
-            shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+            places = _json_of(path, key).get("weight_map")
+            names = list(places.values()) if isinstance(places, dict) else []
+            if not names or not all(isinstance(shard, str) and is_file_name(shard) for shard in names):
+                raise PerPEFTError(f"{key}: {path}: does not say which files hold the weights; get the file again")
+            shards = sorted(set(names))
             paths = {shard: _file_of(name, shard, key) for shard in shards}
             missing = [shard for shard, file in paths.items() if file is None]
             if missing:
@@ -213,21 +276,33 @@ def _file_of(name: str, file: str, key: str) -> Path | None:
 
 
 def _remembered_hashes(files: list[Path], stamp_folder: Path | None) -> list[str]:
-    """Hashes of files; those that have not changed since they were last hashed are not read."""
+    """Hashes of files; those that have not changed since they were last hashed are not read.
+
+    Hashes are remembered where the disk takes them; a folder that may only be read serves as well.
+    """
     if stamp_folder is None:
         return [large_file_hash(file) for file in files]
     store = stamp_folder / _STAMPS
     stamps = {str(file.resolve()): _stamp(file) for file in files}
-    with alone(store):
-        known = _read(store)
-        new = [path for path, stamp in stamps.items() if known.get(path, [None])[0] != stamp]
+    known = _read(store)
+    if not _new_files(known, stamps):
+        return [known[path][1] for path in stamps]
+    with ExitStack() as stack:
+        with suppress(PerPEFTError):
+            stack.enter_context(alone(store))
+            known = _read(store)  # another process may have hashed them meanwhile
+        new = _new_files(known, stamps)
         if sum(os.path.getsize(path) for path in new) > _LARGE_FILES_BYTES:
             LOGGER.info(f"hashing {len(new)} weight files (once)")
         known |= {path: [stamps[path], large_file_hash(Path(path))] for path in new}
         if new:
-            with written_whole(store) as draft:
+            with suppress(PerPEFTError), written_whole(store) as draft:
                 draft.write_text(json.dumps(known, indent=1), encoding="utf-8")
     return [known[path][1] for path in stamps]
+
+
+def _new_files(known: dict[str, list], stamps: dict[str, list[int]]) -> list[str]:
+    return [path for path, stamp in stamps.items() if known.get(path, [None])[0] != stamp]
 
 
 def _read(store: Path) -> dict[str, list]:

@@ -12,7 +12,13 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Pretrain
 from recbole_perpeft.core.digest import value_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.pretrained.families import has_fixed_length
-from recbole_perpeft.pretrained.locate import load_part, locate_encoder, locate_foundation, timm_configuration
+from recbole_perpeft.pretrained.locate import (
+    load_part,
+    loading,
+    locate_encoder,
+    locate_foundation,
+    timm_configuration,
+)
 from recbole_perpeft.pretrained.timm_images import TimmImageProcessor
 
 
@@ -28,17 +34,26 @@ CENTRED = Pixels()  # to -1 .. 1
 
 
 def pixels_of(image_processor: Any) -> Pixels:
-    """What an image processor of transformers does with the bytes of a resized image."""
+    """What an image processor of transformers does with the bytes of a resized image.
+
+    Raises:
+        ValueError: Its numbers are not of three colours, or no image could be told from another.
+    """
     images = image_processor
     mean, std = (images.image_mean, images.image_std) if images.do_normalize else ((0.0,) * 3, (1.0,) * 3)
-    return Pixels(tuple(mean), tuple(std), float(images.rescale_factor) if images.do_rescale else 1.0)
+    pixels = Pixels(tuple(mean), tuple(std), float(images.rescale_factor) if images.do_rescale else 1.0)
+    numbers = np.array([pixels.mean, pixels.std], dtype=np.float64)
+    if numbers.shape != (2, 3) or not (np.isfinite(numbers).all() and numbers[1].min() > 0 < pixels.factor < np.inf):
+        raise ValueError(f"images are normalised by the impossible numbers {pixels}")
+    return pixels
 
 
 def load_image_processor(name: str, key: str = "foundation_model") -> Any:
     """The model's own image processor on PIL and NumPy: torchvision is no dependency, and pixels stay reproducible."""
     images = timm_configuration(name, key)
     if images is not None:
-        return TimmImageProcessor(images, key)
+        with loading("configuration", name, key):
+            return TimmImageProcessor(images, key)
     has_backends = importlib.util.find_spec("transformers.image_processing_backends") is not None
     choice: dict[str, Any] = {"backend": "pil"} if has_backends else {"use_fast": False}
     return load_part("image processor", AutoImageProcessor, name, key, **choice)
@@ -55,6 +70,7 @@ class Processor:
         tokenizer: Tokenizer of transformers; None where items are images alone.
         text_length: Tokens of a text, padding included; None without a tokenizer.
         trim_text: Whether the padding that a whole batch shares may be cut off without changing the text vectors.
+        n_words: Words that the text encoder knows; None where nobody says.
 
     Attributes:
         image_mean, image_std: Three numbers each, for pixels multiplied by `rescale_factor`.
@@ -62,11 +78,14 @@ class Processor:
         description: JSON-able; two processors with equal descriptions give equal outputs.
     """
 
-    def __init__(self, image_processor, tokenizer, text_length: int | None, trim_text: bool) -> None:
+    def __init__(
+        self, image_processor, tokenizer, text_length: int | None, trim_text: bool, n_words: int | None = None
+    ) -> None:
         self._image_processor = image_processor
         self._tokenizer = tokenizer
         self.text_length = text_length
         self.trim_text = trim_text
+        self._n_words = n_words
         self.image_size: tuple[int, int] | None = None
         if image_processor is not None:
             self._describe_images()
@@ -98,8 +117,14 @@ class Processor:
         tokenizer = load_part("tokenizer", AutoTokenizer, name, key)
         if tokenizer.pad_token is None:
             raise PerPEFTError(f"foundation_model: the tokenizer of {name} has no pad_token; set it and save it again")
-        length = _text_length(tokenizer, config, max_text_length, name)
-        return cls(image_processor, tokenizer, length, not has_fixed_length(config.model_type))
+        with loading("tokenizer", name, key):
+            length = _text_length(tokenizer, config, max_text_length, name)
+        with loading("image processor", name, key):
+            trim_text = not has_fixed_length(config.model_type)
+            processor = cls(image_processor, tokenizer, length, trim_text, _n_words(config))
+        with loading("tokenizer", name, key):
+            processor.text([""])
+        return processor
 
     @classmethod
     def from_encoders(
@@ -124,18 +149,27 @@ class Processor:
         """
         if text_encoder is None and image_encoder is None:
             raise PerPEFTError("text_encoder, image_encoder: both are empty; name at least one")
-        image_processor = tokenizer = length = None
+        image_processor = tokenizer = length = n_words = None
+        images = texts = ""
         if image_encoder is not None:
-            image_processor = load_image_processor(locate_encoder(image_encoder, "image"), "image_encoder")
+            images = locate_encoder(image_encoder, "image")
+            image_processor = load_image_processor(images, "image_encoder")
         if text_encoder is not None:
-            name, key = locate_encoder(text_encoder, "text"), "text_encoder"
-            config = load_part("configuration", AutoConfig, name, key)
-            tokenizer = load_part("tokenizer", AutoTokenizer, name, key)
-            if tokenizer.pad_token is None:
-                tokenizer.pad_token = tokenizer.eos_token
-            length = _text_length(tokenizer, config, max_text_length, name)
-            trim_text = trim_text and not has_fixed_length(config.model_type)
-        return cls(image_processor, tokenizer, length, trim_text and tokenizer is not None)
+            texts, key = locate_encoder(text_encoder, "text"), "text_encoder"
+            config = load_part("configuration", AutoConfig, texts, key)
+            tokenizer = load_part("tokenizer", AutoTokenizer, texts, key)
+            with loading("tokenizer", texts, key):
+                if tokenizer.pad_token is None:
+                    tokenizer.pad_token = tokenizer.eos_token
+                length = _text_length(tokenizer, config, max_text_length, texts)
+                trim_text = trim_text and not has_fixed_length(config.model_type)
+                n_words = _n_words(config)
+        with loading("image processor", images, "image_encoder"):
+            processor = cls(image_processor, tokenizer, length, trim_text and tokenizer is not None, n_words)
+        if tokenizer is not None:
+            with loading("tokenizer", texts, "text_encoder"):
+                processor.text([""])
+        return processor
 
     def image(self, image: Image.Image) -> np.ndarray:
         """Resizes and crops an RGB image.
@@ -151,6 +185,9 @@ class Processor:
 
         Returns:
             Token ids, int32 [n, text_length], and attention mask, uint8 [n, text_length].
+
+        Raises:
+            PerPEFTError: A token is none of the encoder's words.
         """
         encoded = self._tokenizer(
             list(titles),
@@ -160,7 +197,13 @@ class Processor:
             return_attention_mask=True,
             return_tensors="np",
         )
-        return encoded["input_ids"].astype(np.int32), encoded["attention_mask"].astype(np.uint8)
+        ids = encoded["input_ids"].astype(np.int32)
+        if self._n_words is not None and ids.size and not 0 <= ids.min() <= ids.max() < self._n_words:
+            raise PerPEFTError(
+                f"{self._tokenizer.name_or_path}: the tokenizer makes the token {ids.max()}, and the encoder has "
+                f"{self._n_words} words; take tokenizer and weights of one model"
+            )
+        return ids, encoded["attention_mask"].astype(np.uint8)
 
     @property
     def description(self) -> dict:
@@ -179,6 +222,11 @@ class Processor:
         # Truncation and padding follow the last call.
         state = {key: value for key, value in state.items() if key not in ("truncation", "padding")}
         return value_hash([state, self._tokenizer.pad_token_id, self._tokenizer.padding_side])
+
+
+def _n_words(config: PretrainedConfig) -> int | None:
+    """Words that a text encoder knows; None if its configuration does not say."""
+    return getattr(getattr(config, "text_config", config), "vocab_size", None)
 
 
 def _text_length(tokenizer, config: PretrainedConfig, max_text_length: int | None, name: str) -> int:

@@ -107,9 +107,11 @@ class Backbone(FrozenModel):
                 no encoder of this kind, or it cannot be quantised here.
         """
         name, key = locate_encoder(name_or_path, kind), f"{kind}_encoder"
-        pixels = pixels_of(load_image_processor(name, key)) if kind == "image" else CENTRED
-        model, _ = load_weights(AutoModel, name, key, unused="pooler", **_quantized(quantization, key))
-        return cls(model, kind, pixels)
+        with loading("image processor", name, key):
+            pixels = pixels_of(load_image_processor(name, key)) if kind == "image" else CENTRED
+        with loading("model", name, key):
+            model, _ = load_weights(AutoModel, name, key, unused="pooler", **_quantized(quantization, key))
+            return cls(model, kind, pixels)
 
     @classmethod
     def from_config(cls, hf_config: PretrainedConfig, kind: str) -> "Backbone":
@@ -130,8 +132,7 @@ class Backbone(FrozenModel):
         name, key = locate_encoder(name_or_path, kind), f"{kind}_encoder"
         config = load_part("configuration", AutoConfig, name, key)
         with loading("configuration", name, key), torch.device("meta"):
-            model = AutoModel.from_config(config)
-        return cls(model, kind)
+            return cls(AutoModel.from_config(config), kind)
 
     def train(self, mode: bool = True) -> "Backbone":
         """As in `nn.Module`, but statistics of batch norms, which no checkpoint holds, stay those of the files."""

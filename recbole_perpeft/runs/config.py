@@ -18,6 +18,7 @@ from recbole.utils import ModelType
 
 from recbole_perpeft.core import compat
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import checked_name
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.plugins import load_plugins
 from recbole_perpeft.core.run_settings import RunSettings
@@ -145,7 +146,7 @@ class Config(RecBoleConfig):
         model = model or self.external_config_dict.get("model", DEFAULT_MODEL)
         dataset = dataset or self.external_config_dict.get("dataset", DEFAULT_DATASET)
         model_class = get_model(model)
-        return model_class.__name__, model_class, str(dataset)
+        return model_class.__name__, model_class, checked_name(str(dataset), "dataset")
 
     def _update_internal_config_dict(self, file):
         settings = super()._update_internal_config_dict(file)

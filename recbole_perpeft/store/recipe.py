@@ -14,10 +14,12 @@ from recbole_perpeft.core.digest import checksum
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.data.content import ItemContent
+from recbole_perpeft.data.decode import DECODING
 from recbole_perpeft.data.images import digest_of_file
 from recbole_perpeft.store.rows import Layout, RowFiles
 
 STAMP = "image_stamp"
+DECODED = "decoding"  # version of decoding in the values of a table; those of version 1 lack it
 
 
 @dataclass(frozen=True)
@@ -154,10 +156,19 @@ class Recipe(ABC):
         """First row of a chunk, and the one after its last."""
         return index * self.chunk_rows, min((index + 1) * self.chunk_rows, len(self.content))
 
-    def changed_rows(self, files: RowFiles) -> np.ndarray:
-        """Rows whose content has changed; stamps of images that were only touched or copied are renewed."""
+    def is_decoded_as_now(self, values: dict[str, Any]) -> bool:
+        """Whether the images of a table with these values were decoded as they would be now."""
+        return not self.reads_images or values.get(DECODED) == DECODING
+
+    def changed_rows(self, files: RowFiles, values: dict[str, Any]) -> np.ndarray:
+        """Rows of a table with these values whose content has changed, or is decoded otherwise now.
+
+        Stamps of images that were only touched or copied are renewed.
+        """
         marks = self.marks()
-        is_changed = {name: (files.map(name) != values).any(axis=1) for name, values in marks.items()}
+        is_changed = {name: (files.map(name) != found).any(axis=1) for name, found in marks.items()}
+        if STAMP in marks and not self.is_decoded_as_now(values):
+            is_changed[STAMP][:] = True
         if STAMP in marks and is_changed[STAMP].any():
             is_changed[STAMP] = self._renewed_stamps(files, marks[STAMP], is_changed[STAMP])
         return np.flatnonzero(np.any([np.zeros(files.n_rows, dtype=bool), *is_changed.values()], axis=0))
@@ -168,6 +179,8 @@ class Recipe(ABC):
         for row in np.flatnonzero(is_suspect):
             if np.array_equal(digest_of_file(self.content.image_paths[row]), digests[row]):
                 stamps[row], is_changed[row] = now[row], False
+        if np.array_equal(stamps, files.map(STAMP)):
+            return is_changed
         # A folder that may only be read is looked at anew the next time.
         with suppress(PerPEFTError), written_whole(files.path(STAMP)) as draft, draft.open("wb") as file:
             np.save(file, stamps, allow_pickle=False)

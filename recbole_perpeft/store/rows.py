@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_perpeft.core.arrays import map_array
 from recbole_perpeft.core.digest import checksum
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
@@ -110,7 +111,7 @@ class RowFiles:
         status = {name: self.path(name).stat() for name in self.layout if name != besides}
         return {name: [found.st_size, found.st_mtime_ns] for name, found in status.items()}
 
-    def map(self, name: str) -> np.memmap:
+    def map(self, name: str) -> np.ndarray:
         """An array as a private memory map.
 
         Raises:
@@ -120,8 +121,8 @@ class RowFiles:
         path = self.path(name)
         try:
             # Copy on write: torch warns about tensors that share read-only memory. Nothing is ever written.
-            array = np.load(path, mmap_mode="c", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            array = map_array(path, "c")
+        except (OSError, ValueError) as error:
             raise UnusableRowsError(f"{path}: not a complete array ({error}).") from error
         if array.shape != (self.n_rows, *row_shape) or array.dtype != np.dtype(dtype):
             raise UnusableRowsError(

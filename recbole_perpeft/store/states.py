@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_perpeft.core.arrays import read_array
 from recbole_perpeft.core.digest import DIGEST_BYTES, checksum, digest
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import IMAGE, ItemContent
@@ -208,7 +209,8 @@ class StatesRecipe(Recipe):
         texts = None if self.kind == IMAGE else content.texts[field]
         super().__init__(content, field, title, about, chunk_rows, texts, self.kind == IMAGE)
         encoder = "-".join(re.split(r"[^\w.]+", settings.encoder.strip("./~"))[-2:])
-        self.folder = Path(cache_folder) / f"{content.name}-{field}-{encoder}-{self.settings.pooling}-states"
+        column = re.sub(r"[^\w.-]+", "-", field)
+        self.folder = Path(cache_folder) / f"{content.name}-{column}-{encoder}-{self.settings.pooling}-states"
 
     def layout(self, values: dict[str, Any]) -> Layout:
         """As in `Recipe`."""
@@ -335,8 +337,8 @@ def _shared_state(folder: Path, values: dict[str, Any]) -> np.ndarray:
     """
     path, width = folder / SHARED_STATE, values["width"]
     try:
-        state = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        state = read_array(path)
+    except (OSError, ValueError) as error:
         raise UnusableRowsError(f"{path}: not a complete array ({error}).") from error
     if state.shape != (width,):
         raise UnusableRowsError(f"{path}: holds {state.shape}, not {(width,)}.")

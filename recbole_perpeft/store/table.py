@@ -18,7 +18,8 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.whole import Journal, alone, put_in_place, remove, written_whole
 from recbole_perpeft.data.content import PAD_TOKEN
-from recbole_perpeft.store.recipe import STAMP, ComputedChunk, FinishedChunk, Recipe
+from recbole_perpeft.data.decode import DECODING
+from recbole_perpeft.store.recipe import DECODED, STAMP, ComputedChunk, FinishedChunk, Recipe
 from recbole_perpeft.store.rows import MappedRows, RowFiles, UnusableRowsError, draft_of_cache, is_full
 
 MANIFEST, JOURNAL = "manifest.json", "journal.jsonl"
@@ -106,12 +107,12 @@ class Table(MappedRows):
         manifest = Manifest.read(folder, recipe)
         recipe.check(folder, manifest.values)
         table = cls(folder, recipe, manifest)
-        changed = recipe.changed_rows(table.files)
+        changed = recipe.changed_rows(table.files, manifest.values)
         if len(changed):
             named = ", ".join(repr(table.tokens[row]) for row in changed[:N_NAMED])
             more = ", ..." if len(changed) > N_NAMED else ""
             raise UnusableRowsError(f"{folder}: {recipe.field} of {len(changed)} items changed ({named}{more}).")
-        table._verify_changed_files(manifest)
+        table._remember_verified(manifest, recipe)
         if Manifest.read(folder, recipe).chunks != manifest.chunks:
             raise UnusableRowsError(f"{folder}: was replaced while it was opened.")
         return table
@@ -157,16 +158,22 @@ class Table(MappedRows):
         except KeyError as error:
             raise PerPEFTError(f"{self.folder}: has no item {error.args[0]!r}; add it to the item file.") from error
 
-    def _verify_changed_files(self, manifest: Manifest) -> None:
+    def _remember_verified(self, manifest: Manifest, recipe: Recipe) -> None:
         """Read everything once if the files are not those that were verified last."""
         stamps = self.files.stamps(besides=STAMP)
-        if stamps == manifest.stamps:
+        if stamps == manifest.stamps and recipe.is_decoded_as_now(manifest.values):
             return
-        for name in self.files.layout:
-            self.verify(name, torch.arange(self.files.n_rows))
+        if stamps != manifest.stamps:
+            for name in self.files.layout:
+                self.verify(name, torch.arange(self.files.n_rows))
+        verified = replace(manifest, stamps=stamps, values=manifest.values | _decoded(recipe))
         # A folder that may only be read is verified anew the next time.
         with suppress(PerPEFTError), written_whole(self.folder / MANIFEST) as draft:
-            replace(manifest, stamps=stamps).write(draft)
+            verified.write(draft)
+
+
+def _decoded(recipe: Recipe) -> dict[str, int]:
+    return {DECODED: DECODING} if recipe.reads_images else {}
 
 
 class _Build:
@@ -178,7 +185,8 @@ class _Build:
         draft = draft_of_cache(folder)
         self._files = RowFiles(draft, recipe.layout(recipe.about), len(recipe.content))
         self._journal = Journal(draft / JOURNAL)
-        self._values = {"format": recipe.format, **recipe.about, "chunk_rows": recipe.chunk_rows}
+        described = {"format": recipe.format, **recipe.about, "chunk_rows": recipe.chunk_rows}
+        self._values = described | _decoded(recipe)
         self._marks = recipe.marks()
 
     def run(self, show_progress: bool, keeps_rows: bool) -> None:
@@ -188,16 +196,21 @@ class _Build:
             show_progress: Whether to show a progress bar.
             keeps_rows: Whether rows of an earlier table in the folder that are still right are kept.
         """
+        finished: dict[int, FinishedChunk] = {}
         try:
-            finished = self._resumed()
+            finished |= self._resumed()
             if keeps_rows:
                 self._keep(finished)
             self._compute(finished, show_progress)
             self._put_in_place([finished[index] for index in sorted(finished)])
         except OSError as error:
-            if is_full(error):
+            if is_full(error) or not finished:
                 remove(self._files.folder)
             raise self._files.refused(error, self._folder.parent, self._recipe.title) from error
+        except BaseException:
+            if not finished:  # there is nothing to go on with
+                remove(self._files.folder)
+            raise
 
     def _resumed(self) -> dict[int, FinishedChunk]:
         """Chunks of an earlier process that are whole and whose content has not changed since."""
@@ -225,10 +238,15 @@ class _Build:
         is_same = all(manifest.values.get(name, value) == value for name, value in self._values.items())
         if not is_same or not earlier.are_complete():
             return
+        stale: set[int] = set()  # what now would be decoded otherwise looks unchanged to `_is_right`
+        if not recipe.is_decoded_as_now(manifest.values):
+            stale |= set((recipe.changed_rows(earlier, manifest.values) // recipe.chunk_rows).tolist())
         for chunk in manifest.chunks:
+            if chunk.index in finished or chunk.index in stale:
+                continue
             start, stop = recipe.range(chunk.index)
             rows = recipe.rows(earlier, manifest.values, start, stop)
-            if chunk.index not in finished and self._is_right(chunk, rows):
+            if self._is_right(chunk, rows):
                 self._add(ComputedChunk(chunk.index, start, rows, chunk.damaged).write(self._files), finished)
 
     def _read(self, chunk: FinishedChunk) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import pytest
 from recbole_perpeft.convert.reading import archive
 from recbole_perpeft.convert.reading.archive import ZippedImage, images_of_zip, opened_zip, unpack_member
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.images import DamagedImageError
+from recbole_perpeft.data.decode import DamagedImageError
 
 
 def write_zip(path, members, compression=zipfile.ZIP_DEFLATED):
@@ -83,15 +83,15 @@ def test_damaged_members_are_errors(tmp_path, make_image):
     with opened_zip(path) as file, pytest.raises(PerPEFTError, match=r"a\.jpg cannot be unpacked"):
         unpack_member(file, "a.jpg", tmp_path / "out")
     with pytest.raises(DamagedImageError, match="cannot be unpacked"):
-        images_of_zip(path)["a"].load()
+        images_of_zip(path, ["a"])["a"].load()
 
 
 def test_images_by_item_id(tmp_path, make_image):
     data = make_image()
     path = write_zip(tmp_path / "x.zip", {"d/a.jpg": data, "d/b.txt": b"", "e/c.JPEG": data, "d/": b""})
-    assert set(images_of_zip(path)) == {"a", "c"}
-    assert set(images_of_zip(path, "d")) == {"a"}
-    content, image = images_of_zip(path)["a"].load()
+    assert set(images_of_zip(path, [*"abcd"])) == {"a", "c"}
+    assert set(images_of_zip(path, [*"abcd"], "d")) == {"a"}
+    content, image = images_of_zip(path, ["a"])["a"].load()
     assert content == data and image.mode == "RGB"
 
 

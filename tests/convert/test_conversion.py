@@ -122,8 +122,8 @@ def test_errors_go_to_the_user_without_a_traceback(shop, tmp_path, capsys):
             {"items.csv": "item_id,title,colour,photo\na,,,\na,,,\n"},
             "items.csv, line 3: the item 'a' had a row before",
         ),
-        ({"items.csv": "item_id,title,colour,photo\na,,,../x\n"}, "items.csv, line 2: the image path '../x' leaves"),
-        ({"items.csv": "item_id,title,colour,photo\na,,,/x\n"}, "items.csv, line 2: the image path '/x' leaves"),
+        ({"items.csv": "item_id,title,colour,photo\na,,,../x\n"}, "items.csv, line 2: the path '../x' leaves"),
+        ({"items.csv": "item_id,title,colour,photo\na,,,/x\n"}, "items.csv, line 2: the path '/x' leaves"),
         ({"items.csv": "item_id,colour,photo\n"}, "items.csv, line 1: no column 'title'"),
     ],
 )

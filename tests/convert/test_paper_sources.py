@@ -230,7 +230,7 @@ def test_perpeft_with_images_in_the_outer_zip(tmp_path, perpeft_files, run, make
         ("item2id_final.pickle", pickle.dumps([1]), "not a dictionary of item numbers"),
         ("item2id_final.pickle", pickle.dumps({1: "a", 2: "a"}), "two item numbers have the same item id"),
         ("item2id_final.pickle", b"cos\nsystem\n.", "it has the instruction GLOBAL"),
-        ("texts_final.pickle", pickle.dumps({"B001": 1}), "not a dictionary of item ids and titles"),
+        ("texts_final.pickle", pickle.dumps({"B001": 1}), "the title of 'B001' is 1, not a text"),
         ("images.zip", zipped({"../B001.jpg": b""}), "leaves its folder"),
     ],
 )

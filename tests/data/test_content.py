@@ -1,4 +1,6 @@
 import logging
+import os
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -45,7 +47,7 @@ def test_titles_are_raw_and_images_are_found_by_id(tmp_path):
     assert content.tokens == tokens
     names = [path and path.name for path in content.image_paths]
     assert names == ["a.jpg", "b.c.png", None, "d.webp", "e.JPEG", "007.jpeg"]
-    assert "1 items have no image: 'ü/x'" in message_of(content)
+    assert "column image:token of the item file: 'ü/x'" in message_of(content)
 
 
 plain_text = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\t\n\r"))
@@ -75,7 +77,27 @@ def test_image_column(tmp_path):
     assert "2 items have no image: 'c' (photos/none.jpg), 'd' (nowhere/1.jpg)" in message_of(content)
 
 
-@pytest.mark.parametrize("path", ["../x.jpg", "/etc/x.jpg", "images/../../x.jpg", ".."])
+def test_the_image_column_means_files_in_either_form_of_unicode(tmp_path):
+    given = ["fotos/é.jpg", "fotos/é.jpg", "bilder/ü.png"]
+    names = [unicodedata.normalize(form, name) for form, name in zip(("NFD", "NFC", "NFC"), given, strict=True)]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / names[0]).touch()
+    (tmp_path / names[2]).touch()
+    lines = "".join(f"{i}\tA\t{name}\n" for i, name in enumerate([given[0], names[0], "bilder/u\u0308.png"]))
+    write_items(tmp_path, "item_id:token\ttitle:token_seq\timage:token\n" + lines)
+    assert load(tmp_path).image_paths == [tmp_path / names[0], tmp_path / names[0], tmp_path / names[2]]
+
+
+def test_an_item_file_that_is_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "shop.item")
+    with pytest.raises(PerPEFTError, match=r"shop\.item: cannot be read \(not a regular file\)"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", ["..\\x.jpg", "C:/x.jpg", "a\x1b[31m.jpg", "../x.jpg", "/etc/x.jpg", "images/../../x.jpg", ".."]
+)
 def test_paths_out_of_the_folder_are_refused(tmp_path, path):
     folder = tmp_path / "shop"
     folder.mkdir()
@@ -83,7 +105,7 @@ def test_paths_out_of_the_folder_are_refused(tmp_path, path):
     write_items(folder, f"item_id:token\ttitle:token_seq\timage:token\na\tA\t{path}\n")
     content = load(folder, missing_content="blank")
     assert content.image_paths == [None]
-    assert f"leave the folder of the data set: 'a' ({path})" in message_of(content)
+    assert f"leave the folder of the data set: 'a' ({path!r})" in message_of(content)
 
 
 def test_everything_wrong_is_told_at_once(tmp_path):

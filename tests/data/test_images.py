@@ -1,11 +1,16 @@
 import io
+import os
+import unicodedata
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from recbole_perpeft.data import images
-from recbole_perpeft.data.images import DamagedImageError, decode_image, read_image_file
+from recbole_perpeft.data import decode, images
+from recbole_perpeft.data.decode import DamagedImageError, decode_image
+from recbole_perpeft.data.images import choose_images, is_no_file_name, read_image_file
 
 
 def encoded(image, **options):
@@ -33,7 +38,7 @@ def test_images_are_turned_upright():
 
 def test_too_many_pixels_and_bytes(tmp_path, monkeypatch):
     data = encoded(Image.new("RGB", (20, 15)), format="PNG")
-    monkeypatch.setattr(images, "MAX_PIXELS", 299)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 299)
     with pytest.raises(DamagedImageError, match="20 x 15 pixels are too many, at most 299"):
         decode_image(data)
     (tmp_path / "a.png").write_bytes(data)
@@ -41,3 +46,42 @@ def test_too_many_pixels_and_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_FILE_BYTES", 10)
     with pytest.raises(DamagedImageError, match="bytes are too many, at most 10"):
         read_image_file(tmp_path / "a.png")
+
+
+def test_files_are_found_whatever_their_suffix():
+    names = ["a.JFIF", "b.jpe", "c.gif", "d.avif", "e.tif", "f.tiff", "g", "h.x", "i.bmp", "notes.txt", "j.jpg"]
+    tokens = ["a", "b", "c", "d", "e", "f", "g", "h.x", "h", "i", "j.jpg", "none"]
+    chosen = choose_images(names, tokens)
+    assert chosen == dict(zip("abcdefgi", [*names[:7], "i.bmp"], strict=True)) | {"h.x": "h.x", "j.jpg": "j.jpg"}
+
+
+def test_a_suffix_counts_before_none(caplog):
+    assert choose_images(["a", "a.gif", "a.webp", "b", "c.png"], ["a", "b", "c"])["a"] == "a.webp"
+    assert "1 items have several images, for instance 'a'; a.webp is used" in caplog.text
+
+
+NAMES = st.text(st.sampled_from("aéüがÅ\u0301\u0308.-"), min_size=1, max_size=6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(token=NAMES, form=st.sampled_from(["NFC", "NFD"]), suffix=st.sampled_from(["", ".jpg", ".TIF"]))
+def test_names_are_compared_in_one_form_of_unicode(token, form, suffix):
+    name = unicodedata.normalize(form, token) + suffix
+    assert choose_images([name, "other.jpg"], [token]) == {token: name}
+
+
+def test_ids_that_shops_rename():
+    assert [is_no_file_name(token) for token in ("a/b", "a:b", "a?", "a.b", "ü-1 x")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_pipes_and_devices_are_no_photos(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    for path in (tmp_path / "a.jpg", "/dev/zero"):
+        with pytest.raises(DamagedImageError, match="not a regular file"):
+            read_image_file(path)

@@ -113,14 +113,14 @@ def test_an_image_that_becomes_readable_is_noticed(shop, monkeypatch):
     path = shop / "images" / "é1.png"
     path.chmod(0)
     with monkeypatch.context() as refused:  # a superuser may read everything
-        original = open
+        original = images_module.open_regular
 
-        def refuse(file, *options, **named):
+        def refuse(file):
             if file == path:
                 raise PermissionError(errno.EACCES, "Permission denied")
-            return original(file, *options, **named)
+            return original(file)
 
-        refused.setattr(images_module, "open", refuse, raising=False)
+        refused.setattr(images_module, "open_regular", refuse)
         for _ in range(2):
             with pytest.raises(PerPEFTError, match=r"'é1' \(images/é1.png: cannot be read: Permission denied"):
                 open_or_build(shop)

@@ -7,7 +7,7 @@ import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +17,9 @@ from PIL import Image
 
 from recbole_perpeft.convert.reading.image_files import ImageReference
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.images import IMAGE_SUFFIXES, MAX_FILE_BYTES, DamagedImageError, decode_image
+from recbole_perpeft.core.files import check_regular
+from recbole_perpeft.data.decode import DamagedImageError, decode_image
+from recbole_perpeft.data.images import MAX_FILE_BYTES, choose_images
 
 MAX_MEMBER_BYTES = 64 * 2**30
 MAX_RATIO = 250  # text and photos stay below 30
@@ -33,6 +35,7 @@ def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         PerPEFTError: it cannot be read, or a member leaves the folder, is a link, is encrypted or is a bomb.
     """
     try:
+        check_regular(path)
         archive = zipfile.ZipFile(path)
     except (OSError, *_READ_ERRORS) as error:
         raise PerPEFTError(f"{path}: not a zip file that can be read ({error}); get it again") from error
@@ -104,22 +107,22 @@ def _open_in_worker(path: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def images_of_zip(path: Path, folder: str | None = None) -> dict[str, ImageReference]:
-    """The members `<item id>.{jpg,jpeg,png,webp}` of a zip file, by item id.
+def images_of_zip(path: Path, tokens: Sequence[str], folder: str | None = None) -> dict[str, ImageReference]:
+    """The members of a zip file that are named after items, by item id; see `choose_images`.
 
     Args:
         path: the zip file.
+        tokens: item ids.
         folder: name of the folder they are in; `None` for any.
 
     Raises:
         PerPEFTError: as `opened_zip`.
     """
-    found: dict[str, ImageReference] = {}
+    members: dict[str, zipfile.ZipInfo] = {}
     with opened_zip(path) as archive:
         for member in sorted(archive.infolist(), key=lambda member: member.filename):
             parent, name = posixpath.split(member.filename)
-            stem, _, suffix = name.rpartition(".")
-            is_image = stem and suffix.lower() in IMAGE_SUFFIXES
-            if is_image and folder in (None, posixpath.basename(parent)):
-                found.setdefault(stem, ZippedImage(path, member.filename, member.CRC))
-    return found
+            if name and folder in (None, posixpath.basename(parent)):
+                members.setdefault(name, member)
+    chosen = {token: members[name] for token, name in choose_images(members, tokens).items()}
+    return {token: ZippedImage(path, member.filename, member.CRC) for token, member in chosen.items()}

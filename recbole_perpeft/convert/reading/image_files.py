@@ -11,7 +11,9 @@ from typing import Protocol
 from PIL import Image
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.images import choose_images, decode_image, read_image_file
+from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.data.decode import decode_image
+from recbole_perpeft.data.images import choose_images, is_no_file_name, read_image_file
 
 
 class ImageReference(Protocol):
@@ -56,23 +58,26 @@ class ImageFile:
 
 
 def images_of_folder(folder: Path, tokens: Sequence[str]) -> dict[str, ImageReference]:
-    """The files `<item id>.{jpg,jpeg,png,webp}` of a folder, by item id; the first in this order counts.
+    """The files of a folder that are named after items, by item id; see `choose_images`.
 
     Raises:
         PerPEFTError: the folder cannot be listed, or no file is named after an item.
     """
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries)
+            names = sorted(entry.name for entry in entries if entry.is_file())
     except OSError as error:
         raise PerPEFTError(f"{folder}: cannot be listed ({error.strerror}); it should hold images") from error
-    chosen = choose_images(names)
-    found: dict[str, ImageReference] = {
-        token: ImageFile(folder / chosen[token]) for token in tokens if token in chosen
-    }
+    chosen = choose_images(names, tokens)
+    found: dict[str, ImageReference] = {token: ImageFile(folder / name) for token, name in chosen.items()}
     if tokens and not found:
         example = names[0] if names else "nothing"
         raise PerPEFTError(
             f"{folder}: no file is named after an item, as in {tokens[0]}.jpg; it holds {example} among others"
+        )
+    if renamed := [token for token in tokens if token not in found and is_no_file_name(token)]:
+        LOGGER.warning(
+            f"{folder}: {len(renamed)} items have no image, and ids with characters rarely in names of "
+            f"files, as {renamed[0]!r}; a column of the items can name their files (--image_column of table)"
         )
     return found

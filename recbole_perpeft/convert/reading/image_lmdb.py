@@ -13,7 +13,8 @@ from PIL import Image
 from recbole_perpeft.convert.reading.image_files import ImageReference, images_of_folder
 from recbole_perpeft.convert.reading.pickles import UnsafePickleError, load_stored_image
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.images import MAX_ASPECT_RATIO, MAX_PIXELS, DamagedImageError
+from recbole_perpeft.core.files import check_regular
+from recbole_perpeft.data.decode import MAX_ASPECT_RATIO, MAX_PIXELS, DamagedImageError
 
 MAX_STORED_BYTES = 3 * MAX_PIXELS + 2**16
 
@@ -67,8 +68,9 @@ def _opened(path: Path) -> Any:
             f"{path}: LMDB files need the package lmdb: pip install 'recbole-perpeft[convert]'"
         ) from error
     try:
+        check_regular(path)
         return lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False, max_spare_txns=1)
-    except lmdb.Error as error:
+    except (OSError, lmdb.Error) as error:
         raise PerPEFTError(f"{path}: not an LMDB file that can be read ({error})") from error
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime, timezone
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import check_regular
 from recbole_perpeft.core.lines import column_place, csv_columns, csv_rows, line_error, text_lines
 from recbole_perpeft.data.json_lines import json_object
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
 PARQUET = ".parquet"
+LARGEST_WHOLE = 2**53  # of those that floats tell from their neighbours
+SHOWN = 80  # characters of a value in a message
+_WHOLE_FLOAT = re.compile(r"-?[0-9]+\.0+")
 
 
 def table_columns(path: Path) -> list[str]:
@@ -75,6 +81,7 @@ def _json_rows(path: Path, show_progress: bool) -> Iterator[tuple[int, dict[str,
 
 def _parquet(path: Path) -> pq.ParquetFile:
     try:
+        check_regular(path)
         return pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
         raise PerPEFTError(f"{path}: not a parquet file that can be read ({error})") from error
@@ -98,13 +105,58 @@ def id_text(path: Path, line: int, value: Any) -> str:
     """An id as text: a text as it is, a whole number in digits.
 
     Raises:
-        PerPEFTError: it is neither.
+        PerPEFTError: it is neither, or a whole number that was written as a float.
     """
     if isinstance(value, str):
+        if value.endswith("0") and _WHOLE_FLOAT.fullmatch(value) and _kind(path) in DELIMITERS:
+            raise _float_id(path, line, value)
         return encodable(path, line, value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, float) and value.is_integer():
+        raise _float_id(path, line, str(value))
     raise line_error(path, line, f"{value!r} cannot be an id; ids are texts or whole numbers")
+
+
+def _float_id(path: Path, line: int, value: str) -> PerPEFTError:
+    return line_error(
+        path,
+        line,
+        f"the id {value} is a whole number written as a float, as pandas does where a column has gaps; elsewhere it "
+        "would be another id: write the column as whole numbers (in pandas astype('Int64')) or as texts",
+    )
+
+
+def text_of(path: Path, line: int, value: Any, column: str) -> str:
+    """A cell of a column of texts: a text as it is, a number in digits, texts and numbers of a list side by side.
+
+    What is null or no number (NaN) is empty.
+
+    Raises:
+        PerPEFTError: it holds something that has no text, such as an object or a truth value.
+    """
+    values = value if isinstance(value, list) else [value]
+    texts = [_plain_text(path, each) for each in values]
+    if None in texts:
+        described = repr(value) if len(repr(value)) <= SHOWN else repr(value)[:SHOWN] + "..."
+        raise line_error(
+            path, line, f"{column} is {described}; write it as a text, a number or a list of these, or leave it out"
+        )
+    return " ".join(text for text in texts if text)
+
+
+def _plain_text(path: Path, value: Any) -> str | None:
+    """The text of one value; None if it has none."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, float):
+        if math.isnan(value):
+            return ""
+        # In parquet a column of whole numbers with gaps may have become one of floats.
+        is_whole = value.is_integer() and abs(value) < LARGEST_WHOLE and _kind(path) == PARQUET
+        return None if math.isinf(value) else str(int(value) if is_whole else value)
+    is_plain = isinstance(value, (int, Decimal, date)) and not isinstance(value, bool)
+    return str(value) if is_plain else None
 
 
 def encodable(path: Path, line: int, text: str) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 from recbole_perpeft.convert.events import Events, batched_events
 from recbole_perpeft.convert.reading.archive import images_of_zip, opened_zip, unpack_member
 from recbole_perpeft.convert.reading.image_files import ImageReference, images_of_folder
-from recbole_perpeft.convert.reading.pickles import load_plain
+from recbole_perpeft.convert.reading.pickles import load_plain, number_in, shown, text_in
 from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import checked_name
 from recbole_perpeft.core.lines import line_error, text_lines
 
 # Table of the paper (arXiv 2602.09445); it does not count interactions.
@@ -41,7 +42,7 @@ class PerPEFTSource(Source):
     example = "--input=mmrec_datasets.zip --set=toys_games --output=dataset_atomic/toys_games"
 
     def __init__(self, path: Path, data_set: str, show_progress: bool = False):
-        self._path, self._data_set, self._show_progress = path, data_set, show_progress
+        self._path, self._data_set, self._show_progress = path, checked_name(data_set, "--set"), show_progress
         self._folder = path
         self._archive: Path | None = None
         if not path.exists():
@@ -106,21 +107,26 @@ class PerPEFTSource(Source):
     def _item_ids(self) -> dict[str, str]:
         """Raw id by number, the number as text."""
         path = self._file(ITEM_IDS)
-        pairs = load_plain(path)
-        if not isinstance(pairs, dict) or not all(
-            type(index) in (int, str) and isinstance(token, str) for index, token in pairs.items()
-        ):
-            raise PerPEFTError(f"{path}: not a dictionary of item numbers and item ids")
-        if len(set(pairs.values())) < len(pairs):
+        tokens: dict[str, str] = {}
+        for index, token in _dictionary(path, "item numbers and item ids").items():
+            if type(index) is not int and not isinstance(index, str):
+                raise PerPEFTError(f"{path}: the key {shown(index)} is no item number")
+            number = index if isinstance(index, str) else str(number_in(path, "a key", index))
+            if number in tokens:
+                raise PerPEFTError(f"{path}: the item number {number} is there as a number and as a text")
+            tokens[number] = text_in(path, f"the value of {shown(index)}", token)
+        if len(set(tokens.values())) < len(tokens):
             raise PerPEFTError(f"{path}: two item numbers have the same item id")
-        return {str(index): token for index, token in pairs.items()}
+        return tokens
 
     def texts(self, tokens: Sequence[str]) -> dict[str, dict[str, str]]:
         path = self._file(TITLES)
-        titles = load_plain(path)
-        if not isinstance(titles, dict) or not all(isinstance(title, str) for title in titles.values()):
-            raise PerPEFTError(f"{path}: not a dictionary of item ids and titles")
-        return {"title": titles}
+        return {
+            "title": {
+                text_in(path, "a key", token): text_in(path, f"the title of {shown(token)}", title)
+                for token, title in _dictionary(path, "item ids and titles").items()
+            }
+        }
 
     def images(self, tokens: Sequence[str]) -> dict[str, ImageReference]:
         name = IMAGES.format(self._data_set)
@@ -128,12 +134,15 @@ class PerPEFTSource(Source):
             return images_of_folder(self._folder / name, tokens)
         zipped = self._folder / f"{name}.zip"
         if zipped.is_file():
-            found = images_of_zip(zipped)
-        elif self._archive is not None:
-            found = images_of_zip(self._archive, name)
-        else:
-            found = {}
-        return {token: found[token] for token in tokens if token in found}
+            return images_of_zip(zipped, tokens)
+        return {} if self._archive is None else images_of_zip(self._archive, tokens, name)
 
     def expected(self) -> ExpectedCounts:
         return EXPECTED.get(self._data_set, ExpectedCounts())
+
+
+def _dictionary(path: Path, what: str) -> dict[Any, Any]:
+    loaded = load_plain(path)
+    if not isinstance(loaded, dict):
+        raise PerPEFTError(f"{path}: holds {shown(loaded)}, not a dictionary of {what}")
+    return loaded

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import check_regular
 from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
 from recbole_perpeft.data.images import digest_of_file, file_stamp
@@ -38,6 +39,7 @@ def load_states(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         PerPEFTError: it holds something else than (states of images, states of texts, item ids).
     """
     try:
+        check_regular(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise PerPEFTError(f"{path}: holds more than tensors and plain values, or is damaged ({error})") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import posixpath
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,10 @@ from typing import Any
 
 from recbole_perpeft.convert.events import Events, batched_events
 from recbole_perpeft.convert.reading.image_files import ImageFile, ImageReference, images_of_folder
-from recbole_perpeft.convert.reading.tables import id_text, number, seconds, table_columns, table_rows
+from recbole_perpeft.convert.reading.tables import id_text, number, seconds, table_columns, table_rows, text_of
 from recbole_perpeft.convert.source import Source
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import path_inside
 from recbole_perpeft.core.lines import line_error
 from recbole_perpeft.core.logs import LOGGER
 
@@ -138,7 +139,7 @@ class TableSource(Source):
             if token in texts["title"]:
                 raise line_error(self._items, line, f"the item {token!r} had a row before")
             for name, cell in zip(texts, cells, strict=True):
-                texts[name][token] = "" if cell is None else str(cell)
+                texts[name][token] = text_of(self._items, line, cell, name)
         return texts
 
     def images(self, tokens: Sequence[str]) -> dict[str, ImageReference]:
@@ -149,8 +150,8 @@ class TableSource(Source):
         wanted = set(tokens)
         references: dict[str, ImageReference] = {}
         for line, token, (given,) in self._item_rows(self._items, [self._columns.image]):
-            if token in wanted and given:
-                references[token] = ImageFile(_inside(self._images, str(given), self._items, line))
+            if token in wanted and (path := text_of(self._items, line, given, self._columns.image)):
+                references[token] = ImageFile(_inside(self._images, path, self._items, line))
         return {token: references[token] for token in tokens if token in references}
 
     def _item_rows(self, path: Path, names: list[str]) -> Iterator[tuple[int, str, list[Any]]]:
@@ -160,8 +161,8 @@ class TableSource(Source):
 
 
 def _inside(folder: Path, given: str, table: Path, line: int) -> Path:
-    """A path that a line of a table gives relative to a folder."""
-    relative = posixpath.normpath(given)
-    if posixpath.isabs(relative) or relative.split("/")[0] == ".." or "\0" in relative:
-        raise line_error(table, line, f"the image path {given!r} leaves the folder {folder}")
-    return folder / relative
+    """A path that a line of a table gives relative to a folder; its file may have another form of Unicode."""
+    path_inside(folder, given, f"{table}, line {line}")
+    forms = (given, *(unicodedata.normalize(form, given) for form in ("NFC", "NFD")))
+    paths = [folder / form for form in dict.fromkeys(forms)]
+    return next((path for path in paths[1:] if path.is_file()), paths[0])

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 
 from recbole_perpeft.convert.events import Events, batched_events
-from recbole_perpeft.convert.reading.pickles import load_plain
+from recbole_perpeft.convert.reading.pickles import load_plain, number_in, text_in
+from recbole_perpeft.convert.reading.tables import text_of
 from recbole_perpeft.convert.source import ExpectedCounts, Source
+from recbole_perpeft.core.arrays import read_array
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import path_inside, read_regular
 from recbole_perpeft.core.lines import line_error, text_lines
 from recbole_perpeft.core.logs import LOGGER
 
@@ -38,6 +41,8 @@ EXPLAINED = {
     "explanation": "explanation",
     "reviewerName": "user_name",
 }
+_NUMBERS = ("rating", "timestamp")
+_NEEDED = ("user_id", "item_id", "explanation")
 
 
 class VIP5Source(Source):
@@ -95,7 +100,7 @@ class VIP5Source(Source):
         """Raw ids of users and of items by number."""
         path = self._folder / MAPS
         try:
-            maps = json.loads(path.read_bytes())
+            maps = json.loads(read_regular(path))
             users, items = maps["id2user"], maps["id2item"]
             texts = [*users.values(), *items.values()]
         except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
@@ -116,7 +121,7 @@ class VIP5Source(Source):
                 continue
             item = _literal(path, line, text)
             if item.get("asin") in wanted:
-                titles.setdefault(item["asin"], str(item.get("title") or ""))
+                titles.setdefault(item["asin"], text_of(path, line, item.get("title"), "title"))
         return {"title": titles}
 
     def side_files(self, folder: Path, name: str, tokens: Sequence[str]) -> None:
@@ -124,8 +129,9 @@ class VIP5Source(Source):
         if (self._folder / EXPLANATIONS).is_file():
             self._write_explanations(folder / f"{name}.explanations.jsonl", set(tokens))
         if self._features is not None:
-            with_features = [token for token in tokens if (self._features / f"{token}.npy").is_file()]
-            features = _read_features(self._features, with_features)
+            paths = {token: path_inside(self._features, f"{token}.npy", f"item {token!r}") for token in tokens}
+            with_features = [token for token, path in paths.items() if path.is_file()]
+            features = _read_features(self._features, [paths[token] for token in with_features])
             np.save(folder / f"{name}.features.npy", features, allow_pickle=False)
             lines = "".join(f"{token}\n" for token in with_features)
             (folder / f"{name}.features.txt").write_text(lines, encoding="utf-8")
@@ -140,23 +146,33 @@ class VIP5Source(Source):
                 if not isinstance(rows, list):
                     raise PerPEFTError(f"{path}: has no list {split!r}")
                 for index, row in enumerate(rows):
+                    place = f"row {index} of {split!r}"
                     if not isinstance(row, dict) or not {"reviewerID", "asin"} <= row.keys():
-                        raise PerPEFTError(f"{path}: row {index} of {split!r} has no reviewerID or asin")
-                    if row["asin"] in tokens and "explanation" in row:
-                        chosen = {column: row[field] for field, column in EXPLAINED.items() if field in row}
+                        raise PerPEFTError(f"{path}: {place} has no reviewerID or asin")
+                    if text_in(path, f"asin in {place}", row["asin"]) in tokens and "explanation" in row:
+                        chosen = {
+                            column: _explained(path, f"{field} in {place}", column, row[field])
+                            for field, column in EXPLAINED.items()
+                            if field in row
+                        }
                         file.write(json.dumps({"split": split, **chosen}) + "\n")
 
     def expected(self) -> ExpectedCounts:
         return EXPECTED.get(self._folder.name, ExpectedCounts())
 
 
-def _read_features(folder: Path, tokens: Sequence[str]) -> np.ndarray:
+def _explained(path: Path, place: str, column: str, value: Any) -> str | float | None:
+    if value is None and column not in _NEEDED:
+        return None
+    return number_in(path, place, value) if column in _NUMBERS else text_in(path, place, value)
+
+
+def _read_features(folder: Path, paths: Sequence[Path]) -> np.ndarray:
     vectors: list[np.ndarray] = []
-    for token in tokens:
-        path = folder / f"{token}.npy"
+    for path in paths:
         try:
-            vector = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            vector = read_array(path)
+        except (OSError, ValueError) as error:
             raise PerPEFTError(f"{path}: not an array that can be read ({error})") from error
         if vector.dtype.kind != "f" or (vectors and vector.size != vectors[0].size):
             raise PerPEFTError(f"{path}: {vector.dtype} {vector.shape} is not a vector like those before it")

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recbole_perpeft.core.arrays import map_array
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.lines import text_lines
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.settings import Settings, same_as, setting
 from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
@@ -58,11 +60,10 @@ def read_features(path: Path) -> tuple[list[str], np.ndarray]:
                 f"image_features: {file} is missing; write vectors to <name>.npy and item ids to <name>.txt"
             )
     try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        vectors = map_array(path)
     except (OSError, ValueError) as error:
         raise PerPEFTError(f"image_features: {path} is no array of NumPy ({error})") from error
-    tokens = listing.read_text(encoding="utf-8").split("\n")
-    tokens = tokens[:-1] if tokens[-1] == "" else tokens
+    tokens = [line.rstrip("\r\n") for _, line in text_lines(listing)]
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or len(vectors) != len(tokens):
         raise PerPEFTError(
             f"image_features: {path} has {vectors.dtype} {list(vectors.shape)}, {listing} {len(tokens)} items; there "

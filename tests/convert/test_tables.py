@@ -1,0 +1,107 @@
+"""Cells of tables of others: texts of titles, and ids."""
+
+import json
+import math
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recbole_perpeft.convert.reading.tables import id_text, table_rows, text_of
+from recbole_perpeft.convert.sources.table import TableColumns, TableSource
+from recbole_perpeft.core.errors import PerPEFTError
+
+NUMBERS = st.integers(-(10**6), 10**6)
+SIMPLE = st.one_of(st.none(), st.text("ab ", max_size=4), NUMBERS)
+
+
+def write(path, titles, column="title"):
+    items = [f"i{place}" for place in range(len(titles))]
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"item_id": items, column: titles}), path)
+    else:
+        rows = zip(items, titles, strict=True)
+        lines = [json.dumps({"item_id": item, column: title}) for item, title in rows]
+        path.write_text("\n".join(lines), encoding="utf-8")
+    return items
+
+
+def titles_in(path, titles):
+    tokens = write(path, titles)
+    return list(TableSource(path, items=path).texts(tokens)["title"].values())
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("titles", "found"),
+    [
+        ([["red", "blue"], ["x"], [], None], ["red blue", "x", "", ""]),
+        ([["a", None, "", "b"]], ["a b"]),
+        ([1984, 2001, None], ["1984", "2001", ""]),
+        ([1.5, math.nan, None], ["1.5", "", ""]),
+        ([[1, 2]], ["1 2"]),
+        (["1984.0", "nan", " x "], ["1984.0", "nan", " x "]),
+    ],
+)
+def test_titles_have_the_text_of_the_source(tmp_path, suffix, titles, found):
+    assert titles_in(tmp_path / f"items.{suffix}", titles) == found
+
+
+def test_whole_numbers_with_gaps_are_floats_in_parquet_alone(tmp_path):
+    pd.DataFrame({"item_id": ["i0", "i1"], "title": [1984, None]}).to_parquet(tmp_path / "items.parquet")
+    texts = TableSource(tmp_path / "x.csv", items=tmp_path / "items.parquet").texts(["i0", "i1"])
+    assert texts["title"] == {"i0": "1984", "i1": ""}
+    assert titles_in(tmp_path / "items.jsonl", [1984.0]) == ["1984.0"]  # as its source says
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("title", [{"en": "Cup"}, [{"en": "Cup"}], True, [["a"]], math.inf])
+def test_what_has_no_text_is_refused_with_its_row(tmp_path, suffix, title):
+    path = tmp_path / f"items.{suffix}"
+    with pytest.raises(PerPEFTError, match=rf"items\.{suffix}, line 2: title is .*; write it as a text"):
+        titles_in(path, [None, title])
+
+
+def test_long_values_are_cut_in_messages(tmp_path):
+    with pytest.raises(PerPEFTError) as caught:
+        titles_in(tmp_path / "items.jsonl", [{"a": "x" * 9999}])
+    assert len(str(caught.value)) < 400
+
+
+@settings(max_examples=50, deadline=None)
+@given(value=st.one_of(SIMPLE, st.lists(SIMPLE, max_size=3)))
+def test_simple_values_and_their_lists_lose_nothing(tmp_path_factory, value):
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    parts = value if isinstance(value, list) else [value]
+    assert text_of(path, 1, value, "title") == " ".join(str(part) for part in parts if part not in (None, ""))
+
+
+def test_image_columns_are_texts(tmp_path):
+    write(tmp_path / "items.jsonl", ["a.jpg", None, 7, {"url": "x"}], "photo")
+    source = TableSource(
+        tmp_path / "items.jsonl", tmp_path / "items.jsonl", tmp_path, columns=TableColumns(image="photo")
+    )
+    assert {token: image.path.name for token, image in source.images(["i0", "i1", "i2"]).items()} == {
+        "i0": "a.jpg",
+        "i2": "7",
+    }
+    with pytest.raises(PerPEFTError, match="line 4: photo is {'url': 'x'}"):
+        source.images(["i3"])
+
+
+def test_whole_floats_are_no_ids_in_csv_and_parquet_alike(tmp_path):
+    table = pd.DataFrame({"item_id": [1, None]})
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.to_csv(tmp_path / "a.tsv", index=False, sep="\t")
+    table.to_parquet(tmp_path / "a.parquet")
+    for name in ("a.csv", "a.tsv", "a.parquet"):
+        path = tmp_path / name
+        line, (value,) = next(table_rows(path, ["item_id"]))
+        with pytest.raises(PerPEFTError, match=rf"{name}, line \d: the id 1.0 is a whole number .* astype\('Int64'\)"):
+            id_text(path, line, value)
+    assert id_text(tmp_path / "a.csv", 1, "1.50") == "1.50"
+    assert id_text(tmp_path / "a.csv", 1, "10") == "10"
+    assert id_text(tmp_path / "a.jsonl", 1, "1.0") == "1.0"  # a text says what it means
