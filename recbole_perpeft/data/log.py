@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from recbole.data.dataset import Dataset, SequentialDataset
-from recbole.utils import FeatureType
+from recbole.utils import FeatureSource, FeatureType
 
 from recbole_perpeft.core.digest import columns_digest, numbers_hash
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.data.atomic_table import AtomicTable, numbers_in, read_table
 
 N_SHOWN = 10
 
@@ -19,8 +22,8 @@ N_SHOWN = 10
 class CheckedLog(Dataset):
     """Base of data set classes of RecBole: what RecBole would do in silence is an error, or not done.
 
-    RecBole leaves out rows without a user or an item, puts the mean of all times where a time is missing, and compares
-    times after rounding.
+    RecBole takes quotation marks for those of cells, in which it swallows rows, leaves out rows without a user or an
+    item, puts the mean of all times where a time is missing, and compares times after rounding.
 
     Attributes:
         fingerprint: identifies the ids (which token has which number: what a trained model depends on) and the log
@@ -31,8 +34,47 @@ class CheckedLog(Dataset):
     inter_feat: Any  # a table of pandas, and from `_change_feat_format` on RecBole's Interaction
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
+        self._log_lines: list[tuple[Path, np.ndarray]] = []
         super()._load_inter_feat(token, dataset_path)
-        _check_log(self, f"{dataset_path}/{token}.inter")
+        _check_log(self, self._log_lines)
+        del self._log_lines
+
+    def _load_feat(self, filepath: str, source: FeatureSource | str) -> pd.DataFrame | None:
+        """Columns of an atomic file; arguments, result and what is noted about columns as in RecBole."""
+        wanted, unwanted = self._get_load_and_unload_col(source)
+        if wanted == set():
+            return None
+        path = Path(filepath)
+        table = read_table(
+            path,
+            lambda name: (wanted is None or name in wanted) and name not in (unwanted or ()),
+            self.config["field_separator"],
+            self.config["encoding"],
+        )
+        if not table.types:
+            LOGGER.warning(f"no columns of {path} are loaded")
+            return None
+        if source == FeatureSource.INTERACTION:
+            self._log_lines.append((path, table.lines))
+        for name, feature_type in table.types.items():
+            if source != "link":
+                self.field2source[name], self.field2type[name] = source, feature_type
+                self.field2bucketnum |= {name: 2} if "float" in feature_type.value else {}
+                self.field2seqlen |= {} if feature_type.value.endswith("seq") else {name: 1}
+            if feature_type.value.endswith("seq"):
+                self._split_cells(path, table, name)
+        return table.rows
+
+    def _split_cells(self, path: Path, table: AtomicTable, name: str) -> None:
+        """Makes arrays of the cells of a column of sequences, not longer than `seq_len`."""
+        separator = self.config["seq_separator"]
+        cells = [list(filter(None, text.split(separator))) for text in table.rows[name].fillna("")]
+        is_number = table.types[name] == FeatureType.FLOAT_SEQ
+        arrays = numbers_in(path, name, cells, table.lines) if is_number else [np.array(cell) for cell in cells]
+        longest = max(map(len, arrays), default=0)
+        length = (self.config["seq_len"] or {}).get(name, longest)
+        table.rows[name] = pd.Series([array[:length] for array in arrays], dtype=object)
+        self.field2seqlen[name] = min(length, longest)
 
     def _remove_duplication(self) -> None:
         keep, has_times = self.config["rm_dup_inter"], self.time_field in self.inter_feat
@@ -88,23 +130,36 @@ def check_same_data(saved: dict[str, str], dataset: CheckedLog, source: Any, nam
         )
 
 
-def _check_log(dataset: Dataset, file: str) -> None:
+def _check_log(dataset: Dataset, lines: list[tuple[Path, np.ndarray]]) -> None:
+    """Checks users, items and times.
+
+    Args:
+        dataset: with the log as a table, the rows of several files one after the other.
+        lines: of each file, the numbers of the lines of its rows.
+    """
     log = dataset.inter_feat
     if log is None or not len(log):
-        raise PerPEFTError(f"{file} has no interactions")
-    if not isinstance(log.index, pd.RangeIndex):
-        raise PerPEFTError(f"{file}: its rows have more columns than line 1 names")
+        raise PerPEFTError(
+            f"{' and '.join(str(path) for path, _ in lines) or dataset.dataset_path} has no interactions"
+        )
+    start = 0
+    for path, of_rows in lines:
+        _check_file(dataset, log.iloc[start : start + len(of_rows)], path, of_rows)
+        start += len(of_rows)
+
+
+def _check_file(dataset: Dataset, rows: pd.DataFrame, path: Path, lines: np.ndarray) -> None:
     for field in (dataset.uid_field, dataset.iid_field):
-        _check_type(dataset, field, FeatureType.TOKEN, file)
+        _check_type(dataset, field, FeatureType.TOKEN, path)
         remedy = "fill in or remove them (words such as NA or null count as empty)"
-        _check_rows(dataset, log[field].isna(), f"no {field}", remedy, file)
-    if dataset.time_field in log:
-        _check_type(dataset, dataset.time_field, FeatureType.FLOAT, file)
-        times = log[dataset.time_field]
-        _check_rows(dataset, ~np.isfinite(times), f"no finite {dataset.time_field}", "fill in or remove them", file)
+        _check_rows(rows[field].isna(), lines, f"no {field}", remedy, path)
+    if dataset.time_field in rows:
+        _check_type(dataset, dataset.time_field, FeatureType.FLOAT, path)
+        times = rows[dataset.time_field]
+        _check_rows(~np.isfinite(times), lines, f"no finite {dataset.time_field}", "fill in or remove them", path)
 
 
-def _check_type(dataset: Dataset, field: str, wanted: FeatureType, file: str) -> None:
+def _check_type(dataset: Dataset, field: str, wanted: FeatureType, file: Path) -> None:
     if field not in dataset.inter_feat:
         loaded = ", ".join(dataset.inter_feat.columns)
         raise PerPEFTError(f"{file}: the column {field} is not loaded, only {loaded}; add it to load_col: inter")
@@ -113,16 +168,13 @@ def _check_type(dataset: Dataset, field: str, wanted: FeatureType, file: str) ->
         raise PerPEFTError(f"{file}, line 1: {field} has the type {found}; it must be {field}:{wanted.value}")
 
 
-def _check_rows(dataset: Dataset, wrong: pd.Series, what: str, remedy: str, file: str) -> None:
+def _check_rows(wrong: pd.Series, lines: np.ndarray, what: str, remedy: str, file: Path) -> None:
     if not wrong.any():
         return
-    rows = np.flatnonzero(wrong)
-    # With benchmark_filename the parts follow each other in one table.
-    in_one_file = dataset.benchmark_filename_list is None
-    shown = ", ".join(str(row + 2 if in_one_file else row + 1) for row in rows[:N_SHOWN])
-    place = "line" if in_one_file else "row, counted over all parts,"
-    more = ", ..." if len(rows) > N_SHOWN else ""
-    raise PerPEFTError(f"{file}: {len(rows)} row(s) have {what}: {place} {shown}{more}; {remedy}")
+    places = lines[np.flatnonzero(wrong)]
+    shown = ", ".join(map(str, places[:N_SHOWN]))
+    more = ", ..." if len(places) > N_SHOWN else ""
+    raise PerPEFTError(f"{file}: {len(places)} row(s) have {what}: line {shown}{more}; {remedy}")
 
 
 def _hash_of_ids(dataset: Dataset) -> str:

@@ -9,7 +9,6 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-import pandas as pd
 import torch
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import KGSampler
@@ -19,7 +18,7 @@ from recbole.utils import get_trainer as get_recbole_trainer
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER, level_of, logged
 from recbole_perpeft.core.plugins import check_recorded_plugins, load_plugins
-from recbole_perpeft.data.atomic import first_bad_number, prepare_dataset_folder
+from recbole_perpeft.data.atomic import prepare_dataset_folder
 from recbole_perpeft.data.dataset import SequenceDataset, history_of
 from recbole_perpeft.data.loader import evaluation_loader, train_loader
 from recbole_perpeft.data.log import check_same_data, with_checked_log
@@ -142,20 +141,21 @@ def create_dataset(config: Config):
         PerPEFTError: the files are missing or cannot be read.
     """
     prepare_dataset_folder(config)
-    dataset_class = getattr(config.model_class, "dataset_class", None) or _recbole_dataset_class(config)
+    dataset_class = with_checked_log(
+        getattr(config.model_class, "dataset_class", None) or _recbole_dataset_class(config)
+    )
     try:
         return dataset_class(config)
     except PerPEFTError:
         raise
-    except (ValueError, KeyError, UnicodeDecodeError, pd.errors.ParserError) as error:
-        reason = first_bad_number(config) or error
-        raise PerPEFTError(f"cannot read the data set in {config.dataset_folder}: {reason}") from error
+    except (ValueError, KeyError) as error:
+        raise PerPEFTError(f"cannot read the data set in {config.dataset_folder}: {error}") from error
 
 
 def _recbole_dataset_class(config: Config) -> type:
     datasets = importlib.import_module("recbole.data.dataset")
     by_type = _DATASET_OF_TYPE.get(config["MODEL_TYPE"], "Dataset")
-    return with_checked_log(getattr(datasets, f"{config['model']}Dataset", getattr(datasets, by_type)))
+    return getattr(datasets, f"{config['model']}Dataset", getattr(datasets, by_type))
 
 
 def data_preparation(config: Config, dataset) -> tuple:
