@@ -12,13 +12,11 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.protocol import HELD_OUT
 from recbole_perpeft.core.settings import Settings, setting, settings_from
 from recbole_perpeft.data.log import CheckedLog
 
 __all__ = ["HistoryIndex", "SequenceDataset", "WindowSettings", "history_of", "positive_item_list_field"]
-
-# How many of a user's last rows leave the train part, and which part takes the last one.
-HELD_OUT = {"valid_and_test": ("valid", "test"), "valid_only": ("valid",), "test_only": ("test",)}
 
 # Whose items a user had before the rows of a phase.
 EARLIER_PHASES = {"train": ("train",), "valid": ("train",), "test": ("train", "valid")}

@@ -18,12 +18,15 @@ from recbole.utils import get_trainer as get_recbole_trainer
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER, level_of, logged
 from recbole_perpeft.core.plugins import check_recorded_plugins, load_plugins
+from recbole_perpeft.core.protocol import protocol_line
+from recbole_perpeft.core.run_settings import RunSettings
+from recbole_perpeft.core.settings import keys_of_kind
 from recbole_perpeft.data.atomic import prepare_dataset_folder
 from recbole_perpeft.data.dataset import SequenceDataset, history_of
 from recbole_perpeft.data.loader import evaluation_loader, train_loader
 from recbole_perpeft.data.log import check_same_data, with_checked_log
 from recbole_perpeft.models import get_model
-from recbole_perpeft.runs.config import Config
+from recbole_perpeft.runs.config import Config, changed
 from recbole_perpeft.runs.folder import LOG_FILE, LOG_LINE, RunFolder, peak_gpu_memory_mb, peak_memory_mb
 from recbole_perpeft.runs.keys import ways_to_read
 from recbole_perpeft.runs.record import RunRecord
@@ -98,7 +101,7 @@ def resume(
     load_plugins(changes.get("plugin"))
     if "train_windows" in ways_to_read(get_model(settings["model"])):
         settings = {"train_windows": "newest"} | settings  # version 0.1.0 knew no other rows and did not write the key
-    return _run(Config(config_dict=settings | changes), folder, True, callback_fn, with_test)
+    return _run(Config(config_dict=changed(settings, changes)), folder, True, callback_fn, with_test)
 
 
 def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -> tuple:
@@ -122,7 +125,7 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -
         raise PerPEFTError(f"{path} is no checkpoint of a run: it has no {', '.join(sorted(missing))}")
     names = {"model": content["model"], "dataset": content["dataset"]}
     check_recorded_plugins(content["config"].get("plugin"), (config_dict or {}).get("plugin"), str(path))
-    config = Config(config_dict=content["config"] | names | dict(config_dict or {}))
+    config = Config(config_dict=changed(content["config"] | names, config_dict or {}))
     dataset, loaders, model = _build(config)
     check_same_data(content.get("data", {}), dataset, path, ("ids",))
     try:
@@ -209,13 +212,14 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
         LOGGER.info(f"run folder: {folder.path}")
         folder.write_settings(config)
         folder.write_environment(config)
+        LOGGER.info(protocol_line({name: config[name] for name in keys_of_kind([RunSettings], "protocol")}))
         dataset, (train_data, valid_data, test_data), model = _build(config)
         LOGGER.info(dataset)
         LOGGER.debug(model)
         targets = _train_targets(train_data)
         if targets:
             LOGGER.info("{train_targets:,} of {train_interactions:,} train interactions are targets".format(**targets))
-        LOGGER.info(f"{config['model']} on {config['device']}, mask_history {config['mask_history']}")
+        LOGGER.info(f"{config['model']} on {config['device']}")
         trainer = get_trainer(config)(config, model)
         trainer.keeps_files = saved
         if folder.last_checkpoint.is_file():

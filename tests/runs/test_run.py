@@ -50,6 +50,7 @@ def test_a_run_leaves_one_folder_with_everything(toy_settings, toy_path):
     assert environment["seed"] == 2026 and environment["packages"]["recbole"].startswith("1.2")
     log = (folders[0] / "run.log").read_text()
     assert "epoch 2 training" in log and "\x1b" not in log
+    assert "protocol: split LS valid_and_test, order TO, group_by user, mode valid full test full, " in log
     assert result["trainable_parameters"] == result["parameters"] > 0
     assert result["seconds_per_epoch"].keys() == {"train"}
 
@@ -194,10 +195,10 @@ def test_broken_atomic_files_are_named(toy_settings, header, settings, message):
     assert str(path.parent) in str(caught.value)
 
 
-def test_a_row_that_is_no_number_is_an_error_with_the_folder(toy_settings):
+def test_a_row_that_is_no_number_is_an_error_with_its_line(toy_settings):
     path = Path(toy_settings["data_path"]) / "toy" / "toy.inter"
     path.write_text(path.read_text() + "u1\ti1\tyesterday\n")
-    with pytest.raises(PerPEFTError, match=r"toy.inter, line \d+: 'yesterday' in the column timestamp:float"):
+    with pytest.raises(PerPEFTError, match=r"toy.inter, line \d+: 'yesterday' in the column timestamp is"):
         create_dataset(Config("BPR", config_dict=toy_settings))
 
 
