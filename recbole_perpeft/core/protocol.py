@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_perpeft.core.errors import PerPEFTError
@@ -11,6 +11,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 KEY = "eval_args"
 # How many of a user's last rows leave the train part, and which part takes the last one.
 HELD_OUT = {"valid_and_test": ("valid", "test"), "valid_only": ("valid",), "test_only": ("test",)}
+_NAMES_OF_VALID = ("valid", "validation", "val", "dev")
 _CHOICES = {"order": ("TO", "RO"), "group_by": ("user", "none", None)}
 _PHASES = ("valid", "test")
 _PARTS = ("split", *_CHOICES, "mode")
@@ -75,6 +76,25 @@ def _check_split(split: Any) -> None:
         if len(numbers) == 3 and numbers[0] > 0:
             return
     raise PerPEFTError(f"eval_args: split is {split!r}; choose {ways}, of the train, valid and test part")
+
+
+def places_of_parts(names: Sequence[str]) -> tuple[int, ...]:
+    """Which of the train, valid and test part the files of `benchmark_filename` are, as places from 0.
+
+    Args:
+        names: their suffixes, in this order; the second of two is the test part unless its name says `valid`.
+
+    Raises:
+        PerPEFTError: there are neither two nor three.
+    """
+    if len(names) not in (2, 3) or len({*names}) < len(names):
+        raise PerPEFTError(
+            f"benchmark_filename is {list(names)}: name the files of the train, valid and test part, or of the train "
+            "and the test part alone"
+        )
+    if len(names) == 3:
+        return 0, 1, 2
+    return (0, 1) if names[1].lower() in _NAMES_OF_VALID else (0, 2)
 
 
 def protocol_line(settings: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.protocol import check_eval_args
+from recbole_perpeft.core.protocol import check_eval_args, places_of_parts
 from recbole_perpeft.core.settings import Settings, setting
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
@@ -110,6 +110,8 @@ class RunSettings(Settings):
             if getattr(self, key).lower() not in map(str.lower, known):
                 raise PerPEFTError(f"{key} is {getattr(self, key)!r}: it must be one of {', '.join(known)}")
         check_eval_args(self.eval_args)
+        if self.benchmark_filename is not None:
+            places_of_parts(self.benchmark_filename)
         self._check_valid_metric()
 
     def _check_valid_metric(self) -> None:

@@ -1,10 +1,12 @@
-"""Checks of an interaction log as it is read, and what tells two logs apart."""
+"""Checks of an interaction log as it is read, its order, its parts, and what tells two logs apart."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,9 +16,25 @@ from recbole.utils import FeatureSource, FeatureType
 from recbole_perpeft.core.digest import columns_digest, numbers_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.core.protocol import places_of_parts
 from recbole_perpeft.data.atomic_table import AtomicTable, numbers_in, read_table
+from recbole_perpeft.data.history import PHASES, HistoryIndex, interactions_of
 
 N_SHOWN = 10
+
+
+class PartLog(NamedTuple):
+    """What the targets of a part may know, where the parts of a log are files.
+
+    Attributes:
+        rows: places in the log of the rows up to this part, by user and then by time: int64 [n].
+        is_first: which of them are the first of their users, bool [n].
+        of_part: which of them belong to the part itself, bool [n].
+    """
+
+    rows: np.ndarray
+    is_first: np.ndarray
+    of_part: np.ndarray
 
 
 class CheckedLog(Dataset):
@@ -28,9 +46,12 @@ class CheckedLog(Dataset):
     Attributes:
         fingerprint: identifies the ids (which token has which number: what a trained model depends on) and the log
             after filtering (what continuing a training depends on), by the names `ids` and `log`.
+        phase_history: in the parts of a sequential data set, the interactions that the part stands for; else None.
     """
 
     fingerprint: dict[str, str]
+    file_size_list: Any  # rows of each part, where the parts are files
+    phase_history: HistoryIndex | None = None
     inter_feat: Any  # a table of pandas, and from `_change_feat_format` on RecBole's Interaction
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
@@ -38,6 +59,10 @@ class CheckedLog(Dataset):
         super()._load_inter_feat(token, dataset_path)
         _check_log(self, self._log_lines)
         del self._log_lines
+        if self.benchmark_filename_list is not None:
+            sizes = np.zeros(len(PHASES), dtype=np.int64)
+            sizes[list(places_of_parts(self.benchmark_filename_list))] = self.file_size_list
+            self.file_size_list = sizes
 
     def _load_feat(self, filepath: str, source: FeatureSource | str) -> pd.DataFrame | None:
         """Columns of an atomic file; arguments, result and what is noted about columns as in RecBole."""
@@ -85,7 +110,7 @@ class CheckedLog(Dataset):
         self.inter_feat.drop_duplicates([self.uid_field, self.iid_field], keep=keep, inplace=True)
 
     def _change_feat_format(self) -> None:
-        if self.config["eval_args"]["order"] == "TO" or isinstance(self, SequentialDataset):
+        if self.config["eval_args"]["order"] == "TO" or self._is_sequential:
             self._sort_by_time()
         super()._change_feat_format()
 
@@ -93,10 +118,114 @@ class CheckedLog(Dataset):
         """Exact times decide, and where they are equal the order of the file.
 
         RecBole turns times into float32, in which Unix times up to two minutes apart are equal, before it sorts the
-        log; it keeps the order of rows that it takes for equal.
+        log; it keeps the order of rows that it takes for equal. Where the parts of the log are files, they follow each
+        other, but for sequential models, whose histories run across them.
         """
-        if self.time_field in self.inter_feat:
-            self.inter_feat = self.inter_feat.sort_values(self.time_field, kind="stable", ignore_index=True)
+        has_parts = self.benchmark_filename_list is not None
+        if self.time_field not in self.inter_feat:
+            if has_parts and not self._has_parts_of_sequences:
+                return
+            raise PerPEFTError(
+                f"{self.dataset_name}.inter has no column {self.time_field!r}: add it as {self.time_field}:float, "
+                "list it in load_col, or name another column as TIME_FIELD."
+            )
+        times = self.inter_feat[self.time_field].to_numpy()
+        order = np.argsort(times, kind="stable")
+        if has_parts:
+            part = np.repeat(np.arange(len(PHASES)), self.file_size_list)
+            if not self._has_parts_of_sequences:
+                order = np.lexsort((times, part))
+            self._part_of_row = part[order]
+        self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
+
+    @property
+    def _is_sequential(self) -> bool:
+        return isinstance(self, SequentialDataset)
+
+    @property
+    def _has_parts_of_sequences(self) -> bool:
+        """Whether the parts are files of interactions, of which rows of sequences are to be made."""
+        lists = self.iid_field + self.config["LIST_SUFFIX"]
+        return self.benchmark_filename_list is not None and self._is_sequential and lists not in self.inter_feat
+
+    def _benchmark_presets(self) -> None:
+        if not self._has_parts_of_sequences:
+            super()._benchmark_presets()
+
+    def build(self) -> list[CheckedLog]:
+        """As RecBole does it; of parts that are files, sequences that run across them.
+
+        Returns:
+            Train, valid and test data set.
+
+        Raises:
+            PerPEFTError: sequences without an order in time, or no user has two train rows.
+        """
+        if self._is_sequential and self.config["eval_args"]["order"] != "TO":
+            order = self.config["eval_args"]["order"]
+            raise PerPEFTError(f"Sequences need time order: set eval_args.order to TO, not to {order}.")
+        if self._has_parts_of_sequences:
+            return self._sequences_of_parts()
+        parts = super().build()
+        if self._is_sequential:
+            for part, (users, items) in zip(parts, interactions_of(parts), strict=True):
+                part.phase_history = HistoryIndex.from_pairs(users, items, self.user_num)
+        return parts
+
+    def _sequences_of_parts(self) -> list[CheckedLog]:
+        """RecBole's rows: a target and the items before it."""
+        self._change_feat_format()
+        log = self.inter_feat
+        parts: list[CheckedLog] = []
+        for rows, is_first, of_part in self._part_logs():
+            is_target = of_part & ~is_first
+            part = parts[0].copy(parts[0].inter_feat[:0]) if parts else self
+            if is_target.any():
+                part = self.copy(log[rows])
+                part.data_augmentation()
+                part.inter_feat = part.inter_feat[is_target[~is_first]]
+                part._drop_unused_col()
+            parts.append(self._with_history(part, rows[of_part], log))
+        return parts
+
+    def _with_history(self, part: CheckedLog, rows: np.ndarray, log: Any) -> CheckedLog:
+        """A part that stands for rows of the log."""
+        users, items = log[self.uid_field].numpy()[rows], log[self.iid_field].numpy()[rows]
+        part.phase_history = HistoryIndex.from_pairs(users, items, self.user_num)
+        return part
+
+    def _part_logs(self) -> Iterator[PartLog]:
+        """The log of each part: no part knows of a later one, whatever its times.
+
+        Raises:
+            PerPEFTError: no user has two train rows.
+        """
+        users = self.inter_feat[self.uid_field].numpy()
+        for place, name in enumerate(PHASES):
+            rows = np.flatnonzero(self._part_of_row <= place)
+            rows = rows[np.argsort(users[rows], kind="stable")]
+            is_first = np.diff(users[rows], prepend=-1) != 0
+            of_part = self._part_of_row[rows] == place
+            if not place and is_first.all():
+                raise PerPEFTError(f"no user has two rows in the train part of {self.dataset_name}: nothing to learn")
+            n_lost = int((is_first & of_part).sum())
+            if place and n_lost:
+                LOGGER.warning(
+                    f"{n_lost} row(s) of the {name} part are the first of their users: without a history, they are no "
+                    "targets of a sequential model"
+                )
+            yield PartLog(rows, is_first, of_part)
+
+    def counter(self, field: str) -> Counter:
+        """Occurrences of each id of a field; of users and items in all interactions that a part stands for.
+
+        RecBole's rows of sequences have no row for a user's first interaction.
+        """
+        if self.phase_history is None or field not in (self.uid_field, self.iid_field):
+            return super().counter(field)
+        users, items = self.phase_history.pairs()
+        ids, occurrences = np.unique(users if field == self.uid_field else items, return_counts=True)
+        return Counter(dict(zip(ids.tolist(), occurrences.tolist(), strict=True)))
 
     def _data_processing(self) -> None:
         super()._data_processing()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.dataset import HistoryIndex, ranges
+from recbole_perpeft.data.history import HistoryIndex, ranges
 
 __all__ = ["DISTRIBUTIONS", "Candidates", "Draws", "GroupAwareSampler"]
 
