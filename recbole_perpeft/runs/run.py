@@ -220,6 +220,12 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
         if targets:
             LOGGER.info("{train_targets:,} of {train_interactions:,} train interactions are targets".format(**targets))
         LOGGER.info(f"{config['model']} on {config['device']}")
+        if not valid_data:
+            LOGGER.warning(
+                "there is no valid part: all epochs are trained, nothing is selected, the last model is kept"
+            )
+        if with_test and not test_data:
+            LOGGER.warning("there is no test part: nothing is tested")
         trainer = get_trainer(config)(config, model)
         trainer.keeps_files = saved
         if folder.last_checkpoint.is_file():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from recbole_perpeft.cli.main import main
@@ -267,3 +268,22 @@ def test_help_and_the_list_of_models(capsys):
 @pytest.mark.parametrize("name", list_models())
 def test_help_for_a_model_has_its_settings(name):
     assert len(help_text(name)) > len(help_text())
+
+
+@pytest.mark.parametrize("mode", ["full", "uni5"])
+@pytest.mark.parametrize("model", ["BPR", "SASRec"])
+def test_without_a_valid_part_the_last_model_is_tested(toy_settings, model, mode):
+    split = {"eval_args": {"split": {"LS": "test_only"}, "mode": mode}}
+    result = run(model, config_dict=toy_settings | split)
+    assert result["epochs"] == 3 and result["best_valid_score"] is None and result["best_valid_result"] == {}
+    assert result["test_result"]["hit@10"] > 0
+    folder = Path(result["run_folder"])
+    assert "there is no valid part" in (folder / "run.log").read_text()
+    best, last = (load(folder / name)[1].state_dict() for name in ("best.pth", "last.pth"))
+    assert all(torch.equal(best[name], last[name]) for name in best)
+
+
+def test_without_a_test_part_nothing_is_tested(toy_settings):
+    result = run("SASRec", config_dict=toy_settings | {"eval_args": {"split": {"LS": "valid_only"}}})
+    assert result["best_valid_score"] > 0 and result["test_result"] == {}
+    assert "there is no test part" in (Path(result["run_folder"]) / "run.log").read_text()
