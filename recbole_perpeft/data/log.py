@@ -21,6 +21,7 @@ from recbole_perpeft.data.atomic_table import AtomicTable, numbers_in, read_tabl
 from recbole_perpeft.data.history import PHASES, HistoryIndex, interactions_of
 
 N_SHOWN = 10
+_FILTERS = ("rm_dup_inter", "val_interval", "user_inter_num_interval", "item_inter_num_interval")
 
 
 class PartLog(NamedTuple):
@@ -63,6 +64,11 @@ class CheckedLog(Dataset):
             sizes = np.zeros(len(PHASES), dtype=np.int64)
             sizes[list(places_of_parts(self.benchmark_filename_list))] = self.file_size_list
             self.file_size_list = sizes
+            ignored = [name for name in _FILTERS if self.config[name] not in (None, "[0,inf)")]
+            if ignored:
+                LOGGER.warning(
+                    f"the parts of benchmark_filename stay as they are: {', '.join(ignored)} is not applied"
+                )
 
     def _load_feat(self, filepath: str, source: FeatureSource | str) -> pd.DataFrame | None:
         """Columns of an atomic file; arguments, result and what is noted about columns as in RecBole."""
@@ -112,7 +118,26 @@ class CheckedLog(Dataset):
     def _change_feat_format(self) -> None:
         if self.config["eval_args"]["order"] == "TO" or self._is_sequential:
             self._sort_by_time()
+        log = self.inter_feat
         super()._change_feat_format()
+        arguments = self.config["eval_args"]
+        if self._is_sequential and "RS" in arguments["split"] and arguments["group_by"] in (None, "none"):
+            self._order_sequences(log[self.uid_field].to_numpy(), log[self.time_field].to_numpy())
+
+    def _order_sequences(self, users: np.ndarray, times: np.ndarray) -> None:
+        """Puts RecBole's rows of sequences, which are in the order of users, into that of exact times.
+
+        A split of all users at one time cuts there; RecBole's own order is by rounded times, and then by users.
+
+        Args:
+            users: of the sorted log, int64 [n].
+            times: of the sorted log, float64 [n].
+        """
+        if self.benchmark_filename_list is not None:
+            return
+        by_user = np.argsort(users, kind="stable")
+        is_target = np.diff(users[by_user], prepend=-1) == 0
+        self.inter_feat = self.inter_feat[np.argsort(times[by_user][is_target], kind="stable")]
 
     def _sort_by_time(self) -> None:
         """Exact times decide, and where they are equal the order of the file.
