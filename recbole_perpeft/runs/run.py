@@ -10,8 +10,8 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from recbole.data.utils import create_samplers, get_dataloader
-from recbole.sampler import KGSampler
+from recbole.data.utils import get_dataloader
+from recbole.sampler import KGSampler, RepeatableSampler, Sampler
 from recbole.utils import ModelType, init_seed
 from recbole.utils import get_trainer as get_recbole_trainer
 
@@ -22,9 +22,11 @@ from recbole_perpeft.core.protocol import protocol_line
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import keys_of_kind
 from recbole_perpeft.data.atomic import prepare_dataset_folder
-from recbole_perpeft.data.dataset import SequenceDataset, history_of
+from recbole_perpeft.data.dataset import SequenceDataset
+from recbole_perpeft.data.history import PHASES, union_of
 from recbole_perpeft.data.loader import evaluation_loader, train_loader
 from recbole_perpeft.data.log import check_same_data, with_checked_log
+from recbole_perpeft.data.sampler import check_owners
 from recbole_perpeft.models import get_model
 from recbole_perpeft.runs.config import Config, changed
 from recbole_perpeft.runs.folder import LOG_FILE, LOG_LINE, RunFolder, peak_gpu_memory_mb, peak_memory_mb
@@ -168,16 +170,27 @@ def data_preparation(config: Config, dataset) -> tuple:
         Train, valid and test loader.
     """
     built = dataset.build()
-    train_sampler, *evaluation_samplers = create_samplers(config, dataset, built)
     if isinstance(dataset, SequenceDataset):
         train_data = train_loader(config, built[0], config.model_class.train_draws(config))
     else:
-        train_data = _recbole_train_loader(config, dataset, built[0], train_sampler)
-    evaluation_data = [
-        evaluation_loader(config, part, sampler, history_of(built, phase), phase)
-        for phase, part, sampler in zip(("valid", "test"), built[1:], evaluation_samplers, strict=True)
-    ]
-    return train_data, *evaluation_data
+        train_data = _recbole_train_loader(config, dataset, built[0], _train_sampler(config, dataset, built))
+    return train_data, *(evaluation_loader(config, built, phase) for phase in ("valid", "test"))
+
+
+def _train_sampler(config: Config, dataset, built):
+    """RecBole's sampler of train negatives; None if the model needs none.
+
+    Raises:
+        PerPEFTError: a user owns the whole catalogue.
+    """
+    negatives = config["train_neg_sample_args"]
+    if negatives["distribution"] == "none":
+        return None
+    drawn = (negatives["distribution"], negatives["alpha"])
+    if config["repeatable"]:
+        return RepeatableSampler(list(PHASES), dataset, *drawn).set_phase("train")
+    check_owners(union_of(built), dataset.item_num, dataset.field2id_token[dataset.uid_field])
+    return Sampler(list(PHASES), built, *drawn).set_phase("train")
 
 
 def _recbole_train_loader(config: Config, dataset, train_part, sampler):

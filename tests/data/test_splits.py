@@ -27,7 +27,7 @@ def config_of(log_folder, model, group_by, **more):
 
 
 def cut(rows):
-    """Parts of rows in time; valid and test have a quarter each, rounded down, but a row if the train part keeps one."""
+    """Parts of rows in time; valid and test have a quarter each, rounded down, but one row if train keeps one."""
     test = max(len(rows) // 4, int(len(rows) > 1))
     valid = max(len(rows) // 4, int(len(rows) > 2))
     border = len(rows) - valid - test

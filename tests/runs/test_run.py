@@ -164,7 +164,7 @@ def test_a_run_leaves_the_logging_of_the_caller_alone(toy_settings):
     assert (list(root.handlers), root.level) == (handlers, level)
 
 
-def test_sampled_candidates_keep_recboles_loader(toy_settings):
+def test_drawn_candidates_give_metrics(toy_settings):
     settings = toy_settings | {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "uni10"}}
     result = run("BPR", config_dict=settings)
     assert 0 < result["test_result"]["hit@10"] <= 1
