@@ -83,7 +83,8 @@ def resume(
 
     Args:
         source: the run folder, or its `last.pth`.
-        config_dict: settings to change, such as `epochs`. Model and data set cannot change.
+        config_dict: settings to change, such as `epochs`. Model and data set cannot change; a class of your own may
+            be given as `model` where its name is not known yet.
         callback_fn: as for `run`.
         with_test: as for `run`.
 
@@ -96,12 +97,10 @@ def resume(
     folder = RunFolder.open(source)
     settings = RunRecord(folder.path).settings()
     changes = dict(config_dict or {})
-    for key in ("model", "dataset"):
-        if changes.get(key, settings[key]) != settings[key]:
-            raise PerPEFTError(f"{folder.path} is a run with {key} {settings[key]}, not {changes[key]}")
+    _check_names({key: settings[key] for key in ("model", "dataset")}, changes, str(folder.path))
     check_recorded_plugins(settings.get("plugin"), changes.get("plugin"), str(folder.path))
     load_plugins(changes.get("plugin"))
-    if "train_windows" in ways_to_read(get_model(settings["model"])):
+    if "train_windows" in ways_to_read(get_model(changes.get("model", settings["model"]))):
         settings = {"train_windows": "newest"} | settings  # version 0.1.0 knew no other rows and did not write the key
     return _run(Config(config_dict=changed(settings, changes)), folder, True, callback_fn, with_test)
 
@@ -111,7 +110,7 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -
 
     Args:
         model_file: a checkpoint, or a run folder for its `best.pth`.
-        config_dict: settings to change, such as `data_path` on another machine.
+        config_dict: settings to change, such as `data_path` on another machine; as for `resume`.
 
     Returns:
         Configuration, model, data set, and train, valid and test loader.
@@ -126,6 +125,7 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -
     if missing:
         raise PerPEFTError(f"{path} is no checkpoint of a run: it has no {', '.join(sorted(missing))}")
     names = {"model": content["model"], "dataset": content["dataset"]}
+    _check_names({"model": content["model"]}, config_dict or {}, str(path))
     check_recorded_plugins(content["config"].get("plugin"), (config_dict or {}).get("plugin"), str(path))
     config = Config(config_dict=changed(content["config"] | names, config_dict or {}))
     dataset, loaders, model = _build(config)
@@ -137,6 +137,14 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -
     model.load_other_parameter(content["other_parameter"])
     model.eval()
     return config, model, dataset, *loaders
+
+
+def _check_names(recorded: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
+    """Model and data set of a run are those that it was made with; a model may be given as its class."""
+    for key, wanted in recorded.items():
+        name = getattr(given.get(key), "__name__", given.get(key, wanted))
+        if name != wanted:
+            raise PerPEFTError(f"{where} is a run with {key} {wanted}, not {name}")
 
 
 def create_dataset(config: Config):
