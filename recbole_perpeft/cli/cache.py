@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-import pandas as pd
-
 from recbole_perpeft.cli.flags import Flags
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.atomic import BUNDLED_DATASET
+from recbole_perpeft.data.atomic_table import read_table
 from recbole_perpeft.data.content import IMAGE, MISSING_CONTENT, TITLE, ItemContent
 from recbole_perpeft.nn.layer_drop import LayerDropRule, LayerDropSettings
 from recbole_perpeft.pretrained.tower import POOLINGS, QUANTIZATIONS, describe_backbone
@@ -179,11 +178,10 @@ def _item_tokens(folder: Path) -> list[str]:
     """Items that occur in the logs of a data set."""
     tokens: set[str] = set()
     for log in sorted(folder.glob("*.inter")):
-        try:
-            column = pd.read_csv(log, sep="\t", usecols=["item_id:token"], dtype=str, keep_default_na=False)
-        except (ValueError, OSError) as error:
-            raise PerPEFTError(f"{log}: cannot be read ({error})") from error
-        tokens.update(column["item_id:token"].unique())
+        table = read_table(log, lambda name: name == "item_id", "\t")
+        if not table.types:
+            raise PerPEFTError(f"{log}, line 1: there is no column item_id:token; add it")
+        tokens.update(table.rows["item_id"].dropna().unique())
     return sorted(tokens)
 
 

@@ -86,7 +86,7 @@ def _report(result: dict[str, Any]) -> str:
     from tabulate import tabulate
 
     valid, test = result["best_valid_result"], result["test_result"]
-    rows = [(name, valid.get(name), test.get(name)) for name in test]
+    rows = [(name, valid.get(name), test.get(name)) for name in test or valid]
     seconds = ", ".join(f"{value:g} s ({stage})" for stage, value in result["seconds_per_epoch"].items())
     return "\n".join(
         [

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.protocol import check_eval_args, places_of_parts
 from recbole_perpeft.core.settings import Settings, setting
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
@@ -101,13 +102,16 @@ class RunSettings(Settings):
     eval_batch_size: int = setting(4096, "Users of an evaluation batch.", least=1)
 
     def check(self) -> None:
-        """Names of the data set, the optimiser, the level of the log and the metric."""
+        """Names of the data set, the optimiser, the level of the log and the metric; parts of `eval_args`."""
         if self.dataset in (".", "..") or "/" in self.dataset or "\\" in self.dataset:
             raise PerPEFTError(f"dataset is {self.dataset!r}: give a name, and the folder above it as data_path")
         # As RecBole takes them: in small or large letters.
         for key, known in (("learner", LEARNERS), ("state", LEVELS)):
             if getattr(self, key).lower() not in map(str.lower, known):
                 raise PerPEFTError(f"{key} is {getattr(self, key)!r}: it must be one of {', '.join(known)}")
+        check_eval_args(self.eval_args)
+        if self.benchmark_filename is not None:
+            places_of_parts(self.benchmark_filename)
         self._check_valid_metric()
 
     def _check_valid_metric(self) -> None:

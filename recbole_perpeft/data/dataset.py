@@ -1,27 +1,21 @@
 """Interaction logs as sequences: train rows cut from whole histories, evaluation rows as RecBole's leave-one-out."""
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from recbole.data.dataset import Dataset, SequentialDataset
+from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.protocol import HELD_OUT
 from recbole_perpeft.core.settings import Settings, setting, settings_from
+from recbole_perpeft.data.history import HistoryIndex, borders, history_of, ranges, windows
 from recbole_perpeft.data.log import CheckedLog
 
 __all__ = ["HistoryIndex", "SequenceDataset", "WindowSettings", "history_of", "positive_item_list_field"]
-
-# How many of a user's last rows leave the train part, and which part takes the last one.
-HELD_OUT = {"valid_and_test": ("valid", "test"), "valid_only": ("valid",), "test_only": ("test",)}
-
-# Whose items a user had before the rows of a phase.
-EARLIER_PHASES = {"train": ("train",), "valid": ("train",), "test": ("train", "valid")}
 
 
 def positive_item_list_field(config) -> str:
@@ -65,114 +59,6 @@ class WindowSettings(Settings):
         return user, start, end, np.where(is_oldest, 0, n_context)
 
 
-@dataclass(frozen=True)
-class HistoryIndex:
-    """Items of every user, in compressed rows.
-
-    Attributes:
-        indptr: int64 [n_users + 1]; the items of user `u` are `items[indptr[u]:indptr[u + 1]]`.
-        items: int64 [n_interactions]; item ids in time order, repeated purchases included.
-    """
-
-    indptr: np.ndarray
-    items: np.ndarray
-
-    @classmethod
-    def from_pairs(cls, users: np.ndarray, items: np.ndarray, n_users: int) -> "HistoryIndex":
-        """Index of (user, item) pairs; a user's items keep the order of the pairs.
-
-        Args:
-            users: int64 [n] user ids below `n_users`.
-            items: int64 [n] item ids.
-            n_users: number of user ids, the pad included.
-        """
-        order = np.argsort(users, kind="stable")
-        return cls(_indptr(np.bincount(users, minlength=n_users)), items[order])
-
-    @property
-    def n_users(self) -> int:
-        """Number of user ids, the pad included."""
-        return len(self.indptr) - 1
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Number of items of every user, int64 [n_users]."""
-        return np.diff(self.indptr)
-
-    @property
-    def users(self) -> np.ndarray:
-        """Users with items, int64, ascending."""
-        return np.flatnonzero(self.lengths)
-
-    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Users and items of all interactions, each int64 [n_interactions]."""
-        return np.repeat(np.arange(self.n_users), self.lengths), self.items
-
-    def rows(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Items of some users.
-
-        Args:
-            users: int64 [B] user ids.
-
-        Returns:
-            Position in `users` and item id of every interaction of theirs, each int64 [n].
-        """
-        starts = self.indptr[users]
-        lengths = self.indptr[users + 1] - starts
-        return np.repeat(np.arange(len(users)), lengths), self.items[ranges(starts, lengths)]
-
-    def newest(self, users: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """The last items of some users, as rows of RecBole's form.
-
-        Args:
-            users: int64 [B] user ids.
-            width: L, items of a row at most.
-
-        Returns:
-            int64 [B, L], padded on the right with 0, and the number of items of each row, int64 [B].
-        """
-        ends = self.indptr[users + 1]
-        lengths = np.minimum(ends - self.indptr[users], width)
-        return _windows(self.items, ends, lengths, width), lengths
-
-
-def history_of(built_datasets: Sequence[Dataset], phase: str) -> HistoryIndex:
-    """Items that every user had before the rows of a phase.
-
-    Args:
-        built_datasets: train, valid and test data set as `build()` of any data set class returns them: one row an
-            interaction, RecBole's augmented rows, or the rows of `SequenceDataset`.
-        phase: "train" (train items, what negatives must avoid), "valid" (the same) or "test" (train and valid items).
-
-    Raises:
-        PerPEFTError: if the phase is none of the three.
-    """
-    if phase not in EARLIER_PHASES:
-        raise PerPEFTError(f"Unknown phase {phase!r}: choose one of {', '.join(EARLIER_PHASES)}.")
-    by_phase = dict(zip(("train", "valid", "test"), built_datasets, strict=True))
-    earlier = [_interactions(by_phase[name]) for name in EARLIER_PHASES[phase]]
-    users, items = (np.concatenate(column) for column in zip(*earlier, strict=True))
-    return HistoryIndex.from_pairs(users, items, built_datasets[0].user_num)
-
-
-def _interactions(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Users and items of the interactions a built data set stands for, in time order within a user."""
-    phase_history = getattr(dataset, "phase_history", None)
-    return _row_interactions(dataset) if phase_history is None else phase_history.pairs()
-
-
-def _row_interactions(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """The same from RecBole's rows: all targets, and the first item where a sequence begins."""
-    rows = dataset.inter_feat
-    users, items = rows[dataset.uid_field].numpy(), rows[dataset.iid_field].numpy()
-    length_field = dataset.config["ITEM_LIST_LENGTH_FIELD"]
-    if length_field not in rows:
-        return users, items
-    begins = rows[length_field].numpy() == 1
-    first_items = rows[dataset.iid_field + dataset.config["LIST_SUFFIX"]].numpy()[begins, 0]
-    return np.concatenate([users[begins], users]), np.concatenate([first_items, items])
-
-
 class SequenceDataset(CheckedLog, SequentialDataset):
     """RecBole's sequential data set with train rows of several targets and a vectorised `build()`.
 
@@ -186,14 +72,12 @@ class SequenceDataset(CheckedLog, SequentialDataset):
       `pos_item_id_list` [L] (the item that follows every input; 0 where an earlier row of the user has that target);
     * valid and test, in RecBole's order: `user_id`, `item_id_list` [L], `item_length`, `item_id` (the target).
 
-    Attributes:
-        phase_history (HistoryIndex or None): after `build()`, the interactions that a built data set stands for,
-            not cut to L. None before.
+    Parts that are files (`benchmark_filename`) have their rows as targets, and the earlier rows of this part and those
+    before it as histories.
     """
 
     settings_classes = (WindowSettings,)
     inter_feat: Any  # a table, and after `_change_feat_format` an Interaction
-    phase_history: HistoryIndex | None = None
 
     def build(self) -> list["SequenceDataset"]:
         """Sorts, splits and cuts the log.
@@ -205,6 +89,8 @@ class SequenceDataset(CheckedLog, SequentialDataset):
             PerPEFTError: if the split is not leave-one-out in time order, the log has no time column, or a user has a
                 single interaction.
         """
+        if self._has_parts_of_sequences:
+            return self._build_parts()
         held_out = self._held_out()
         self._change_feat_format()
         log = self.inter_feat
@@ -213,7 +99,7 @@ class SequenceDataset(CheckedLog, SequentialDataset):
         self._check_counts(counts)
 
         users = np.flatnonzero(counts)
-        starts = _indptr(counts)[users]
+        starts = borders(counts)[users]
         n_held_out = np.minimum(len(held_out), counts[users] - 2)
         datasets = {"train": self._train(items, users, starts, starts + counts[users] - n_held_out)}
         # RecBole lists users by the time of their first row, whose target is the second interaction.
@@ -228,13 +114,28 @@ class SequenceDataset(CheckedLog, SequentialDataset):
             for phase in ("train", "valid", "test")
         ]
 
+    def _build_parts(self) -> list["SequenceDataset"]:
+        """Parts that are files."""
+        self._change_feat_format()
+        self._set_row_fields()
+        log = self.inter_feat
+        parts: list[SequenceDataset] = []
+        for rows, is_first, of_part in self._part_logs():
+            users, items = log[self.uid_field].numpy()[rows], log[self.iid_field].numpy()[rows]
+            if not parts:
+                starts = np.flatnonzero(is_first)
+                ends = np.append(starts[1:], len(rows))
+                learns = ends - starts > 1
+                part = self._train(items, users[starts[learns]], starts[learns], ends[learns])
+            else:
+                targets = np.flatnonzero(of_part & ~is_first)
+                starts = np.maximum.accumulate(np.where(is_first, np.arange(len(rows)), 0))
+                part = self._evaluation(items, users[targets], starts[targets], targets)
+            parts.append(self._with_history(part, rows[of_part], log))
+        return parts
+
     def data_augmentation(self) -> None:
         """Sorts the log by user and time; rows are cut in `build()`, RecBole's copy of every prefix is not made."""
-        if self.time_field not in self.inter_feat:
-            raise PerPEFTError(
-                f"{self.dataset_name}.inter has no column {self.time_field!r}: add it as {self.time_field}:float, "
-                "list it in load_col, or name another column as TIME_FIELD."
-            )
         users, times = self.inter_feat[self.uid_field].numpy(), self.inter_feat[self.time_field].numpy()
         order = torch.from_numpy(np.lexsort((times, users)))
         fields = (self.uid_field, self.iid_field, self.time_field)
@@ -247,17 +148,6 @@ class SequenceDataset(CheckedLog, SequentialDataset):
         if self.phase_history is None:
             raise RuntimeError("the data set has no parts yet: call build()")
         return self.phase_history
-
-    def counter(self, field: str) -> Counter:
-        """Occurrences of each id of a field, for the train part the same as with RecBole's rows (train targets)."""
-        if self.phase_history is None or self.iid_field in self.inter_feat:
-            return super().counter(field)
-        users, items = self.interactions.pairs()
-        is_target = np.ones(len(items), dtype=bool)
-        is_target[self.phase_history.indptr[:-1][self.phase_history.lengths > 0]] = False
-        columns = {self.uid_field: users, self.iid_field: items}
-        ids, occurrences = np.unique(columns[field][is_target], return_counts=True)
-        return Counter(dict(zip(ids.tolist(), occurrences.tolist(), strict=True)))
 
     def target_counts(self) -> np.ndarray:
         """Targets of each user in the rows of the train part, int64 [n_users]."""
@@ -279,11 +169,10 @@ class SequenceDataset(CheckedLog, SequentialDataset):
         """Phases that take one row of a user each, the last one the last row."""
         arguments = self.config["eval_args"]
         split = arguments["split"]
-        if self.config["benchmark_filename"] is not None or list(split) != ["LS"] or split["LS"] not in HELD_OUT:
+        if list(split) != ["LS"]:
             raise PerPEFTError(
-                f"{type(self).__name__} splits by leave-one-out only, not by split={split} and benchmark_filename="
-                f"{self.config['benchmark_filename']}: set eval_args.split to {{'LS': 'valid_and_test'}} "
-                "(or valid_only, test_only) and leave benchmark_filename empty."
+                f"{type(self).__name__} splits by leave-one-out only, not by {split}: set eval_args.split to "
+                "{LS: valid_and_test} (or valid_only, test_only), or name the files of parts with benchmark_filename."
             )
         if arguments["order"] != "TO":
             raise PerPEFTError(f"Sequences need time order: set eval_args.order to TO, not to {arguments['order']}.")
@@ -335,27 +224,9 @@ class SequenceDataset(CheckedLog, SequentialDataset):
         }
 
     def _windows(self, items: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(_windows(items, ends, lengths, self.max_item_list_len))
+        return torch.from_numpy(windows(items, ends, lengths, self.max_item_list_len))
 
     def _part(self, rows: dict[str, torch.Tensor], users: np.ndarray, items: np.ndarray) -> "SequenceDataset":
         part = self.copy(Interaction(rows))
         part.phase_history = HistoryIndex.from_pairs(users, items, self.user_num)
         return part
-
-
-def _indptr(counts: np.ndarray) -> np.ndarray:
-    """Row borders int64 [n + 1] of rows of the given sizes."""
-    return np.concatenate([[0], np.cumsum(counts)])
-
-
-def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """`starts[r], starts[r] + 1, ...` of `lengths[r]` positions, for all rows one after the other."""
-    offsets = np.cumsum(lengths) - lengths
-    return np.repeat(starts - offsets, lengths) + np.arange(lengths.sum())
-
-
-def _windows(items: np.ndarray, ends: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
-    """The `lengths[r]` items before position `ends[r]`, padded on the right with 0: int64 [n_rows, width]."""
-    windows = np.zeros((len(ends), width), dtype=np.int64)
-    windows[np.arange(width) < lengths[:, None]] = items[ranges(ends - lengths, lengths)]
-    return windows

@@ -1,20 +1,28 @@
 """Loaders: train batches of users of one group, evaluation with a masked history."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.interaction import Interaction
-from recbole.utils import ModelType
+from recbole.utils import EvaluatorType, FeatureSource, FeatureType, ModelType
 
 from recbole_perpeft.core.settings import Settings, setting, settings_from
-from recbole_perpeft.data.dataset import HistoryIndex, SequenceDataset, positive_item_list_field
+from recbole_perpeft.data.dataset import SequenceDataset, positive_item_list_field
+from recbole_perpeft.data.history import PHASES, HistoryIndex, history_of, ranges, union_of
 from recbole_perpeft.data.sampler import Draws, GroupAwareSampler
 
-__all__ = ["MaskedFullSortEvalDataLoader", "SequenceTrainDataLoader", "evaluation_loader", "train_loader"]
+__all__ = [
+    "DrawnCandidatesLoader",
+    "MaskedFullSortEvalDataLoader",
+    "SequenceTrainDataLoader",
+    "evaluation_loader",
+    "train_loader",
+]
 
 ONE_NEGATIVE = Draws(negatives=1)
 
@@ -247,17 +255,103 @@ class MaskedFullSortEvalDataLoader(FullSortEvalDataLoader):
         return None
 
 
-def evaluation_loader(config, dataset, sampler, history: HistoryIndex, phase: str):
+class DrawnCandidatesLoader(AbstractDataLoader):
+    """Targets among items that are drawn, for models of every type alike.
+
+    RecBole draws what the user does not have for models that score users, and anything else for sequential ones. Here
+    `mask_history` says it for all: with `all` and `keep_target` nothing is drawn that the user had before, with `none`
+    it may be; other targets of the phase are never drawn for their user. With `all`, a target that the user had before
+    is no candidate (it then ranks last). What is drawn depends on seed and phase: it is the same in every epoch.
+
+    Args:
+        config: RecBole configuration; `eval_args.mode` is `uniN` or `popN`: N items a target, drawn alike or by how
+            often they occur in the log.
+        built_datasets: as for `history_of`.
+        phase: "valid" or "test".
+
+    Raises:
+        PerPEFTError: a user owns the whole catalogue.
+    """
+
+    def __init__(self, config, built_datasets: Sequence, phase: str) -> None:
+        place = PHASES.index(phase)
+        dataset, n_items = built_datasets[place], built_datasets[place].item_num
+        self.uid_field, self.iid_field, self.label_field = dataset.uid_field, dataset.iid_field, config["LABEL_FIELD"]
+        dataset.set_field_property(self.label_field, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
+        self._seed = (config["seed"], place)
+        arguments = config[f"{phase}_neg_sample_args"]
+        self._n_drawn = arguments["sample_num"]
+        users, items = (dataset.inter_feat[field].numpy() for field in (self.uid_field, self.iid_field))
+        is_sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        # A sequential model has a list of candidates a target, others one a user, with each of his targets once.
+        rows = np.arange(len(users)) if is_sequential else np.unique(users * n_items + items, return_index=True)[1]
+        self._targets = rows[np.argsort(users[rows], kind="stable")]
+        ordered = users[self._targets]
+        is_list = np.full(len(ordered), is_sequential) | (np.diff(ordered, prepend=-1) != 0)
+        self._borders = np.append(np.flatnonzero(is_list), len(ordered))
+        self.sample_size = len(self._borders) - 1
+        history_users, history_items = history_of(built_datasets, phase).pairs()
+        is_ranking = config["eval_type"] == EvaluatorType.RANKING
+        owned = history_users * n_items + history_items
+        is_lost = np.isin(users * n_items + items, owned) & (config["mask_history"] == "all" and is_ranking)
+        self._is_candidate = torch.from_numpy(~is_lost)
+        if config["mask_history"] != "none":
+            users, items = np.concatenate([users, history_users]), np.concatenate([items, history_items])
+        self._draws = GroupAwareSampler(
+            HistoryIndex.from_pairs(users, items, dataset.user_num),
+            n_items,
+            arguments["distribution"],
+            user_tokens=dataset.field2id_token[self.uid_field],
+            item_counts=np.bincount(union_of(built_datasets).items, minlength=n_items),
+        )
+        super().__init__(config, dataset, None, shuffle=False)
+
+    def _init_batch_size_and_step(self) -> None:
+        longest = int(np.diff(self._borders).max(initial=1)) * (1 + self._n_drawn)
+        self.step = max(1, self.config["eval_batch_size"] // longest)
+        self.set_batch_size(self.step * longest)
+
+    def collate_fn(self, index) -> tuple[Interaction, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Batch of lists of candidates.
+
+        Args:
+            index: numbers of the lists.
+
+        Returns:
+            A row a candidate; the list of each; list and item of every target.
+        """
+        index = np.asarray(index)
+        lengths = self._borders[index + 1] - self._borders[index]
+        rows = torch.from_numpy(self._targets[ranges(self._borders[index], lengths)])
+        batch = self.transform(self._dataset, self._dataset[rows])
+        targets = batch[self.iid_field]
+        self._draws.set_seed(int(np.random.SeedSequence([*self._seed, int(index[0])]).generate_state(1)[0]))
+        drawn = self._draws.sample(batch[self.uid_field], self._n_drawn)  # [targets, N]
+        items = torch.cat([targets.unsqueeze(1), drawn], dim=1)
+        label = torch.zeros(items.shape)
+        label[:, 0] = 1.0
+        stays = torch.ones(items.shape, dtype=torch.bool)
+        stays[:, 0] = self._is_candidate[rows]
+        of_target = torch.arange(len(targets)).repeat_interleave(items.shape[1])[stays.flatten()]
+        candidates = batch[of_target]
+        candidates.update(Interaction({self.iid_field: items[stays], self.label_field: label[stays]}))
+        of_list = torch.from_numpy(np.repeat(np.arange(len(index)), lengths))
+        return self._dataset.join(candidates), of_list[of_target], of_list, targets
+
+
+def evaluation_loader(config, built_datasets: Sequence, phase: str):
     """Loader of the valid or test part for any model.
 
     Args:
-        config: RecBole configuration; `eval_args.mode` says how a phase ranks: `full`, or RecBole's sampled candidates
-            (`uni100`, `pop100` ...), to which `mask_history` does not apply.
-        dataset: the part.
-        sampler: RecBole's sampler of the phase; may be None for `full`.
-        history: `history_of(built_datasets, phase)`.
+        config: RecBole configuration; `eval_args.mode` says how a phase ranks: `full`, drawn candidates (`uni100`,
+            `pop100` ...), or `labeled` rows as RecBole takes them.
+        built_datasets: as for `history_of`.
         phase: "valid" or "test".
     """
-    if config["eval_args"]["mode"][phase] == "full":
-        return MaskedFullSortEvalDataLoader(config, dataset, sampler, history)
-    return NegSampleEvalDataLoader(config, dataset, sampler, shuffle=False)
+    mode = config["eval_args"]["mode"][phase]
+    dataset = built_datasets[PHASES.index(phase)]
+    if mode == "full":
+        return MaskedFullSortEvalDataLoader(config, dataset, None, history_of(built_datasets, phase))
+    if mode == "labeled":
+        return NegSampleEvalDataLoader(config, dataset, None, shuffle=False)
+    return DrawnCandidatesLoader(config, built_datasets, phase)

@@ -1,38 +1,111 @@
-"""Checks of an interaction log as it is read, and what tells two logs apart."""
+"""Checks of an interaction log as it is read, its order, its parts, and what tells two logs apart."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from recbole.data.dataset import Dataset, SequentialDataset
-from recbole.utils import FeatureType
+from recbole.utils import FeatureSource, FeatureType
 
 from recbole_perpeft.core.digest import columns_digest, numbers_hash
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.core.protocol import places_of_parts
+from recbole_perpeft.data.atomic_table import AtomicTable, numbers_in, read_table
+from recbole_perpeft.data.history import PHASES, HistoryIndex, interactions_of
 
 N_SHOWN = 10
+_FILTERS = ("rm_dup_inter", "val_interval", "user_inter_num_interval", "item_inter_num_interval")
+
+
+class PartLog(NamedTuple):
+    """What the targets of a part may know, where the parts of a log are files.
+
+    Attributes:
+        rows: places in the log of the rows up to this part, by user and then by time: int64 [n].
+        is_first: which of them are the first of their users, bool [n].
+        of_part: which of them belong to the part itself, bool [n].
+    """
+
+    rows: np.ndarray
+    is_first: np.ndarray
+    of_part: np.ndarray
 
 
 class CheckedLog(Dataset):
     """Base of data set classes of RecBole: what RecBole would do in silence is an error, or not done.
 
-    RecBole leaves out rows without a user or an item, puts the mean of all times where a time is missing, and compares
-    times after rounding.
+    RecBole takes quotation marks for those of cells, in which it swallows rows, leaves out rows without a user or an
+    item, puts the mean of all times where a time is missing, and compares times after rounding.
 
     Attributes:
         fingerprint: identifies the ids (which token has which number: what a trained model depends on) and the log
             after filtering (what continuing a training depends on), by the names `ids` and `log`.
+        phase_history: in the parts of a sequential data set, the interactions that the part stands for; else None.
     """
 
     fingerprint: dict[str, str]
+    file_size_list: Any  # rows of each part, where the parts are files
+    phase_history: HistoryIndex | None = None
     inter_feat: Any  # a table of pandas, and from `_change_feat_format` on RecBole's Interaction
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
+        self._log_lines: list[tuple[Path, np.ndarray]] = []
         super()._load_inter_feat(token, dataset_path)
-        _check_log(self, f"{dataset_path}/{token}.inter")
+        _check_log(self, self._log_lines)
+        del self._log_lines
+        if self.benchmark_filename_list is not None:
+            sizes = np.zeros(len(PHASES), dtype=np.int64)
+            sizes[list(places_of_parts(self.benchmark_filename_list))] = self.file_size_list
+            self.file_size_list = sizes
+            ignored = [name for name in _FILTERS if self.config[name] not in (None, "[0,inf)")]
+            if ignored:
+                LOGGER.warning(
+                    f"the parts of benchmark_filename stay as they are: {', '.join(ignored)} is not applied"
+                )
+
+    def _load_feat(self, filepath: str, source: FeatureSource | str) -> pd.DataFrame | None:
+        """Columns of an atomic file; arguments, result and what is noted about columns as in RecBole."""
+        wanted, unwanted = self._get_load_and_unload_col(source)
+        if wanted == set():
+            return None
+        path = Path(filepath)
+        table = read_table(
+            path,
+            lambda name: (wanted is None or name in wanted) and name not in (unwanted or ()),
+            self.config["field_separator"],
+            self.config["encoding"],
+        )
+        if not table.types:
+            LOGGER.warning(f"no columns of {path} are loaded")
+            return None
+        if source == FeatureSource.INTERACTION:
+            self._log_lines.append((path, table.lines))
+        for name, feature_type in table.types.items():
+            if source != "link":
+                self.field2source[name], self.field2type[name] = source, feature_type
+                self.field2bucketnum |= {name: 2} if "float" in feature_type.value else {}
+                self.field2seqlen |= {} if feature_type.value.endswith("seq") else {name: 1}
+            if feature_type.value.endswith("seq"):
+                self._split_cells(path, table, name)
+        return table.rows
+
+    def _split_cells(self, path: Path, table: AtomicTable, name: str) -> None:
+        """Makes arrays of the cells of a column of sequences, not longer than `seq_len`."""
+        separator = self.config["seq_separator"]
+        cells = [list(filter(None, text.split(separator))) for text in table.rows[name].fillna("")]
+        is_number = table.types[name] == FeatureType.FLOAT_SEQ
+        arrays = numbers_in(path, name, cells, table.lines) if is_number else [np.array(cell) for cell in cells]
+        longest = max(map(len, arrays), default=0)
+        length = (self.config["seq_len"] or {}).get(name, longest)
+        table.rows[name] = pd.Series([array[:length] for array in arrays], dtype=object)
+        self.field2seqlen[name] = min(length, longest)
 
     def _remove_duplication(self) -> None:
         keep, has_times = self.config["rm_dup_inter"], self.time_field in self.inter_feat
@@ -43,18 +116,141 @@ class CheckedLog(Dataset):
         self.inter_feat.drop_duplicates([self.uid_field, self.iid_field], keep=keep, inplace=True)
 
     def _change_feat_format(self) -> None:
-        if self.config["eval_args"]["order"] == "TO" or isinstance(self, SequentialDataset):
+        if self.config["eval_args"]["order"] == "TO" or self._is_sequential:
             self._sort_by_time()
+        log = self.inter_feat
         super()._change_feat_format()
+        arguments = self.config["eval_args"]
+        if self._is_sequential and "RS" in arguments["split"] and arguments["group_by"] in (None, "none"):
+            self._order_sequences(log[self.uid_field].to_numpy(), log[self.time_field].to_numpy())
+
+    def _order_sequences(self, users: np.ndarray, times: np.ndarray) -> None:
+        """Puts RecBole's rows of sequences, which are in the order of users, into that of exact times.
+
+        A split of all users at one time cuts there; RecBole's own order is by rounded times, and then by users.
+
+        Args:
+            users: of the sorted log, int64 [n].
+            times: of the sorted log, float64 [n].
+        """
+        if self.benchmark_filename_list is not None:
+            return
+        by_user = np.argsort(users, kind="stable")
+        is_target = np.diff(users[by_user], prepend=-1) == 0
+        self.inter_feat = self.inter_feat[np.argsort(times[by_user][is_target], kind="stable")]
 
     def _sort_by_time(self) -> None:
         """Exact times decide, and where they are equal the order of the file.
 
         RecBole turns times into float32, in which Unix times up to two minutes apart are equal, before it sorts the
-        log; it keeps the order of rows that it takes for equal.
+        log; it keeps the order of rows that it takes for equal. Where the parts of the log are files, they follow each
+        other, but for sequential models, whose histories run across them.
         """
-        if self.time_field in self.inter_feat:
-            self.inter_feat = self.inter_feat.sort_values(self.time_field, kind="stable", ignore_index=True)
+        has_parts = self.benchmark_filename_list is not None
+        if self.time_field not in self.inter_feat:
+            if has_parts and not self._has_parts_of_sequences:
+                return
+            raise PerPEFTError(
+                f"{self.dataset_name}.inter has no column {self.time_field!r}: add it as {self.time_field}:float, "
+                "list it in load_col, or name another column as TIME_FIELD."
+            )
+        times = self.inter_feat[self.time_field].to_numpy()
+        order = np.argsort(times, kind="stable")
+        if has_parts:
+            part = np.repeat(np.arange(len(PHASES)), self.file_size_list)
+            if not self._has_parts_of_sequences:
+                order = np.lexsort((times, part))
+            self._part_of_row = part[order]
+        self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
+
+    @property
+    def _is_sequential(self) -> bool:
+        return isinstance(self, SequentialDataset)
+
+    @property
+    def _has_parts_of_sequences(self) -> bool:
+        """Whether the parts are files of interactions, of which rows of sequences are to be made."""
+        lists = self.iid_field + self.config["LIST_SUFFIX"]
+        return self.benchmark_filename_list is not None and self._is_sequential and lists not in self.inter_feat
+
+    def _benchmark_presets(self) -> None:
+        if not self._has_parts_of_sequences:
+            super()._benchmark_presets()
+
+    def build(self) -> list[CheckedLog]:
+        """As RecBole does it; of parts that are files, sequences that run across them.
+
+        Returns:
+            Train, valid and test data set.
+
+        Raises:
+            PerPEFTError: sequences without an order in time, or no user has two train rows.
+        """
+        if self._is_sequential and self.config["eval_args"]["order"] != "TO":
+            order = self.config["eval_args"]["order"]
+            raise PerPEFTError(f"Sequences need time order: set eval_args.order to TO, not to {order}.")
+        if self._has_parts_of_sequences:
+            return self._sequences_of_parts()
+        parts = super().build()
+        if self._is_sequential:
+            for part, (users, items) in zip(parts, interactions_of(parts), strict=True):
+                part.phase_history = HistoryIndex.from_pairs(users, items, self.user_num)
+        return parts
+
+    def _sequences_of_parts(self) -> list[CheckedLog]:
+        """RecBole's rows: a target and the items before it."""
+        self._change_feat_format()
+        log = self.inter_feat
+        parts: list[CheckedLog] = []
+        for rows, is_first, of_part in self._part_logs():
+            is_target = of_part & ~is_first
+            part = parts[0].copy(parts[0].inter_feat[:0]) if parts else self
+            if is_target.any():
+                part = self.copy(log[rows])
+                part.data_augmentation()
+                part.inter_feat = part.inter_feat[is_target[~is_first]]
+                part._drop_unused_col()
+            parts.append(self._with_history(part, rows[of_part], log))
+        return parts
+
+    def _with_history(self, part: CheckedLog, rows: np.ndarray, log: Any) -> CheckedLog:
+        """A part that stands for rows of the log."""
+        users, items = log[self.uid_field].numpy()[rows], log[self.iid_field].numpy()[rows]
+        part.phase_history = HistoryIndex.from_pairs(users, items, self.user_num)
+        return part
+
+    def _part_logs(self) -> Iterator[PartLog]:
+        """The log of each part: no part knows of a later one, whatever its times.
+
+        Raises:
+            PerPEFTError: no user has two train rows.
+        """
+        users = self.inter_feat[self.uid_field].numpy()
+        for place, name in enumerate(PHASES):
+            rows = np.flatnonzero(self._part_of_row <= place)
+            rows = rows[np.argsort(users[rows], kind="stable")]
+            is_first = np.diff(users[rows], prepend=-1) != 0
+            of_part = self._part_of_row[rows] == place
+            if not place and is_first.all():
+                raise PerPEFTError(f"no user has two rows in the train part of {self.dataset_name}: nothing to learn")
+            n_lost = int((is_first & of_part).sum())
+            if place and n_lost:
+                LOGGER.warning(
+                    f"{n_lost} row(s) of the {name} part are the first of their users: without a history, they are no "
+                    "targets of a sequential model"
+                )
+            yield PartLog(rows, is_first, of_part)
+
+    def counter(self, field: str) -> Counter:
+        """Occurrences of each id of a field; of users and items in all interactions that a part stands for.
+
+        RecBole's rows of sequences have no row for a user's first interaction.
+        """
+        if self.phase_history is None or field not in (self.uid_field, self.iid_field):
+            return super().counter(field)
+        users, items = self.phase_history.pairs()
+        ids, occurrences = np.unique(users if field == self.uid_field else items, return_counts=True)
+        return Counter(dict(zip(ids.tolist(), occurrences.tolist(), strict=True)))
 
     def _data_processing(self) -> None:
         super()._data_processing()
@@ -88,23 +284,36 @@ def check_same_data(saved: dict[str, str], dataset: CheckedLog, source: Any, nam
         )
 
 
-def _check_log(dataset: Dataset, file: str) -> None:
+def _check_log(dataset: Dataset, lines: list[tuple[Path, np.ndarray]]) -> None:
+    """Checks users, items and times.
+
+    Args:
+        dataset: with the log as a table, the rows of several files one after the other.
+        lines: of each file, the numbers of the lines of its rows.
+    """
     log = dataset.inter_feat
     if log is None or not len(log):
-        raise PerPEFTError(f"{file} has no interactions")
-    if not isinstance(log.index, pd.RangeIndex):
-        raise PerPEFTError(f"{file}: its rows have more columns than line 1 names")
+        raise PerPEFTError(
+            f"{' and '.join(str(path) for path, _ in lines) or dataset.dataset_path} has no interactions"
+        )
+    start = 0
+    for path, of_rows in lines:
+        _check_file(dataset, log.iloc[start : start + len(of_rows)], path, of_rows)
+        start += len(of_rows)
+
+
+def _check_file(dataset: Dataset, rows: pd.DataFrame, path: Path, lines: np.ndarray) -> None:
     for field in (dataset.uid_field, dataset.iid_field):
-        _check_type(dataset, field, FeatureType.TOKEN, file)
+        _check_type(dataset, field, FeatureType.TOKEN, path)
         remedy = "fill in or remove them (words such as NA or null count as empty)"
-        _check_rows(dataset, log[field].isna(), f"no {field}", remedy, file)
-    if dataset.time_field in log:
-        _check_type(dataset, dataset.time_field, FeatureType.FLOAT, file)
-        times = log[dataset.time_field]
-        _check_rows(dataset, ~np.isfinite(times), f"no finite {dataset.time_field}", "fill in or remove them", file)
+        _check_rows(rows[field].isna(), lines, f"no {field}", remedy, path)
+    if dataset.time_field in rows:
+        _check_type(dataset, dataset.time_field, FeatureType.FLOAT, path)
+        times = rows[dataset.time_field]
+        _check_rows(~np.isfinite(times), lines, f"no finite {dataset.time_field}", "fill in or remove them", path)
 
 
-def _check_type(dataset: Dataset, field: str, wanted: FeatureType, file: str) -> None:
+def _check_type(dataset: Dataset, field: str, wanted: FeatureType, file: Path) -> None:
     if field not in dataset.inter_feat:
         loaded = ", ".join(dataset.inter_feat.columns)
         raise PerPEFTError(f"{file}: the column {field} is not loaded, only {loaded}; add it to load_col: inter")
@@ -113,16 +322,13 @@ def _check_type(dataset: Dataset, field: str, wanted: FeatureType, file: str) ->
         raise PerPEFTError(f"{file}, line 1: {field} has the type {found}; it must be {field}:{wanted.value}")
 
 
-def _check_rows(dataset: Dataset, wrong: pd.Series, what: str, remedy: str, file: str) -> None:
+def _check_rows(wrong: pd.Series, lines: np.ndarray, what: str, remedy: str, file: Path) -> None:
     if not wrong.any():
         return
-    rows = np.flatnonzero(wrong)
-    # With benchmark_filename the parts follow each other in one table.
-    in_one_file = dataset.benchmark_filename_list is None
-    shown = ", ".join(str(row + 2 if in_one_file else row + 1) for row in rows[:N_SHOWN])
-    place = "line" if in_one_file else "row, counted over all parts,"
-    more = ", ..." if len(rows) > N_SHOWN else ""
-    raise PerPEFTError(f"{file}: {len(rows)} row(s) have {what}: {place} {shown}{more}; {remedy}")
+    places = lines[np.flatnonzero(wrong)]
+    shown = ", ".join(map(str, places[:N_SHOWN]))
+    more = ", ..." if len(places) > N_SHOWN else ""
+    raise PerPEFTError(f"{file}: {len(places)} row(s) have {what}: line {shown}{more}; {remedy}")
 
 
 def _hash_of_ids(dataset: Dataset) -> str:

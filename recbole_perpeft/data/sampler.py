@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.dataset import HistoryIndex, ranges
+from recbole_perpeft.data.history import HistoryIndex, ranges
 
 __all__ = ["DISTRIBUTIONS", "Candidates", "Draws", "GroupAwareSampler"]
 
@@ -80,6 +80,8 @@ class GroupAwareSampler:
         alpha: exponent of the popularity.
         seed: of the random generator.
         user_tokens: names of users in error messages, [n_users]; without it users are named by their ids.
+        item_counts: interactions of each item for the popularity in the catalogue, int64 [n_items]; by default those
+            of `history`.
 
     Raises:
         PerPEFTError: if the distribution is unknown, `alpha` negative, or a user owns the whole catalogue.
@@ -93,6 +95,7 @@ class GroupAwareSampler:
         alpha: float = 1.0,
         seed: int = 0,
         user_tokens: Sequence[str] | None = None,
+        item_counts: np.ndarray | None = None,
     ) -> None:
         if distribution not in DISTRIBUTIONS:
             raise PerPEFTError(f"negative_distribution is {distribution!r}: choose one of {', '.join(DISTRIBUTIONS)}.")
@@ -100,8 +103,8 @@ class GroupAwareSampler:
             raise PerPEFTError(f"negative_alpha is {alpha}: it must be 0 or more.")
         self._alpha = alpha if distribution == "popularity" else 0.0
         self._owned = _Owned.of(history, n_items)
-        self._check_owners(user_tokens)
-        self._catalogue = self._catalogue_pools()
+        _check_owners(self._owned, user_tokens)
+        self._catalogue = self._catalogue_pools(item_counts)
         self._groups = self._catalogue
         self._group_negative_ratio = 1.0
         self._generator = torch.Generator().manual_seed(seed)
@@ -176,6 +179,10 @@ class GroupAwareSampler:
         owned[row[column >= 0], column[column >= 0]] = True
         return owned
 
+    def set_seed(self, seed: int) -> None:
+        """Starts the random generator anew."""
+        self._generator.manual_seed(seed)
+
     def get_state(self) -> torch.Tensor:
         """State of the random generator, a ByteTensor."""
         return self._generator.get_state()
@@ -188,22 +195,13 @@ class GroupAwareSampler:
         points = torch.randint(0, 2**KEY_BITS, users.shape, generator=self._generator)
         return pools.items_at(users, points % pools.free_weight[users])
 
-    def _check_owners(self, user_tokens: Sequence[str] | None) -> None:
-        owners = np.flatnonzero(np.diff(self._owned.indptr) >= self._owned.n_items - 1)
-        if len(owners):
-            names = ", ".join(str(user if user_tokens is None else user_tokens[user]) for user in owners[:10])
-            raise PerPEFTError(
-                f"{len(owners)} user(s) own the whole catalogue of {self._owned.n_items - 1} items, no negative is "
-                f"left for: {names}{', ...' if len(owners) > 10 else ''}. Leave them out with "
-                f'--user_inter_num_interval="[2,{self._owned.n_items - 1})".'
-            )
-
-    def _catalogue_pools(self) -> "_Pools":
+    def _catalogue_pools(self, counts: np.ndarray | None) -> "_Pools":
         owned = self._owned
-        counts = np.bincount(owned.items, weights=owned.counts, minlength=owned.n_items)[1:]
+        if counts is None:
+            counts = np.bincount(owned.items, weights=owned.counts, minlength=owned.n_items)
         return self._pools(
             items=np.arange(1, owned.n_items),
-            counts=np.maximum(counts, 1),
+            counts=np.maximum(counts[1:], 1),
             indptr=np.array([0, owned.n_items - 1]),
             user_pool=np.zeros(owned.n_users, dtype=np.int64),
             slots=owned.items - 1,
@@ -348,3 +346,28 @@ class _Pools:
         places = points + self.cut[n_cut] + self.shift[users]
         slots = places if self.line is None else torch.searchsorted(self.line, places, right=True)
         return self.items[slots]
+
+
+def check_owners(history: HistoryIndex, n_items: int, user_tokens: Sequence[str] | None = None) -> None:
+    """Refuse users for whom no negative is left.
+
+    Args:
+        history: items of every user.
+        n_items: number of item ids, the pad included.
+        user_tokens: names of users, [n_users].
+
+    Raises:
+        PerPEFTError: a user owns the whole catalogue.
+    """
+    _check_owners(_Owned.of(history, n_items), user_tokens)
+
+
+def _check_owners(owned: _Owned, user_tokens: Sequence[str] | None) -> None:
+    owners = np.flatnonzero(np.diff(owned.indptr) >= owned.n_items - 1)
+    if len(owners):
+        names = ", ".join(str(user if user_tokens is None else user_tokens[user]) for user in owners[:10])
+        raise PerPEFTError(
+            f"{len(owners)} user(s) own the whole catalogue of {owned.n_items - 1} items, no negative is left for: "
+            f"{names}{', ...' if len(owners) > 10 else ''}. Leave them out with "
+            f'--user_inter_num_interval="[2,{owned.n_items - 1})".'
+        )

@@ -47,19 +47,35 @@ def list_recbole_models() -> list[str]:
 def get_model(name_or_class: str | type) -> type:
     """The class of a model, ours or RecBole's.
 
+    A class of a user's own is known by its name from then on, so that its runs can be loaded and resumed.
+
     Raises:
-        PerPEFTError: no model has this name; the message names similar ones.
+        PerPEFTError: no model has this name, and the message names similar ones; or a class has that of another model.
     """
     if not isinstance(name_or_class, str):
-        return name_or_class
+        return _known_by_name(name_or_class)
     if name_or_class in _MODELS:
         return _MODELS.get(name_or_class)
     known = list_models() + list_recbole_models()
     if name_or_class not in known:
         by_lower_name = {name.lower(): name for name in known}
         close = difflib.get_close_matches(name_or_class.lower(), by_lower_name, n=3)
-        hint = f"; did you mean {' or '.join(by_lower_name[name] for name in close)}?" if close else ""
-        raise PerPEFTError(f"there is no model named {name_or_class!r}{hint} --list_models prints all names")
+        hint = f"; did you mean {' or '.join(by_lower_name[name] for name in close)}?" if close else ";"
+        raise PerPEFTError(
+            f"there is no model named {name_or_class!r}{hint} --list_models prints all names; a class of your own is "
+            "given itself as model, or registered by a plugin"
+        )
     from recbole_perpeft.core.compat import recbole_model
 
     return recbole_model(name_or_class)
+
+
+def _known_by_name(model: type) -> type:
+    if model.__module__.partition(".")[0] in ("recbole", __name__.partition(".")[0]):
+        return model
+    if model.__name__ in list_recbole_models():
+        raise PerPEFTError(
+            f"the class {model.__module__}.{model.__name__} has the name of a model of RecBole, for which its runs "
+            "would be taken; rename it"
+        )
+    return register_model(model)

@@ -3,12 +3,13 @@
 From weak to strong: RecBole's defaults, `properties/overall.yaml`, RecBole's needs of a model type (a click model is
 evaluated on labels), `properties/model/<Model>.yaml` of the model's base classes and its own,
 `properties/dataset/<dataset>.yaml` and in it the section `models: {<Model>: ...}`, configuration files, the dictionary
-(the command line ends up there).
+(the command line ends up there). Of `eval_args`, whose parts are settings of their own, a layer changes what it names.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import checked_name
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.plugins import load_plugins
+from recbole_perpeft.core.protocol import laid_over
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import classes_of, classes_read, defaults_of, reachable, settings_from
 from recbole_perpeft.core.yaml_values import PLAIN_TYPES, SettingsLoader, parse_value, read_yaml
@@ -28,7 +30,7 @@ from recbole_perpeft.data.dataset import SequenceDataset
 from recbole_perpeft.models import get_model
 from recbole_perpeft.runs.keys import check_keys
 
-__all__ = ["Config", "properties_folder"]
+__all__ = ["Config", "changed", "properties_folder"]
 
 DEFAULT_MODEL = "PerPEFT"
 DEFAULT_DATASET = "aspects"
@@ -126,7 +128,7 @@ class Config(RecBoleConfig):
     def _load_config_files(self, file_list) -> dict[str, Any]:
         settings: dict[str, Any] = {}
         for name in file_list or []:
-            settings |= read_yaml(_settings_file(name))
+            laid_over(settings, read_yaml(_settings_file(name)))
         return settings
 
     def _load_variable_config_dict(self, config_dict):
@@ -136,11 +138,10 @@ class Config(RecBoleConfig):
         return {}
 
     def _merge_external_config_dict(self):
-        super()._merge_external_config_dict()
-        load_plugins(self.external_config_dict.get("plugin"))
-        for key, value in self.external_config_dict.items():
-            if isinstance(value, str) and key not in ("model", "dataset"):
-                self.external_config_dict[key] = parse_value(key, value)
+        self.external_config_dict = {}
+        load_plugins({**self.file_config_dict, **self.variable_config_dict}.get("plugin"))
+        for layer in (self.file_config_dict, self.variable_config_dict):
+            self.external_config_dict = changed(self.external_config_dict, layer)
 
     def _get_model_and_dataset(self, model, dataset):
         model = model or self.external_config_dict.get("model", DEFAULT_MODEL)
@@ -166,7 +167,7 @@ class Config(RecBoleConfig):
             own_dataset,
             by_model.get(model) or {},
         ):
-            self.internal_config_dict |= layer
+            laid_over(self.internal_config_dict, layer)
 
     def _check_keys(self, settings: dict[str, Any]) -> dict[str, str]:
         for key, reason in REFUSED_KEYS.items():
@@ -176,7 +177,8 @@ class Config(RecBoleConfig):
         return check_keys(self.external_config_dict, known, self.model_class, settings)
 
     def _get_final_config_dict(self):
-        settings = super()._get_final_config_dict()
+        settings = dict(self.internal_config_dict)
+        laid_over(settings, self.external_config_dict)
         declared = classes_of(self.model_class)
         self.settings_classes = classes_read(declared, settings)
         self.unread_settings = self._check_keys(settings)
@@ -239,6 +241,17 @@ def _settings_file(name: str | Path) -> Path:
 
 def _read_if_present(path: Path) -> dict[str, Any]:
     return read_yaml(path) if path.is_file() else {}
+
+
+def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others over them, whose strings are read as on a command line."""
+    result = dict(settings)
+    laid_over(result, {key: _parsed(key, value) for key, value in changes.items()})
+    return result
+
+
+def _parsed(key: str, value: Any) -> Any:
+    return parse_value(key, value) if isinstance(value, str) and key not in ("model", "dataset") else value
 
 
 def _plain(value: Any) -> Any:

@@ -9,22 +9,26 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-import pandas as pd
 import torch
-from recbole.data.utils import create_samplers, get_dataloader
-from recbole.sampler import KGSampler
+from recbole.data.utils import get_dataloader
+from recbole.sampler import KGSampler, RepeatableSampler, Sampler
 from recbole.utils import ModelType, init_seed
 from recbole.utils import get_trainer as get_recbole_trainer
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER, level_of, logged
 from recbole_perpeft.core.plugins import check_recorded_plugins, load_plugins
-from recbole_perpeft.data.atomic import first_bad_number, prepare_dataset_folder
-from recbole_perpeft.data.dataset import SequenceDataset, history_of
+from recbole_perpeft.core.protocol import protocol_line
+from recbole_perpeft.core.run_settings import RunSettings
+from recbole_perpeft.core.settings import keys_of_kind
+from recbole_perpeft.data.atomic import prepare_dataset_folder
+from recbole_perpeft.data.dataset import SequenceDataset
+from recbole_perpeft.data.history import PHASES, union_of
 from recbole_perpeft.data.loader import evaluation_loader, train_loader
 from recbole_perpeft.data.log import check_same_data, with_checked_log
+from recbole_perpeft.data.sampler import check_owners
 from recbole_perpeft.models import get_model
-from recbole_perpeft.runs.config import Config
+from recbole_perpeft.runs.config import Config, changed
 from recbole_perpeft.runs.folder import LOG_FILE, LOG_LINE, RunFolder, peak_gpu_memory_mb, peak_memory_mb
 from recbole_perpeft.runs.keys import ways_to_read
 from recbole_perpeft.runs.record import RunRecord
@@ -79,7 +83,8 @@ def resume(
 
     Args:
         source: the run folder, or its `last.pth`.
-        config_dict: settings to change, such as `epochs`. Model and data set cannot change.
+        config_dict: settings to change, such as `epochs`. Model and data set cannot change; a class of your own may
+            be given as `model` where its name is not known yet.
         callback_fn: as for `run`.
         with_test: as for `run`.
 
@@ -92,14 +97,12 @@ def resume(
     folder = RunFolder.open(source)
     settings = RunRecord(folder.path).settings()
     changes = dict(config_dict or {})
-    for key in ("model", "dataset"):
-        if changes.get(key, settings[key]) != settings[key]:
-            raise PerPEFTError(f"{folder.path} is a run with {key} {settings[key]}, not {changes[key]}")
+    _check_names({key: settings[key] for key in ("model", "dataset")}, changes, str(folder.path))
     check_recorded_plugins(settings.get("plugin"), changes.get("plugin"), str(folder.path))
     load_plugins(changes.get("plugin"))
-    if "train_windows" in ways_to_read(get_model(settings["model"])):
+    if "train_windows" in ways_to_read(get_model(changes.get("model", settings["model"]))):
         settings = {"train_windows": "newest"} | settings  # version 0.1.0 knew no other rows and did not write the key
-    return _run(Config(config_dict=settings | changes), folder, True, callback_fn, with_test)
+    return _run(Config(config_dict=changed(settings, changes)), folder, True, callback_fn, with_test)
 
 
 def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -> tuple:
@@ -107,7 +110,7 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -
 
     Args:
         model_file: a checkpoint, or a run folder for its `best.pth`.
-        config_dict: settings to change, such as `data_path` on another machine.
+        config_dict: settings to change, such as `data_path` on another machine; as for `resume`.
 
     Returns:
         Configuration, model, data set, and train, valid and test loader.
@@ -122,8 +125,9 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -
     if missing:
         raise PerPEFTError(f"{path} is no checkpoint of a run: it has no {', '.join(sorted(missing))}")
     names = {"model": content["model"], "dataset": content["dataset"]}
+    _check_names({"model": content["model"]}, config_dict or {}, str(path))
     check_recorded_plugins(content["config"].get("plugin"), (config_dict or {}).get("plugin"), str(path))
-    config = Config(config_dict=content["config"] | names | dict(config_dict or {}))
+    config = Config(config_dict=changed(content["config"] | names, config_dict or {}))
     dataset, loaders, model = _build(config)
     check_same_data(content.get("data", {}), dataset, path, ("ids",))
     try:
@@ -135,6 +139,14 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -
     return config, model, dataset, *loaders
 
 
+def _check_names(recorded: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
+    """Model and data set of a run are those that it was made with; a model may be given as its class."""
+    for key, wanted in recorded.items():
+        name = getattr(given.get(key), "__name__", given.get(key, wanted))
+        if name != wanted:
+            raise PerPEFTError(f"{where} is a run with {key} {wanted}, not {name}")
+
+
 def create_dataset(config: Config):
     """The data set of a run, by the model's `dataset_class` or RecBole's choice; never from a pickle.
 
@@ -142,20 +154,21 @@ def create_dataset(config: Config):
         PerPEFTError: the files are missing or cannot be read.
     """
     prepare_dataset_folder(config)
-    dataset_class = getattr(config.model_class, "dataset_class", None) or _recbole_dataset_class(config)
+    dataset_class = with_checked_log(
+        getattr(config.model_class, "dataset_class", None) or _recbole_dataset_class(config)
+    )
     try:
         return dataset_class(config)
     except PerPEFTError:
         raise
-    except (ValueError, KeyError, UnicodeDecodeError, pd.errors.ParserError) as error:
-        reason = first_bad_number(config) or error
-        raise PerPEFTError(f"cannot read the data set in {config.dataset_folder}: {reason}") from error
+    except (ValueError, KeyError) as error:
+        raise PerPEFTError(f"cannot read the data set in {config.dataset_folder}: {error}") from error
 
 
 def _recbole_dataset_class(config: Config) -> type:
     datasets = importlib.import_module("recbole.data.dataset")
     by_type = _DATASET_OF_TYPE.get(config["MODEL_TYPE"], "Dataset")
-    return with_checked_log(getattr(datasets, f"{config['model']}Dataset", getattr(datasets, by_type)))
+    return getattr(datasets, f"{config['model']}Dataset", getattr(datasets, by_type))
 
 
 def data_preparation(config: Config, dataset) -> tuple:
@@ -165,16 +178,27 @@ def data_preparation(config: Config, dataset) -> tuple:
         Train, valid and test loader.
     """
     built = dataset.build()
-    train_sampler, *evaluation_samplers = create_samplers(config, dataset, built)
     if isinstance(dataset, SequenceDataset):
         train_data = train_loader(config, built[0], config.model_class.train_draws(config))
     else:
-        train_data = _recbole_train_loader(config, dataset, built[0], train_sampler)
-    evaluation_data = [
-        evaluation_loader(config, part, sampler, history_of(built, phase), phase)
-        for phase, part, sampler in zip(("valid", "test"), built[1:], evaluation_samplers, strict=True)
-    ]
-    return train_data, *evaluation_data
+        train_data = _recbole_train_loader(config, dataset, built[0], _train_sampler(config, dataset, built))
+    return train_data, *(evaluation_loader(config, built, phase) for phase in ("valid", "test"))
+
+
+def _train_sampler(config: Config, dataset, built):
+    """RecBole's sampler of train negatives; None if the model needs none.
+
+    Raises:
+        PerPEFTError: a user owns the whole catalogue.
+    """
+    negatives = config["train_neg_sample_args"]
+    if negatives["distribution"] == "none":
+        return None
+    drawn = (negatives["distribution"], negatives["alpha"])
+    if config["repeatable"]:
+        return RepeatableSampler(list(PHASES), dataset, *drawn).set_phase("train")
+    check_owners(union_of(built), dataset.item_num, dataset.field2id_token[dataset.uid_field])
+    return Sampler(list(PHASES), built, *drawn).set_phase("train")
 
 
 def _recbole_train_loader(config: Config, dataset, train_part, sampler):
@@ -209,13 +233,20 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
         LOGGER.info(f"run folder: {folder.path}")
         folder.write_settings(config)
         folder.write_environment(config)
+        LOGGER.info(protocol_line({name: config[name] for name in keys_of_kind([RunSettings], "protocol")}))
         dataset, (train_data, valid_data, test_data), model = _build(config)
         LOGGER.info(dataset)
         LOGGER.debug(model)
         targets = _train_targets(train_data)
         if targets:
             LOGGER.info("{train_targets:,} of {train_interactions:,} train interactions are targets".format(**targets))
-        LOGGER.info(f"{config['model']} on {config['device']}, mask_history {config['mask_history']}")
+        LOGGER.info(f"{config['model']} on {config['device']}")
+        if not valid_data:
+            LOGGER.warning(
+                "there is no valid part: all epochs are trained, nothing is selected, the last model is kept"
+            )
+        if with_test and not test_data:
+            LOGGER.warning("there is no test part: nothing is tested")
         trainer = get_trainer(config)(config, model)
         trainer.keeps_files = saved
         if folder.last_checkpoint.is_file():

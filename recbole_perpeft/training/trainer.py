@@ -95,7 +95,7 @@ class RunTrainer(Trainer):
 
         Args:
             train_data: train loader.
-            valid_data: valid loader; None trains all epochs and keeps the last one.
+            valid_data: valid loader; None, or one without rows, trains all epochs and keeps the last one.
             verbose: whether to log every epoch.
             saved: whether this stage chooses the best model.
             show_progress: whether to show progress bars.
@@ -112,7 +112,7 @@ class RunTrainer(Trainer):
             if self.cur_step > self.stopping_step:
                 break
             row = self._record_training(train_data, epoch, verbose, show_progress)
-            evaluates = valid_data is not None and self.eval_step > 0 and (epoch + 1) % self.eval_step == 0
+            evaluates = bool(valid_data) and self.eval_step > 0 and (epoch + 1) % self.eval_step == 0
             improved = not valid_data
             if evaluates:
                 improved = self._record_validation(row, valid_data, verbose, show_progress)
@@ -225,7 +225,7 @@ class RunTrainer(Trainer):
     @torch.no_grad()
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """Metrics of the model on a loader; arguments as in RecBole. `target_ranks` then has every target's rank."""
-        if eval_data is None:
+        if not eval_data:
             return None
         if load_best_model:
             self.load_model(model_file)

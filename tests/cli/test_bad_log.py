@@ -81,17 +81,26 @@ def test_a_row_without_user_or_item(shop, column, field, token):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "problem"),
     [
-        lambda line: line.rsplit(b"\t", 1)[0],
-        lambda line: b'"' + line,
-        lambda line: line.rsplit(b"\t", 1)[0] + b"\tyesterday",
-        lambda line: line + b"\xff\xfe",
+        (lambda line: line.rsplit(b"\t", 1)[0], "2 cell(s) instead of 3"),
+        (lambda line: line + b"\t1", "4 cell(s) instead of 3"),
+        (
+            lambda line: line.rsplit(b"\t", 1)[0] + b"\tyesterday",
+            "'yesterday' in the column timestamp is not a number",
+        ),
+        (lambda line: line + b"\xff\xfe", "not UTF-8 at byte"),
+        (lambda line: line + b"\0", "a zero byte"),
     ],
 )
-def test_a_broken_row(shop, change):
+def test_a_broken_row(shop, change, problem):
     shop.edit_line(shop.log, 8, change)
-    shop.fails(shop.data)
+    shop.fails(f"{shop.log}, line 8: {problem}")
+
+
+def test_a_log_in_utf_16(shop):
+    shop.log.write_bytes(shop.log.read_text().encode("utf-16"))
+    shop.fails(f"{shop.log} is UTF-16", "iconv -f UTF-16 -t UTF-8")
 
 
 def test_a_half_made_data_set(shop):

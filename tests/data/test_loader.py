@@ -3,7 +3,7 @@ from time import perf_counter
 import numpy as np
 import pytest
 import torch
-from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
+from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.utils import create_samplers
 
@@ -177,7 +177,7 @@ def datasets(log_folder, model, dataset_class, eval_batch_size=64, **settings):
 @pytest.mark.parametrize("dataset_class", [SequentialDataset, SequenceDataset])
 def test_masks_of_sequential_models(log_folder, dataset_class, mask_history, phase, number):
     config, dataset, built = datasets(log_folder, "SASRec", dataset_class, mask_history=mask_history)
-    loader = evaluation_loader(config, built[number], None, history_of(built, phase), phase)
+    loader = evaluation_loader(config, built, phase)
     purchases = {}
     for user, item, _ in random_log():
         purchases.setdefault(dataset.token2id("user_id", user), []).append(int(dataset.token2id("item_id", item)))
@@ -204,7 +204,7 @@ def test_keep_target_is_recboles_own_mask_of_general_models(log_folder, phase, n
         log_folder, "BPR", Dataset, eval_batch_size=500, mask_history="keep_target", train_neg_sample_args=NEGATIVES
     )
     sampler = create_samplers(config, dataset, built)[number]
-    ours = evaluation_loader(config, built[number], None, history_of(built, phase), phase)
+    ours = evaluation_loader(config, built, phase)
     theirs = FullSortEvalDataLoader(config, built[number], sampler)
     assert isinstance(ours, FullSortEvalDataLoader)
     for part in (slice(1, 2), slice(2, 4)):
@@ -236,14 +236,6 @@ def test_other_masks_of_general_models(log_folder, mask_history):
         rows, items = history.rows(interaction["user_id"].numpy())
         expected = set(zip(rows.tolist(), items.tolist(), strict=True)) if mask_history == "all" else set()
         assert masked_pairs(history_index) == expected
-
-
-def test_sampled_candidates_stay_recboles(log_folder):
-    mode = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni5"}
-    config, dataset, built = datasets(log_folder, "BPR", Dataset, eval_args=mode)
-    sampler = create_samplers(config, dataset, built)[2]
-    loader = evaluation_loader(config, built[2], sampler, history_of(built, "test"), "test")
-    assert isinstance(loader, NegSampleEvalDataLoader)
 
 
 def test_unknown_mask(log_folder):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recbole.data.dataset import Dataset
 
 from recbole_perpeft.runs.run import create_dataset
 
@@ -60,3 +61,22 @@ def test_repeats_go_by_exact_times(log_folder, keep, expected):
     log_folder.write([("u", item, NOW + second) for item, second in clicks])
     found = held_out(log_folder.config("BPR", rm_dup_inter=keep))
     assert (found["valid", "u"], found["test", "u"]) == expected
+
+
+def test_columns_are_what_recbole_makes_of_them(log_folder):
+    log_folder.write([("u", f"i{n}", n) for n in range(4)])
+    rows = [
+        "item_id:token\tname:token_seq\tprice:float\tsizes:float_seq",
+        "i0\ta b c\t1.5\t1 2",
+        "i1\t\t\t",
+        "i2\ta\t2\t3",
+    ]
+    (log_folder.path / "log" / "log.item").write_text("\n".join(rows) + "\n")
+    config = log_folder.config("BPR", load_col=None, seq_len={"name": 2})
+    ours, theirs = create_dataset(config), Dataset(config)
+    assert ours.field2seqlen == theirs.field2seqlen and ours.field2type == theirs.field2type
+    assert ours.field2source == theirs.field2source and ours.field2bucketnum == theirs.field2bucketnum
+    for name, column in theirs.item_feat.items():
+        assert [np.array(cell).tolist() for cell in ours.item_feat[name]] == [
+            np.array(cell).tolist() for cell in column
+        ]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from recbole_perpeft.cli.main import main
@@ -50,6 +51,7 @@ def test_a_run_leaves_one_folder_with_everything(toy_settings, toy_path):
     assert environment["seed"] == 2026 and environment["packages"]["recbole"].startswith("1.2")
     log = (folders[0] / "run.log").read_text()
     assert "epoch 2 training" in log and "\x1b" not in log
+    assert "protocol: split LS valid_and_test, order TO, group_by user, mode valid full test full, " in log
     assert result["trainable_parameters"] == result["parameters"] > 0
     assert result["seconds_per_epoch"].keys() == {"train"}
 
@@ -162,7 +164,7 @@ def test_a_run_leaves_the_logging_of_the_caller_alone(toy_settings):
     assert (list(root.handlers), root.level) == (handlers, level)
 
 
-def test_sampled_candidates_keep_recboles_loader(toy_settings):
+def test_drawn_candidates_give_metrics(toy_settings):
     settings = toy_settings | {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "uni10"}}
     result = run("BPR", config_dict=settings)
     assert 0 < result["test_result"]["hit@10"] <= 1
@@ -194,10 +196,10 @@ def test_broken_atomic_files_are_named(toy_settings, header, settings, message):
     assert str(path.parent) in str(caught.value)
 
 
-def test_a_row_that_is_no_number_is_an_error_with_the_folder(toy_settings):
+def test_a_row_that_is_no_number_is_an_error_with_its_line(toy_settings):
     path = Path(toy_settings["data_path"]) / "toy" / "toy.inter"
     path.write_text(path.read_text() + "u1\ti1\tyesterday\n")
-    with pytest.raises(PerPEFTError, match=r"toy.inter, line \d+: 'yesterday' in the column timestamp:float"):
+    with pytest.raises(PerPEFTError, match=r"toy.inter, line \d+: 'yesterday' in the column timestamp is"):
         create_dataset(Config("BPR", config_dict=toy_settings))
 
 
@@ -266,3 +268,22 @@ def test_help_and_the_list_of_models(capsys):
 @pytest.mark.parametrize("name", list_models())
 def test_help_for_a_model_has_its_settings(name):
     assert len(help_text(name)) > len(help_text())
+
+
+@pytest.mark.parametrize("mode", ["full", "uni5"])
+@pytest.mark.parametrize("model", ["BPR", "SASRec"])
+def test_without_a_valid_part_the_last_model_is_tested(toy_settings, model, mode):
+    split = {"eval_args": {"split": {"LS": "test_only"}, "mode": mode}}
+    result = run(model, config_dict=toy_settings | split)
+    assert result["epochs"] == 3 and result["best_valid_score"] is None and result["best_valid_result"] == {}
+    assert result["test_result"]["hit@10"] > 0
+    folder = Path(result["run_folder"])
+    assert "there is no valid part" in (folder / "run.log").read_text()
+    best, last = (load(folder / name)[1].state_dict() for name in ("best.pth", "last.pth"))
+    assert all(torch.equal(best[name], last[name]) for name in best)
+
+
+def test_without_a_test_part_nothing_is_tested(toy_settings):
+    result = run("SASRec", config_dict=toy_settings | {"eval_args": {"split": {"LS": "valid_only"}}})
+    assert result["best_valid_score"] > 0 and result["test_result"] == {}
+    assert "there is no test part" in (Path(result["run_folder"]) / "run.log").read_text()

@@ -12,9 +12,9 @@ class LogFolder:
         self.path = path
         (path / "log").mkdir()
 
-    def write(self, rows, header="user_id:token\titem_id:token\ttimestamp:float"):
+    def write(self, rows, header="user_id:token\titem_id:token\ttimestamp:float", part=""):
         lines = [header] + ["\t".join(map(str, row)) for row in rows]
-        (self.path / "log" / "log.inter").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (self.path / "log" / f"log{part}.inter").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def config(self, model="SASRec", **settings):
         defaults = {"data_path": str(self.path), "MAX_ITEM_LIST_LENGTH": 3, "train_neg_sample_args": None}

@@ -20,7 +20,7 @@ from recbole_perpeft.core.settings import defaults_of, keys_of_kind
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.atomic import prepare_dataset_folder
 from recbole_perpeft.data.dataset import history_of
-from recbole_perpeft.runs.config import Config, properties_folder
+from recbole_perpeft.runs.config import Config, changed, properties_folder
 from recbole_perpeft.runs.run import create_dataset
 from recbole_perpeft.studies.compare.specs import ModelSpec
 
@@ -159,7 +159,7 @@ def describe(config, true_group_field: str | None = None) -> DataDescription:
 
 
 def _reference(dataset: str, shared: Mapping[str, Any], true_group_field: str | None) -> Config:
-    config = Config(_PLAIN_MODEL, dataset, config_dict=_protocol_layer(dataset, shared) | dict(shared))
+    config = Config(_PLAIN_MODEL, dataset, config_dict=dict(shared) | _protocol_layer(dataset, shared))
     if true_group_field is not None:
         users = {"user": [config["USER_ID_FIELD"], true_group_field]}
         config["load_col"] = {**config["load_col"], **users}
@@ -169,8 +169,8 @@ def _reference(dataset: str, shared: Mapping[str, Any], true_group_field: str | 
 def _files_and_words(files: Sequence[str], words: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for path in files:
-        settings |= read_yaml(Path(path))
-    settings |= words
+        settings = changed(settings, read_yaml(Path(path)))
+    settings = changed(settings, words)
     named = sorted({"model", "dataset", "run_folder"} & settings.keys())
     if named:
         raise PerPEFTError(f"{named[0]} cannot be a setting of all runs: use --models, --dataset and --runs_folder")
@@ -181,8 +181,8 @@ def _protocol_layer(dataset: str, shared: Mapping[str, Any]) -> dict[str, Any]:
     """Protocol of the defaults, the data set and the user; what models have in their own files does not count."""
     of_dataset = properties_folder() / "dataset" / f"{dataset}.yaml"
     layers = defaults_of([RunSettings]) | read_yaml(properties_folder() / "overall.yaml")
-    layers |= read_yaml(of_dataset) if of_dataset.is_file() else {}
-    layers |= shared
+    layers = changed(layers, read_yaml(of_dataset) if of_dataset.is_file() else {})
+    layers = changed(layers, shared)
     return {key: layers[key] for key in PROTOCOL_KEYS}
 
 

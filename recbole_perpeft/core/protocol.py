@@ -1,0 +1,116 @@
+"""How models are evaluated: `eval_args`, part by part, and the whole protocol in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recbole_perpeft.core.errors import PerPEFTError
+
+KEY = "eval_args"
+# How many of a user's last rows leave the train part, and which part takes the last one.
+HELD_OUT = {"valid_and_test": ("valid", "test"), "valid_only": ("valid",), "test_only": ("test",)}
+_NAMES_OF_VALID = ("valid", "validation", "val", "dev")
+_CHOICES = {"order": ("TO", "RO"), "group_by": ("user", "none", None)}
+_PHASES = ("valid", "test")
+_PARTS = ("split", *_CHOICES, "mode")
+
+
+def laid_over(settings: dict[str, Any], layer: Mapping[str, Any] | None) -> None:
+    """Let a stronger layer of settings win; of `eval_args` only the parts that it names.
+
+    RecBole takes `eval_args` as a whole, and its own defaults for what is missing: who names the mode alone would get
+    a random split.
+
+    Args:
+        settings: of weaker layers; changed.
+        layer: the settings of the stronger one.
+    """
+    arguments = (layer or {}).get(KEY)
+    weaker = settings.get(KEY)
+    settings |= layer or {}
+    if isinstance(arguments, dict) and isinstance(weaker, dict):
+        modes = [_modes(weaker.get("mode")), _modes(arguments.get("mode"))]
+        mode = {"mode": modes[0] | modes[1]} if any(modes) else {}
+        settings[KEY] = weaker | arguments | mode
+
+
+def _modes(mode: Any) -> dict[str, Any]:
+    """How each phase ranks: `mode` names both at once, or one by one."""
+    if not isinstance(mode, dict):
+        return {} if mode is None else dict.fromkeys(_PHASES, mode)
+    for phase in mode:
+        if phase not in _PHASES:
+            raise PerPEFTError(f"eval_args: mode has no part {phase!r}, only {' and '.join(_PHASES)}")
+    return mode
+
+
+def check_eval_args(arguments: Mapping[str, Any]) -> None:
+    """Refuse what RecBole takes no notice of, or fails with in the depths.
+
+    Args:
+        arguments: `eval_args` with all of its parts.
+
+    Raises:
+        PerPEFTError: a part is unknown, or its value is not possible.
+    """
+    for name in arguments:
+        if name not in _PARTS:
+            close = difflib.get_close_matches(str(name), _PARTS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise PerPEFTError(f"eval_args has no part {name!r}, only {', '.join(_PARTS)}{hint}")
+    for name, choices in _CHOICES.items():
+        if arguments[name] not in choices:
+            raise PerPEFTError(f"eval_args: {name} is {arguments[name]!r}; choose {choices[0]} or {choices[1]}")
+    _check_split(arguments["split"])
+
+
+def _check_split(split: Any) -> None:
+    ways = "{LS: valid_and_test} (or valid_only, test_only), or shares such as {RS: [0.8, 0.1, 0.1]}"
+    kind, value = next(iter(split.items())) if isinstance(split, dict) and len(split) == 1 else (None, None)
+    if kind == "LS" and isinstance(value, str) and value in HELD_OUT:
+        return
+    if kind == "RS" and isinstance(value, list | tuple) and len(value) == 3:
+        numbers = [share for share in value if isinstance(share, int | float) and share >= 0]
+        if len(numbers) == 3 and numbers[0] > 0:
+            return
+    raise PerPEFTError(f"eval_args: split is {split!r}; choose {ways}, of the train, valid and test part")
+
+
+def places_of_parts(names: Sequence[str]) -> tuple[int, ...]:
+    """Which of the train, valid and test part the files of `benchmark_filename` are, as places from 0.
+
+    Args:
+        names: their suffixes, in this order; the second of two is the test part unless its name says `valid`.
+
+    Raises:
+        PerPEFTError: there are neither two nor three.
+    """
+    if len(names) not in (2, 3) or len({*names}) < len(names):
+        raise PerPEFTError(
+            f"benchmark_filename is {list(names)}: name the files of the train, valid and test part, or of the train "
+            "and the test part alone"
+        )
+    if len(names) == 3:
+        return 0, 1, 2
+    return (0, 1) if names[1].lower() in _NAMES_OF_VALID else (0, 2)
+
+
+def protocol_line(settings: Mapping[str, Any]) -> str:
+    """The whole protocol in the words of the settings.
+
+    Args:
+        settings: those that belong to the protocol; what is None is left out.
+    """
+    arguments = settings[KEY]
+    flat = {name: arguments[name] for name in _PARTS} | {name: settings[name] for name in settings if name != KEY}
+    if settings.get("benchmark_filename") is not None:
+        del flat["split"], flat["group_by"]  # the parts are given
+    return "protocol: " + ", ".join(f"{name} {_plain(value)}" for name, value in flat.items() if value is not None)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name} {_plain(entry)}" for name, entry in value.items())
+    return str(list(value) if isinstance(value, tuple) else value).replace("'", "")
