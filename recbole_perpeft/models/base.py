@@ -167,9 +167,9 @@ class ContentRecommender(SequentialRecommender):
         They stay on the CPU with the ids, or each step would wait for the accelerator.
         """
         if group not in self._log_popularities:
-            users, items = self._interactions
-            own = slice(None) if group is None else (self.group_of(torch.from_numpy(users)) == group).numpy()
-            counts = torch.bincount(torch.from_numpy(items[own]), minlength=self.n_items)
+            users, items = (torch.from_numpy(column) for column in self._interactions)
+            groups = None if group is None else self.group_of(users)
+            counts = torch.bincount(items if groups is None else items[groups == group], minlength=self.n_items)
             self._log_popularities[group] = cache(partial(log_popularity, counts))
         return self._log_popularities[group]
 
