@@ -128,7 +128,7 @@ class Config(RecBoleConfig):
     def _load_config_files(self, file_list) -> dict[str, Any]:
         settings: dict[str, Any] = {}
         for name in file_list or []:
-            laid_over(settings, read_yaml(_settings_file(name)))
+            laid_over(settings, read_yaml(settings_file(name)))
         return settings
 
     def _load_variable_config_dict(self, config_dict):
@@ -233,7 +233,7 @@ def _device(settings: dict[str, Any]) -> torch.device:
     return torch.device("cuda", int(first))
 
 
-def _settings_file(name: str | Path) -> Path:
+def settings_file(name: str | Path) -> Path:
     """A file, or a preset of this package by its name alone."""
     preset = properties_folder() / "preset" / f"{name}.yaml"
     return preset if preset.is_file() and not Path(name).exists() else Path(name)

@@ -20,7 +20,7 @@ from recbole_perpeft.core.settings import defaults_of, keys_of_kind
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.atomic import prepare_dataset_folder
 from recbole_perpeft.data.dataset import history_of
-from recbole_perpeft.runs.config import Config, changed, properties_folder
+from recbole_perpeft.runs.config import Config, changed, properties_folder, settings_file
 from recbole_perpeft.runs.run import create_dataset
 from recbole_perpeft.studies.compare.specs import ModelSpec
 
@@ -108,7 +108,7 @@ def plan(
         specs: the models.
         dataset: the data set.
         n_seeds: how many seeds; the setting `seed` is the first, the others follow it.
-        config_file_list: YAML files with settings of all models.
+        config_file_list: YAML files with settings of all models, or names of presets.
         config_dict: settings of all models; they win over the files.
         true_group_field: column of the `.user` file that names the users' true groups.
         code_version: stands for the code in the runs' keys; by default `code_fingerprint()`.
@@ -169,7 +169,7 @@ def _reference(dataset: str, shared: Mapping[str, Any], true_group_field: str | 
 def _files_and_words(files: Sequence[str], words: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for path in files:
-        settings = changed(settings, read_yaml(Path(path)))
+        settings = changed(settings, read_yaml(settings_file(path)))
     settings = changed(settings, words)
     named = sorted({"model", "dataset", "run_folder"} & settings.keys())
     if named:

@@ -36,6 +36,11 @@ def test_the_same_settings_are_the_same_run(shared):
     assert named.jobs[0].folder != made.jobs[0].folder
 
 
+def test_a_preset_is_named_as_for_a_run(shared):
+    (job,) = plan(parse_models("IISAN"), "toy", 1, ["strong"], shared | {"text_encoder": "aspects-clip"}).jobs
+    assert job.settings["loss_type"] == "sampled_softmax"
+
+
 def test_what_changes_numbers_changes_the_key():
     key = run_key(SETTINGS, "cpu", "data", "code")
     assert len(key) == 16 and key == run_key(dict(reversed(SETTINGS.items())), "cpu", "data", "code")
