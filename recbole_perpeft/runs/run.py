@@ -261,6 +261,7 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
         trainer.close()
         result = _result(config, model, trainer.history) | {
             **targets,
+            **trainer.extra_result(),
             "best_valid_score": float(score) if valid_result else None,
             "valid_score_bigger": config["valid_metric_bigger"],
             "best_valid_result": _numbers(valid_result),

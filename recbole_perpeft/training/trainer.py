@@ -90,6 +90,10 @@ class RunTrainer(Trainer):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Undo `extra_state`; called before the model's tensors are loaded."""
 
+    def extra_result(self) -> dict[str, Any]:
+        """What `result.json` says of a finished training beside what it says of every one."""
+        return {}
+
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """Train from `start_epoch` to `epochs`, unless early stopping comes first.
 

@@ -89,16 +89,21 @@ class GroupBests:
         for group, state in enumerate(states):
             load_group_state(model, group, state)
 
-    def summary(self, first_epoch: int) -> str:
-        """A sentence on what groups keep.
+    def best_epochs(self, first_epoch: int) -> list[int | None]:
+        """Each group's best epoch, counted from 1; None where it keeps the global module.
 
         Args:
             first_epoch: Number of epochs before the first of the groups' own.
         """
-        fallen = [group for group, epoch in enumerate(self.epochs) if epoch == FALLBACK]
-        own = [f"{group}: {epoch + 1 - first_epoch}" for group, epoch in enumerate(self.epochs) if epoch != FALLBACK]
+        return [None if epoch == FALLBACK else epoch + 1 - first_epoch for epoch in self.epochs]
+
+    def summary(self, first_epoch: int) -> str:
+        """A sentence on what groups keep; argument as in `best_epochs`."""
+        epochs = dict(enumerate(self.best_epochs(first_epoch)))
+        own = [f"{group}: {epoch}" for group, epoch in epochs.items() if epoch is not None]
+        fallen = [str(group) for group, epoch in epochs.items() if epoch is None]
         kept = f"best epochs of groups: {', '.join(own)}" if own else "no group beats the global module"
-        return kept + (f"; {len(fallen)} keep the global module: {', '.join(map(str, fallen))}" if fallen else "")
+        return kept + (f"; {len(fallen)} keep the global module: {', '.join(fallen)}" if fallen else "")
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain types to go on from."""

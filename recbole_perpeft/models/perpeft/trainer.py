@@ -92,6 +92,10 @@ class PerPEFTTrainer(ContentTrainer):
         check_same_data(content.get("data", {}), train_data.dataset, file, ("ids", "log"))
         self._load_model_state(content, file)
 
+    def extra_result(self) -> dict[str, Any]:
+        """With independent groups, `group_best_epochs`, as `GroupBests.best_epochs`."""
+        return {"group_best_epochs": self.group_bests.best_epochs(self.global_epochs)} if self._is_independent else {}
+
     def _check_choice(self, valid_data) -> None:
         """Whether groups can choose their best epochs, before hours are spent."""
         if not valid_data:

@@ -178,7 +178,18 @@ def _groups(record: DatasetRecord, baseline: str) -> Table:
     if with_truth:
         header.append("Rand index")
         note += " Rand index: agreement of the run's groups with the true ones, adjusted for chance, 1 for the same."
-    return Table("By user group", header, rows, note)
+    return Table("By user group", header, rows, note + _kept_global_modules(record))
+
+
+def _kept_global_modules(record: DatasetRecord) -> str:
+    """Which groups have the global module still, where groups choose (`shared_in_groups: freeze`)."""
+    sentences = []
+    for model in record.models:
+        epochs = model.runs[min(model.runs)].result.get("group_best_epochs")
+        if epochs is not None:
+            fallen = [str(group) for group, epoch in enumerate(epochs) if epoch is None]
+            sentences.append(f" Groups of {model.name} that keep the global module: {', '.join(fallen) or 'none'}.")
+    return "".join(sentences)
 
 
 def _failures(record: DatasetRecord) -> Table:

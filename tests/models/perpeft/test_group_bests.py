@@ -69,6 +69,9 @@ def test_perpeft_is_on_its_valid_users_never_below_the_global_peft_it_starts_fro
     settings = aspects_settings | FREEZE | way
     ours, baseline = (run(name, config_dict=settings) for name in ("PerPEFT", "GlobalPEFT"))
     assert ours["best_valid_score"] >= baseline["best_valid_score"]
+    epochs = ours["group_best_epochs"]
+    assert len(epochs) == 3 and all(epoch is None or 1 <= epoch <= 6 for epoch in epochs)
+    assert (ours["best_valid_score"] > baseline["best_valid_score"]) == any(epoch is not None for epoch in epochs)
     personal, shared = (load(result["run_folder"])[1] for result in (ours, baseline))
     state = personal.state_dict()
     for name, tensor in shared.state_dict().items():

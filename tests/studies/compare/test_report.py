@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 import subprocess
@@ -6,6 +7,7 @@ import pandas as pd
 import pytest
 
 from recbole_perpeft.studies.compare import analysis
+from recbole_perpeft.studies.compare.records import collect
 from recbole_perpeft.studies.compare.report import write_report
 from recbole_perpeft.studies.compare.sections import plots, tables
 from recbole_perpeft.studies.compare.statistics import metric_of_ranks, paired_test
@@ -59,6 +61,15 @@ def test_tables_of_a_report(report, toy_record):
     assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == len(titles)
     # Of the Gini index the least is the best; here all are alike.
     assert "**0.5000 ± 0.0000**" in text
+
+
+def test_groups_that_keep_the_global_module_are_named(toy_runs):
+    plan, outcomes, *_ = toy_runs
+    (first,) = [outcome.job for outcome in outcomes if (outcome.job.spec.name, outcome.job.seed) == ("good", 1)]
+    file = first.folder / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"group_best_epochs": [2, None, None]}))
+    note = tables(collect(plan, outcomes), "base")[-1].note
+    assert "Groups of good that keep the global module: 1, 2." in note
 
 
 def test_plots_of_a_report(toy_record):
