@@ -24,7 +24,7 @@ from recbole_perpeft.core.files import checked_name
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.core.whole import alone, clear, disk_errors, draft_of, put_in_place, remove
-from recbole_perpeft.data.images import IMAGE_FOLDER
+from recbole_perpeft.data.photos.images import IMAGE_FOLDER
 
 REPORT = "conversion.json"
 REJECTED_IMAGES = "rejected_images.tsv"

@@ -17,7 +17,7 @@ from recbole_perpeft.convert.images import file_stem
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.whole import written_whole
-from recbole_perpeft.data.images import MAX_FILE_BYTES
+from recbole_perpeft.data.photos.images import MAX_FILE_BYTES
 
 HOSTS = ("media-amazon.com", "images-amazon.com", "ssl-images-amazon.com")
 N_THREADS = 8

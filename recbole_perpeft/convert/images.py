@@ -20,8 +20,8 @@ from recbole_perpeft.convert.reading.image_files import ImageReference
 from recbole_perpeft.core.digest import sha256
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import Journal, remove, written_whole
-from recbole_perpeft.core.workers import finished_tasks
-from recbole_perpeft.data.decode import DECODING, DamagedImageError
+from recbole_perpeft.data.photos.decode import DECODING, DamagedImageError
+from recbole_perpeft.store.workers import finished_tasks
 
 JOURNAL = "journal.jsonl"
 CHUNK_IMAGES = 32

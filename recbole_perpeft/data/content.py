@@ -19,7 +19,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import composed, is_inside, read_regular
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.data.content_report import ContentReport, Problem
-from recbole_perpeft.data.images import IMAGE_FOLDER, choose_images, file_stamp, is_no_file_name
+from recbole_perpeft.data.photos.images import IMAGE_FOLDER, choose_images, file_stamp, is_no_file_name
 
 TITLE, IMAGE = "title", "image"
 PAD_TOKEN = "[PAD]"

@@ -14,7 +14,7 @@ from recbole_perpeft.core.digest import row_digests
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.data.content import IMAGE
-from recbole_perpeft.data.images import process_images
+from recbole_perpeft.data.photos.images import process_images
 from recbole_perpeft.pretrained.processor import Processor
 from recbole_perpeft.pretrained.tower import Backbone
 from recbole_perpeft.store.recipe import STAMP, Chunk, ComputedChunk

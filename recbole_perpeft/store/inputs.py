@@ -15,12 +15,12 @@ from recbole_perpeft.core.digest import DIGEST_BYTES
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.whole import remove
-from recbole_perpeft.core.workers import finished_tasks
 from recbole_perpeft.data.content import IMAGE, ItemContent
-from recbole_perpeft.data.images import process_images
+from recbole_perpeft.data.photos.images import process_images
 from recbole_perpeft.store.recipe import STAMP, Chunk, ComputedChunk, FinishedChunk, Recipe
 from recbole_perpeft.store.rows import Layout, RowFiles
 from recbole_perpeft.store.table import Table
+from recbole_perpeft.store.workers import finished_tasks
 
 FORMAT = "recbole_perpeft content cache, version 1"
 PIXELS, IDS, MASK, DIGEST = "pixel_values", "input_ids", "attention_mask", "image_digest"

@@ -14,8 +14,8 @@ from recbole_perpeft.core.digest import checksum
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.data.content import ItemContent
-from recbole_perpeft.data.decode import DECODING
-from recbole_perpeft.data.images import digest_of_file
+from recbole_perpeft.data.photos.decode import DECODING
+from recbole_perpeft.data.photos.images import digest_of_file
 from recbole_perpeft.store.rows import Layout, RowFiles
 
 STAMP = "image_stamp"

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_perpeft.core.arrays import map_array
 from recbole_perpeft.core.digest import checksum
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.whole import alone, draft_of, remove
+from recbole_perpeft.store.arrays import map_array
 
 # Mapped pages that were read count as memory of the process until they are released.
 MAX_MAPPED_BYTES = 128 * 2**20

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_perpeft.core.arrays import read_array
 from recbole_perpeft.core.digest import DIGEST_BYTES, checksum, digest
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import IMAGE, ItemContent
 from recbole_perpeft.pretrained.locate import locate_encoder, weights_fingerprint
 from recbole_perpeft.pretrained.tower import Backbone
+from recbole_perpeft.store.arrays import read_array
 from recbole_perpeft.store.encode import (
     DIGEST,
     FINAL,

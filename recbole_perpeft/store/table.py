@@ -18,7 +18,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.whole import Journal, alone, put_in_place, remove, written_whole
 from recbole_perpeft.data.content import PAD_TOKEN
-from recbole_perpeft.data.decode import DECODING
+from recbole_perpeft.data.photos.decode import DECODING
 from recbole_perpeft.store.recipe import DECODED, STAMP, ComputedChunk, FinishedChunk, Recipe
 from recbole_perpeft.store.rows import MappedRows, RowFiles, UnusableRowsError, draft_of_cache, is_full
 

@@ -8,7 +8,7 @@ import pytest
 from recbole_perpeft.convert.reading import archive
 from recbole_perpeft.convert.reading.archive import ZippedImage, images_of_zip, opened_zip, unpack_member
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.decode import DamagedImageError
+from recbole_perpeft.data.photos.decode import DamagedImageError
 
 
 def write_zip(path, members, compression=zipfile.ZIP_DEFLATED):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data import images as images_module
+from recbole_perpeft.data.photos import images as images_module
 from recbole_perpeft.store import inputs, rows
 from recbole_perpeft.store.inputs import ContentCache
 from support import small_processor as processors

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from recbole_perpeft.data.content import IMAGE, ItemContent
-from recbole_perpeft.data.images import DIGEST_BYTES, process_images
+from recbole_perpeft.data.photos.images import DIGEST_BYTES, process_images
 from recbole_perpeft.store.recipe import STAMP, ComputedChunk, Recipe
 from recbole_perpeft.store.rows import UnusableRowsError
 

@@ -18,8 +18,8 @@ from PIL import Image
 from recbole_perpeft.convert.reading.image_files import ImageReference
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import check_regular
-from recbole_perpeft.data.decode import DamagedImageError, decode_image
-from recbole_perpeft.data.images import MAX_FILE_BYTES, choose_images
+from recbole_perpeft.data.photos.decode import DamagedImageError, decode_image
+from recbole_perpeft.data.photos.images import MAX_FILE_BYTES, choose_images
 
 MAX_MEMBER_BYTES = 64 * 2**30
 MAX_RATIO = 250  # text and photos stay below 30

@@ -12,8 +12,8 @@ from PIL import Image
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.data.decode import decode_image
-from recbole_perpeft.data.images import choose_images, is_no_file_name, read_image_file
+from recbole_perpeft.data.photos.decode import decode_image
+from recbole_perpeft.data.photos.images import choose_images, is_no_file_name, read_image_file
 
 
 class ImageReference(Protocol):

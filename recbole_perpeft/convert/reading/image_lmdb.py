@@ -14,7 +14,7 @@ from recbole_perpeft.convert.reading.image_files import ImageReference, images_o
 from recbole_perpeft.convert.reading.pickles import UnsafePickleError, load_stored_image
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import check_regular
-from recbole_perpeft.data.decode import MAX_ASPECT_RATIO, MAX_PIXELS, DamagedImageError
+from recbole_perpeft.data.photos.decode import MAX_ASPECT_RATIO, MAX_PIXELS, DamagedImageError
 
 MAX_STORED_BYTES = 3 * MAX_PIXELS + 2**16
 

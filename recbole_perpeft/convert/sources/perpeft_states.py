@@ -20,7 +20,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import check_regular
 from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
-from recbole_perpeft.data.images import digest_of_file, file_stamp
+from recbole_perpeft.data.photos.images import digest_of_file, file_stamp
 from recbole_perpeft.nn.layer_drop import kept_blocks
 from recbole_perpeft.pretrained.processor import Processor
 from recbole_perpeft.pretrained.tower import Backbone

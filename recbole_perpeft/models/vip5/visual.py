@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recbole_perpeft.core.arrays import map_array
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.lines import text_lines
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.settings import Settings, same_as, setting
 from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
 from recbole_perpeft.models.towers import EncoderSettings
+from recbole_perpeft.store.arrays import map_array
 from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from recbole_perpeft.core.digest import row_digests
-from recbole_perpeft.data import decode
-from recbole_perpeft.data.decode import DamagedImageError, decode_image, image_digest
+from recbole_perpeft.data.photos import decode
+from recbole_perpeft.data.photos.decode import DamagedImageError, decode_image, image_digest
 
 SIZE = (20, 15)
 needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_perpeft.core.arrays import map_array, read_array
+from recbole_perpeft.store.arrays import map_array, read_array
 
 READERS = [read_array, map_array]
 ARRAYS = [

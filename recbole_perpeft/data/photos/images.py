@@ -11,7 +11,7 @@ from PIL import Image
 from recbole_perpeft.core.digest import DIGEST_BYTES
 from recbole_perpeft.core.files import composed, open_regular
 from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.data.decode import DamagedImageError, decode_image, image_digest
+from recbole_perpeft.data.photos.decode import DamagedImageError, decode_image, image_digest
 
 IMAGE_FOLDER = "images"
 # How files of images are called; what is in them decides how they are read.

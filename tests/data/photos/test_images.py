@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from recbole_perpeft.data import decode, images
-from recbole_perpeft.data.decode import DamagedImageError, decode_image
-from recbole_perpeft.data.images import choose_images, is_no_file_name, read_image_file
+from recbole_perpeft.data.photos import decode, images
+from recbole_perpeft.data.photos.decode import DamagedImageError, decode_image
+from recbole_perpeft.data.photos.images import choose_images, is_no_file_name, read_image_file
 
 
 def encoded(image, **options):

@@ -1,0 +1,1 @@
+"""Photos: where they are, and what they look like once decoded."""
