@@ -20,7 +20,6 @@ class GroupBests:
     Everything outside the groups' modules must rest, or the modules of an earlier epoch would meet another model.
 
     Args:
-        model: With groups; their modules are the starting point.
         bigger: Whether a bigger score is the better one.
         patience: Evaluations without a better score after which a group is finished.
 
