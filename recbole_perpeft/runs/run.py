@@ -70,7 +70,9 @@ def run(
         PerPEFTError: wrong settings or data.
     """
     config = Config(model, dataset, config_file_list, config_dict)
-    return _run(config, RunFolder.create(config), saved, callback_fn, with_test)
+    folder = RunFolder.create(config)
+    with folder.alone():
+        return _run(config, folder, saved, callback_fn, with_test)
 
 
 def resume(
@@ -92,9 +94,14 @@ def resume(
         As `run`.
 
     Raises:
-        PerPEFTError: no such run, or a run of another model or data set.
+        PerPEFTError: no such run, a run of another model or data set, or one that another process is writing.
     """
     folder = RunFolder.open(source)
+    with folder.alone():
+        return _resume(folder, config_dict, callback_fn, with_test)
+
+
+def _resume(folder: RunFolder, config_dict: Mapping[str, Any] | None, callback_fn, with_test: bool) -> dict[str, Any]:
     settings = RunRecord(folder.path).settings()
     changes = dict(config_dict or {})
     _check_names({key: settings[key] for key in ("model", "dataset")}, changes, str(folder.path))
