@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,7 +36,7 @@ class RunSettings(Settings):
 
     gpu_id: str | None = setting("0", "The GPU, counted among those that are visible to the process.", kind="device")
     use_gpu: bool = setting(True, "Whether to use a GPU if there is one.", kind="device")
-    worker: int = setting(0, "Processes that load batches; 0 loads in the main process.", least=0)
+    worker: int = setting(0, "Processes that load batches; 0 loads in the main process.", least=0, most=256)
     seed: int = setting(2020, "Seed of everything that is drawn.", least=0, most=2**32 - 1)
     reproducibility: bool = setting(True, "Whether to choose reproducible CUDA algorithms.")
     state: str = setting("INFO", f"Level of the log: {', '.join(LEVELS)}.", kind="display")
@@ -109,6 +110,8 @@ class RunSettings(Settings):
         for key, known in (("learner", LEARNERS), ("state", LEVELS)):
             if getattr(self, key).lower() not in map(str.lower, known):
                 raise PerPEFTError(f"{key} is {getattr(self, key)!r}: it must be one of {', '.join(known)}")
+        if self.log_wandb and importlib.util.find_spec("wandb") is None:
+            raise PerPEFTError("log_wandb needs Weights & Biases: pip install wandb, or leave log_wandb out")
         check_eval_args(self.eval_args)
         if self.benchmark_filename is not None:
             places_of_parts(self.benchmark_filename)
