@@ -32,7 +32,7 @@ from recbole_perpeft.runs.config import Config, changed
 from recbole_perpeft.runs.folder import LOG_FILE, LOG_LINE, RunFolder, peak_gpu_memory_mb, peak_memory_mb
 from recbole_perpeft.runs.keys import ways_to_read
 from recbole_perpeft.runs.record import RunRecord
-from recbole_perpeft.training.checkpoint import load_checkpoint
+from recbole_perpeft.training.checkpoint import load_checkpoint, restored
 from recbole_perpeft.training.trainer import run_trainer
 
 __all__ = ["create_dataset", "data_preparation", "get_model", "get_trainer", "load", "resume", "run"]
@@ -141,7 +141,8 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -
         model.load_state_dict(content["state_dict"])
     except (RuntimeError, KeyError) as error:
         raise PerPEFTError(f"{path} does not fit the data set {config['dataset']}: {error}") from error
-    model.load_other_parameter(content["other_parameter"])
+    with restored(path, "other_parameter"):
+        model.load_other_parameter(content["other_parameter"])
     model.eval()
     return config, model, dataset, *loaders
 
