@@ -139,7 +139,7 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -
     check_same_data(content.get("data", {}), dataset, path, ("ids",))
     try:
         model.load_state_dict(content["state_dict"])
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise PerPEFTError(f"{path} does not fit the data set {config['dataset']}: {error}") from error
     with restored(path, "other_parameter"):
         model.load_other_parameter(content["other_parameter"])

@@ -41,19 +41,18 @@ _SCHEMA = {
     "model": str,
     "dataset": str,
     "config": dict[str, Any],
-    "state_dict": dict[str, torch.Tensor],
-    "other_parameter": dict | list | None,
+    "state_dict": dict[str, Any],
     "epoch": int,
     "cur_step": int,
     "best_valid_score": float,
     "best_valid_result": dict[str, float] | None,
-    "extra": dict[str, str | int | float | None],
+    "extra": dict[str, Any],
     "data": dict[str, str],
     "optimizers": dict[str, dict | str],
     "scaler": dict[str, Any],
     "random": dict[str, Any],
     "loader": dict[str, Any],
-    "history": list[dict[str, str | float | None]],
+    "history": list[dict[str, Any]],
 }
 _ARRAY, _SPARSE = "__array__", "__sparse__"
 
@@ -117,7 +116,7 @@ def check_complete(content: Mapping[str, Any], source: Path | str) -> None:
     Raises:
         PerPEFTError: an entry is missing.
     """
-    for name in _SCHEMA.keys() - {"data"} - content.keys():  # version 0.1.0 kept nothing of the data
+    for name in sorted(_SCHEMA.keys() - {"data"} - content.keys()):  # version 0.1.0 kept nothing of the data
         raise PerPEFTError(f"{source} is damaged: it has no entry {name}; {_REMEDY}")
 
 

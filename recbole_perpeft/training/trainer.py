@@ -270,7 +270,7 @@ class RunTrainer(Trainer):
         try:
             self.load_extra_state(content["extra"])
             self.model.load_state_dict(content["state_dict"])
-        except (RuntimeError, KeyError) as error:
+        except (RuntimeError, KeyError, TypeError, AttributeError) as error:
             raise PerPEFTError(
                 f"{source} does not fit the model; it was trained with other data or settings: {error}"
             ) from error
