@@ -9,8 +9,10 @@ from __future__ import annotations
 import difflib
 import os
 import select
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
@@ -80,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     verb = words[0] if words and not words[0].startswith("-") else "train"
     try:
+        _take_interrupts()
         status = _run(verb, words)
         sys.stdout.flush()
         return status
@@ -93,6 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status, line = _told(error, verb)
         print(line, file=sys.stderr)
         return status
+
+
+def _take_interrupts() -> None:
+    """Let Ctrl-C interrupt also where it was ignored when the program began, as by a script's `... &`."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def compare() -> int:
