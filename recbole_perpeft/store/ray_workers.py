@@ -18,9 +18,6 @@ from recbole_perpeft.pretrained.families import Family, added_families, register
 from recbole_perpeft.store.encode import HiddenStateSettings, StateEncoder
 from recbole_perpeft.store.recipe import Chunk, ComputedChunk
 
-# Of a Ray that is started here: who is on the network must not reach it, it runs what it is sent.
-_START = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-
 
 class _Worker:
     """Encodes chunks in a process of Ray; an encoder is loaded once a worker."""
@@ -82,7 +79,7 @@ def _running(ray: Any) -> Iterator[None]:
         yield
         return
     is_cluster = "RAY_ADDRESS" in os.environ
-    own = {} if is_cluster else _START | {"num_cpus": os.cpu_count()}
+    own = {} if is_cluster else {"num_cpus": os.cpu_count(), "include_dashboard": False}
     # Ray's workers yield to all other processes, as if this one had work of its own: it only waits for them.
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(log_to_driver=False, logging_level="ERROR", **own)

@@ -124,7 +124,6 @@ def _to_join(address: str) -> dict[str, Any]:
 def _to_start(store_bytes: int, n_cpus: int | None) -> dict[str, Any]:
     return {
         "address": "local",
-        "_node_ip_address": "127.0.0.1",  # who is on the network must not reach it: Ray runs what it is sent
         "num_cpus": n_cpus or _usable_cpus(),
         "object_store_memory": store_size(store_bytes, psutil.virtual_memory().available),
         "include_dashboard": False,

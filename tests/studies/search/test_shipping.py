@@ -6,7 +6,6 @@ import stat
 import pytest
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.studies.search.cluster import _to_start
 from recbole_perpeft.studies.search.shipping import private_folder
 
 
@@ -32,8 +31,3 @@ def test_a_folder_of_another_user_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(PerPEFTError, match="planted is not a folder of this user"):
         private_folder(tmp_path / "planted")
-
-
-def test_a_ray_of_ours_is_not_on_the_network():
-    arguments = _to_start(0, 1)
-    assert arguments["_node_ip_address"] == "127.0.0.1" and arguments["include_dashboard"] is False
