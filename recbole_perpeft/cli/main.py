@@ -7,6 +7,7 @@ work and gives the exit status. What goes wrong in them ends here, in one line.
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import select
 import signal
@@ -83,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = words[0] if words and not words[0].startswith("-") else "train"
     try:
         _take_interrupts()
+        _print_what_the_terminal_can()
         status = _run(verb, words)
         sys.stdout.flush()
         return status
@@ -102,6 +104,12 @@ def _take_interrupts() -> None:
     """Let Ctrl-C interrupt also where it was ignored when the program began, as by a script's `... &`."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _print_what_the_terminal_can() -> None:
+    """Let a terminal of few characters show others as escapes, where it would end the program."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def compare() -> int:

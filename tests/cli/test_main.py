@@ -1,5 +1,6 @@
 """One program: its verbs, and what becomes of an error."""
 
+import io
 import os
 import shlex
 import signal
@@ -64,6 +65,14 @@ def test_an_interrupt_that_was_ignored_before_is_taken(monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "interrupted; start it again\n"
+
+
+def test_a_terminal_of_few_characters(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr("recbole_perpeft.cli.explain.run", lambda options: print("0.1 ± 0.2") or 0)
+    assert main(["explain", "--model_file=x"]) == 0
+    assert written.getvalue() == b"0.1 \\xb1 0.2\n"
 
 
 def test_an_unforeseen_error_is_one_line_that_names_its_log(fails_with, capsys, tmp_path, monkeypatch):
