@@ -23,8 +23,7 @@ from recbole_perpeft.core.files import checked_name
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.plugins import load_plugins
 from recbole_perpeft.core.protocol import laid_over
-from recbole_perpeft.core.recbole_settings import RecBoleSettings
-from recbole_perpeft.core.run_settings import RunSettings
+from recbole_perpeft.core.run_settings import RecBoleSettings, RunSettings
 from recbole_perpeft.core.settings import classes_of, classes_read, defaults_of, reachable, settings_from
 from recbole_perpeft.core.yaml_values import PLAIN_TYPES, SettingsLoader, parse_value, read_yaml
 from recbole_perpeft.data.dataset import SequenceDataset

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_perpeft.core.errors import PerPEFTError, shown
-from recbole_perpeft.core.recbole_settings import RecBoleSettings
+from recbole_perpeft.core.run_settings import RecBoleSettings
 from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.core.yaml_values import parse_value, read_yaml
 from recbole_perpeft.runs.config import Config
