@@ -7,10 +7,13 @@ work and gives the exit status. What goes wrong in them ends here, in one line.
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import select
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
@@ -80,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     verb = words[0] if words and not words[0].startswith("-") else "train"
     try:
+        _take_interrupts()
+        _print_what_the_terminal_can()
         status = _run(verb, words)
         sys.stdout.flush()
         return status
@@ -93,6 +98,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status, line = _told(error, verb)
         print(line, file=sys.stderr)
         return status
+
+
+def _take_interrupts() -> None:
+    """Let Ctrl-C interrupt also where it was ignored when the program began, as by a script's `... &`."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _print_what_the_terminal_can() -> None:
+    """Let a terminal of few characters show others as escapes, where it would end the program."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def compare() -> int:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError, shown
 
 KEY = "eval_args"
 # How many of a user's last rows leave the train part, and which part takes the last one.
@@ -60,9 +60,12 @@ def check_eval_args(arguments: Mapping[str, Any]) -> None:
             close = difflib.get_close_matches(str(name), _PARTS, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise PerPEFTError(f"eval_args has no part {name!r}, only {', '.join(_PARTS)}{hint}")
+    for name in _PARTS:
+        if name not in arguments:
+            raise PerPEFTError(f"eval_args has no {name}: it must have {', '.join(_PARTS)}")
     for name, choices in _CHOICES.items():
         if arguments[name] not in choices:
-            raise PerPEFTError(f"eval_args: {name} is {arguments[name]!r}; choose {choices[0]} or {choices[1]}")
+            raise PerPEFTError(f"eval_args: {name} is {shown(arguments[name])}; choose {choices[0]} or {choices[1]}")
     _check_split(arguments["split"])
 
 
@@ -75,7 +78,7 @@ def _check_split(split: Any) -> None:
         numbers = [share for share in value if isinstance(share, int | float) and share >= 0]
         if len(numbers) == 3 and numbers[0] > 0:
             return
-    raise PerPEFTError(f"eval_args: split is {split!r}; choose {ways}, of the train, valid and test part")
+    raise PerPEFTError(f"eval_args: split is {shown(split)}; choose {ways}, of the train, valid and test part")
 
 
 def places_of_parts(names: Sequence[str]) -> tuple[int, ...]:

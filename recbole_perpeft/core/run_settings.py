@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,7 +36,7 @@ class RunSettings(Settings):
 
     gpu_id: str | None = setting("0", "The GPU, counted among those that are visible to the process.", kind="device")
     use_gpu: bool = setting(True, "Whether to use a GPU if there is one.", kind="device")
-    worker: int = setting(0, "Processes that load batches; 0 loads in the main process.", least=0)
+    worker: int = setting(0, "Processes that load batches; 0 loads in the main process.", least=0, most=256)
     seed: int = setting(2020, "Seed of everything that is drawn.", least=0, most=2**32 - 1)
     reproducibility: bool = setting(True, "Whether to choose reproducible CUDA algorithms.")
     state: str = setting("INFO", f"Level of the log: {', '.join(LEVELS)}.", kind="display")
@@ -109,6 +110,8 @@ class RunSettings(Settings):
         for key, known in (("learner", LEARNERS), ("state", LEVELS)):
             if getattr(self, key).lower() not in map(str.lower, known):
                 raise PerPEFTError(f"{key} is {getattr(self, key)!r}: it must be one of {', '.join(known)}")
+        if self.log_wandb and importlib.util.find_spec("wandb") is None:
+            raise PerPEFTError("log_wandb needs Weights & Biases: pip install wandb, or leave log_wandb out")
         check_eval_args(self.eval_args)
         if self.benchmark_filename is not None:
             places_of_parts(self.benchmark_filename)
@@ -133,3 +136,56 @@ class RecBoleModelSettings(Settings):
     hidden_dropout_prob: float = setting(0.0, "Dropout of hidden states.", kind="rate")
     attn_dropout_prob: float = setting(0.0, "Dropout of attention weights.", kind="rate")
     reg_weight: float | list[float] = setting(0.0, "Weight of the regularisation of vectors.", kind="rate")
+
+
+@dataclass(frozen=True)
+class RecBoleSettings(Settings):
+    """RecBole's keys that are not among `RunSettings`, or that it takes in more forms than it keeps.
+
+    Only the types count: defaults are RecBole's own.
+    """
+
+    metrics: str | list[str] = setting("NDCG")
+    topk: int | list[int] | None = setting(10, least=1)
+    eval_args: dict = setting({})
+    plugin: str | list[str] | None = setting(None)
+    valid_metric: str | None = setting(None)
+    train_neg_sample_args: dict | None = setting(None)
+    repeatable: bool | None = setting(None)
+    require_pow: bool = setting(False)
+    nproc: int = setting(1)
+    world_size: int = setting(-1)
+    encoding: str = setting("utf-8")
+
+    field_separator: str = setting("\t")
+    seq_separator: str = setting(" ")
+    USER_ID_FIELD: str = setting("user_id")
+    ITEM_ID_FIELD: str = setting("item_id")
+    RATING_FIELD: str | None = setting("rating")
+    TIME_FIELD: str | None = setting("timestamp")
+    LABEL_FIELD: str | None = setting("label")
+    NEG_PREFIX: str = setting("neg_")
+    LIST_SUFFIX: str = setting("_list")
+    ITEM_LIST_LENGTH_FIELD: str = setting("item_length")
+    POSITION_FIELD: str = setting("position_id")
+    HEAD_ENTITY_ID_FIELD: str = setting("head_id")
+    TAIL_ENTITY_ID_FIELD: str = setting("tail_id")
+    RELATION_ID_FIELD: str = setting("relation_id")
+    ENTITY_ID_FIELD: str = setting("entity_id")
+    kg_reverse_r: bool = setting(False)
+    entity_kg_num_interval: str | None = setting(None)
+    relation_kg_num_interval: str | None = setting(None)
+
+    seq_len: dict | None = setting(None)
+    numerical_features: list[str] | None = setting(None)
+    unload_col: dict | None = setting(None)
+    unused_col: dict | None = setting(None)
+    additional_feat_suffix: str | list[str] | None = setting(None)
+    alias_of_user_id: list[str] | None = setting(None)
+    alias_of_item_id: list[str] | None = setting(None)
+    alias_of_entity_id: list[str] | None = setting(None)
+    alias_of_relation_id: list[str] | None = setting(None)
+    preload_weight: dict | None = setting(None)
+    normalize_field: list[str] | None = setting(None)
+    normalize_all: bool | None = setting(None)
+    discretization: dict | None = setting(None)

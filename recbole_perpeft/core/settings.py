@@ -24,7 +24,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
-from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError, shown
 from recbole_perpeft.core.registry import Registry
 
 # What a setting does to the numbers of a run: `protocol`: models are compared under it; `rate`: it may change while a
@@ -125,7 +125,7 @@ class Setting:
             matches, converted = _as_type(value, hint)
             if matches and (converted is None or (self._in_range(converted) and self._is_choice(converted))):
                 return converted
-        raise PerPEFTError(f"{self.name} is {value!r}: it must be {self.requirement}")
+        raise PerPEFTError(f"{self.name} is {shown(value)}: it must be {self.requirement}")
 
     def _is_choice(self, value: Any) -> bool:
         return not self.possible or value in self.possible

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from filelock import FileLock, Timeout
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
+
+_LONGEST_SIGNATURE = 300  # bytes of a lock that are read
 
 
 def draft_of(path: Path) -> Path:
@@ -41,35 +44,57 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone(path: Path, patience: float = -1) -> Iterator[None]:
+def alone(path: Path, patience: float = -1, file: Path | None = None) -> Iterator[None]:
     """Be the only process that makes this file or folder. The lock goes with its process, however that ends.
 
     Args:
-        path: what is made. The folder it belongs to is made where it is missing.
+        path: what is made.
         patience: seconds to wait for another process; endlessly if negative.
+        file: the lock, by default beside `path`. Its folder is made where it is missing.
 
     Raises:
-        PerPEFTError: another process is making it still, or the disk does not take the lock.
+        PerPEFTError: another process, which the message names, is making it still, or the disk does not take the lock.
     """
-    file = path.with_name(f"{path.name}.lock")
-    lock, is_written = FileLock(file), f"{path} is being written by another process"
+    if file is None:
+        file = path.absolute().with_name(f"{path.absolute().name}.lock")  # `.` has no name
+    lock = FileLock(file)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             if patience:
-                LOGGER.info(f"{is_written}; waiting for it")
+                LOGGER.info(f"{path} is being written by {_holder(file)}; waiting for it")
             try:
                 lock.acquire(timeout=patience)
             except Timeout as error:
-                raise PerPEFTError(f"{is_written}; wait for it") from error
+                raise PerPEFTError(f"{path} is being written by {_holder(file)}; wait for it") from error
+        _sign(file)
     try:
         yield
     finally:
         if not patience:  # nobody waits for this file
             file.unlink(missing_ok=True)
         lock.release()
+
+
+def _sign(lock: Path) -> None:
+    """Write into a lock of ours who holds it. A disk that refuses that has given the lock all the same."""
+    with suppress(OSError):
+        descriptor = os.open(lock, os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0))
+        with open(descriptor, "w", encoding="ascii") as file:
+            file.write(f"{os.getpid()} {socket.gethostname()}")
+
+
+def _holder(lock: Path) -> str:
+    """Who holds a lock of another process, in words."""
+    try:
+        number, _, machine = lock.read_bytes()[:_LONGEST_SIGNATURE].decode("ascii").partition(" ")
+    except (OSError, UnicodeDecodeError):
+        return "another process"
+    if not number.isdigit():
+        return "another process"
+    return f"process {number}" + (f" of {machine}" if machine not in ("", socket.gethostname()) else "")
 
 
 @contextmanager

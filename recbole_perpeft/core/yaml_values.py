@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import yaml
 
 from recbole_perpeft.core.errors import PerPEFTError
 
+_MOST_VALUES = 100_000  # of a file of settings
+# What is wrong with a text that is no YAML: PyYAML lets errors of dates out of range, of very long numbers and of very
+# deep nesting through as Python's.
+_NO_VALUE = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 PLAIN_TYPES = (str, int, float, bool, list, tuple, dict, type(None))
 
 
@@ -39,8 +44,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise PerPEFTError(f"cannot read the settings file {path}: {error}") from error
     try:
-        settings = yaml.load(text, Loader=SettingsLoader)
-    except yaml.YAMLError as error:
+        settings = _load(text)
+    except _NO_VALUE as error:
         raise PerPEFTError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if settings is None:
         return {}
@@ -72,7 +77,30 @@ def _parse_collection(text: str) -> Any:
     if not text.strip().startswith(("[", "{")):
         return text
     try:
-        value = yaml.load(text, Loader=SettingsLoader)
-    except yaml.YAMLError:
+        value = _load(text)
+    except _NO_VALUE:
         return text
     return value if isinstance(value, list | dict) else text
+
+
+def _load(text: str) -> Any:
+    value = yaml.load(text, Loader=SettingsLoader)
+    if _size(value, {}) > _MOST_VALUES:
+        raise ValueError(f"with its aliases written out it has more than {_MOST_VALUES:,} values")
+    return value
+
+
+def _size(value: Any, known: dict[int, float]) -> float:
+    """Number of values in a value, each alias counted as what it stands for; infinite where one is within itself.
+
+    Args:
+        value: what was read.
+        known: sizes of collections by their identity.
+    """
+    if not isinstance(value, list | dict | set | tuple):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf
+        entries = [*value, *(value.values() if isinstance(value, dict) else ())]
+        known[id(value)] = 1 + sum(_size(entry, known) for entry in entries)
+    return known[id(value)]

@@ -23,7 +23,7 @@ from recbole_perpeft.core.files import checked_name
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.plugins import load_plugins
 from recbole_perpeft.core.protocol import laid_over
-from recbole_perpeft.core.run_settings import RunSettings
+from recbole_perpeft.core.run_settings import RecBoleSettings, RunSettings
 from recbole_perpeft.core.settings import classes_of, classes_read, defaults_of, reachable, settings_from
 from recbole_perpeft.core.yaml_values import PLAIN_TYPES, SettingsLoader, parse_value, read_yaml
 from recbole_perpeft.data.dataset import SequenceDataset
@@ -139,7 +139,8 @@ class Config(RecBoleConfig):
 
     def _merge_external_config_dict(self):
         self.external_config_dict = {}
-        load_plugins({**self.file_config_dict, **self.variable_config_dict}.get("plugin"))
+        given = {**self.file_config_dict, **self.variable_config_dict}
+        load_plugins(RecBoleSettings(plugin=given.get("plugin")).plugin)
         for layer in (self.file_config_dict, self.variable_config_dict):
             self.external_config_dict = changed(self.external_config_dict, layer)
 
@@ -195,6 +196,7 @@ class Config(RecBoleConfig):
                 settings[key] = None
         for key in ("data_path", "checkpoint_dir", "valid_metric"):
             settings[key] = str(settings[key])
+        settings_from(settings, RecBoleSettings)
         return settings
 
     def _has_another_peft_type(self, declared: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ import re
 import resource
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,11 +20,12 @@ import torch
 import yaml
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.whole import draft_of, written_whole
+from recbole_perpeft.core.whole import alone, draft_of, written_whole
 
 PACKAGES = ("recbole-perpeft", "recbole", "torch", "transformers", "peft", "numpy", "pandas", "scipy", "scikit-learn")
 SETTINGS_FILE, ENVIRONMENT_FILE, RESULT_FILE = "config.yaml", "environment.json", "result.json"
 METRICS_FILE, RANKS_FILE, LOG_FILE = "metrics.csv", "test_ranks.parquet", "run.log"
+LOCK_FILE = "run.lock"  # while a process writes the folder
 LOG_LINE = "%(asctime)s %(levelname)s %(message)s"
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 
@@ -83,6 +85,14 @@ class RunFolder:
                 "before it began: start it anew"
             )
         return cls(folder)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Be the only process that writes the folder.
+
+        Raises:
+            PerPEFTError: another process writes it.
+        """
+        return alone(self.path, patience=0, file=self.path / LOCK_FILE)
 
     def write_settings(self, config) -> None:
         """Write `config.yaml`."""
@@ -159,7 +169,7 @@ def _chosen_folder(path: Path) -> Path:
     if SETTINGS_FILE in names:
         raise PerPEFTError(f"the run folder {path} holds a run already: choose another, or --resume={path}")
     # A run that was killed before it had written its settings cannot be resumed; it starts anew.
-    if not names <= {LOG_FILE, draft_of(path / SETTINGS_FILE).name}:
+    if not names <= {LOG_FILE, LOCK_FILE, draft_of(path / SETTINGS_FILE).name}:
         raise PerPEFTError(f"the run folder {path} is not empty, and holds no run: choose another")
     return path
 

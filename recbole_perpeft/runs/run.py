@@ -32,7 +32,7 @@ from recbole_perpeft.runs.config import Config, changed
 from recbole_perpeft.runs.folder import LOG_FILE, LOG_LINE, RunFolder, peak_gpu_memory_mb, peak_memory_mb
 from recbole_perpeft.runs.keys import ways_to_read
 from recbole_perpeft.runs.record import RunRecord
-from recbole_perpeft.training.checkpoint import load_checkpoint
+from recbole_perpeft.training.checkpoint import load_checkpoint, restored
 from recbole_perpeft.training.trainer import run_trainer
 
 __all__ = ["create_dataset", "data_preparation", "get_model", "get_trainer", "load", "resume", "run"]
@@ -70,7 +70,9 @@ def run(
         PerPEFTError: wrong settings or data.
     """
     config = Config(model, dataset, config_file_list, config_dict)
-    return _run(config, RunFolder.create(config), saved, callback_fn, with_test)
+    folder = RunFolder.create(config)
+    with folder.alone():
+        return _run(config, folder, saved, callback_fn, with_test)
 
 
 def resume(
@@ -92,9 +94,14 @@ def resume(
         As `run`.
 
     Raises:
-        PerPEFTError: no such run, or a run of another model or data set.
+        PerPEFTError: no such run, a run of another model or data set, or one that another process is writing.
     """
     folder = RunFolder.open(source)
+    with folder.alone():
+        return _resume(folder, config_dict, callback_fn, with_test)
+
+
+def _resume(folder: RunFolder, config_dict: Mapping[str, Any] | None, callback_fn, with_test: bool) -> dict[str, Any]:
     settings = RunRecord(folder.path).settings()
     changes = dict(config_dict or {})
     _check_names({key: settings[key] for key in ("model", "dataset")}, changes, str(folder.path))
@@ -132,9 +139,10 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -
     check_same_data(content.get("data", {}), dataset, path, ("ids",))
     try:
         model.load_state_dict(content["state_dict"])
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise PerPEFTError(f"{path} does not fit the data set {config['dataset']}: {error}") from error
-    model.load_other_parameter(content["other_parameter"])
+    with restored(path, "other_parameter"):
+        model.load_other_parameter(content["other_parameter"])
     model.eval()
     return config, model, dataset, *loaders
 

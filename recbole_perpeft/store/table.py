@@ -16,6 +16,7 @@ from tqdm import tqdm
 from recbole_perpeft.core.digest import digest
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.core.schema import misfit
 from recbole_perpeft.core.whole import Journal, alone, put_in_place, remove, written_whole
 from recbole_perpeft.data.content import PAD_TOKEN
 from recbole_perpeft.data.photos.decode import DECODING
@@ -23,6 +24,9 @@ from recbole_perpeft.store.recipe import DECODED, STAMP, ComputedChunk, Finished
 from recbole_perpeft.store.rows import MappedRows, RowFiles, UnusableRowsError, draft_of_cache, is_full
 
 MANIFEST, JOURNAL = "manifest.json", "journal.jsonl"
+# Types of the entries of a manifest, and of what it says of a chunk.
+_SCHEMA = {"chunks": list[dict], "stamps": dict[str, list[int]], "chunk_rows": int, "tokens": list[str]}
+_CHUNK = {"index": int, "checksums": dict[str, int], "damaged": dict[str, str]}
 N_NAMED = 3
 
 
@@ -50,6 +54,10 @@ class Manifest:
             found = values["format"]
             if found == recipe.format:
                 chunks, stamps = values.pop("chunks"), values.pop("stamps", {})
+                wrong = misfit(values | {"chunks": chunks, "stamps": stamps}, _SCHEMA)
+                wrong = wrong or next(filter(None, (misfit(chunk, _CHUNK) for chunk in chunks)), None)
+                if wrong:
+                    raise TypeError(wrong)
                 if missing := recipe.about.keys() - values.keys():
                     raise KeyError(*missing)
                 return cls(
@@ -106,7 +114,12 @@ class Table(MappedRows):
         """
         manifest = Manifest.read(folder, recipe)
         recipe.check(folder, manifest.values)
-        table = cls(folder, recipe, manifest)
+        try:
+            table = cls(folder, recipe, manifest)
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            if isinstance(error, PerPEFTError):
+                raise
+            raise UnusableRowsError(f"{folder / MANIFEST}: is no manifest of such a table ({error!r}).") from error
         changed = recipe.changed_rows(table.files, manifest.values)
         if len(changed):
             named = ", ".join(repr(table.tokens[row]) for row in changed[:N_NAMED])

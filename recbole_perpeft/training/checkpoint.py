@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from torch import nn
 
 from recbole_perpeft.core.digest import VERSIONED_PACKAGES
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.schema import misfit
 from recbole_perpeft.core.whole import written_whole
 
 __all__ = [
+    "check_complete",
     "load_checkpoint",
     "loader_state",
     "model_state",
     "random_state",
+    "restored",
     "save_checkpoint",
     "set_loader_state",
     "set_random_state",
@@ -30,6 +34,26 @@ __all__ = [
 
 FORMAT = "recbole_perpeft checkpoint"
 FORMAT_VERSION = 1
+_REMEDY = "take another checkpoint, or train anew"
+# Types of the entries of `best.pth` and `last.pth`, as `RunTrainer` writes them.
+_SCHEMA = {
+    "format_version": int,
+    "model": str,
+    "dataset": str,
+    "config": dict[str, Any],
+    "state_dict": dict[str, Any],
+    "epoch": int,
+    "cur_step": int,
+    "best_valid_score": float,
+    "best_valid_result": dict[str, float] | None,
+    "extra": dict[str, Any],
+    "data": dict[str, str],
+    "optimizers": dict[str, dict | str],
+    "scaler": dict[str, Any],
+    "random": dict[str, Any],
+    "loader": dict[str, Any],
+    "history": list[dict[str, Any]],
+}
 _ARRAY, _SPARSE = "__array__", "__sparse__"
 
 
@@ -75,11 +99,43 @@ def load_checkpoint(path: Path | str, model: str | None = None) -> dict[str, Any
         raise PerPEFTError(f"{path} is damaged, or not a checkpoint of recbole_perpeft") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or "format_version" not in content:
         raise PerPEFTError(f"{path} is not a checkpoint of recbole_perpeft")
+    wrong = misfit(content, _SCHEMA)
+    if wrong:
+        raise PerPEFTError(f"{path} is damaged: its entry {wrong}, which no training writes; {_REMEDY}")
     if content["format_version"] > FORMAT_VERSION:
         raise PerPEFTError(f"{path} was written by a newer recbole_perpeft; upgrade to read it")
     if model is not None and content.get("model") != model:
         raise PerPEFTError(f"{path} is a checkpoint of {content.get('model')}, not of {model}")
-    return _decode(content)
+    with restored(path, "arrays"):
+        return _decode(content)
+
+
+def check_complete(content: Mapping[str, Any], source: Path | str) -> None:
+    """Refuse a `last.pth` that lacks what it takes to go on.
+
+    Raises:
+        PerPEFTError: an entry is missing.
+    """
+    for name in sorted(_SCHEMA.keys() - {"data"} - content.keys()):  # version 0.1.0 kept nothing of the data
+        raise PerPEFTError(f"{source} is damaged: it has no entry {name}; {_REMEDY}")
+
+
+@contextmanager
+def restored(source: Path | str, entry: str) -> Iterator[None]:
+    """Put back what an entry of a checkpoint holds, whose types within only its reader knows.
+
+    Raises:
+        PerPEFTError: it cannot be put back, in place of whatever its reader stumbles over.
+    """
+    try:
+        yield
+    except PerPEFTError:
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise PerPEFTError(
+            f"{source} is damaged: its entry {entry} is not what was written ({reason}); {_REMEDY}"
+        ) from error
 
 
 def model_state(config, model: AbstractRecommender) -> dict[str, Any]:

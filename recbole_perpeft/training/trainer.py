@@ -265,7 +265,7 @@ class RunTrainer(Trainer):
         if train_data is not None:
             check_same_data(content.get("data", {}), train_data._dataset, resume_file, ("ids", "log"))
         self._load_model_state(content, resume_file)
-        self._load_training_state(content, train_data)
+        self._load_training_state(content, train_data, resume_file)
         # The run may have been killed between the checkpoint and the record of its last epoch.
         self._write_history()
         self.logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
@@ -274,29 +274,35 @@ class RunTrainer(Trainer):
         try:
             self.load_extra_state(content["extra"])
             self.model.load_state_dict(content["state_dict"])
-        except (RuntimeError, KeyError) as error:
+        except (RuntimeError, KeyError, TypeError, AttributeError) as error:
             raise PerPEFTError(
                 f"{source} does not fit the model; it was trained with other data or settings: {error}"
             ) from error
-        self.model.load_other_parameter(_to_device(content["other_parameter"], self.device))
+        with checkpoints.restored(source, "other_parameter"):
+            self.model.load_other_parameter(_to_device(content["other_parameter"], self.device))
 
-    def _load_training_state(self, content: dict[str, Any], train_data) -> None:
+    def _load_training_state(self, content: dict[str, Any], train_data, source: str | Path) -> None:
+        checkpoints.check_complete(content, source)
         self.start_epoch = content["epoch"] + 1
         self.cur_step = content["cur_step"]
         self.best_valid_score = content["best_valid_score"]
         self.best_valid_result = content["best_valid_result"]
         self.history = content["history"]
-        self.scaler.load_state_dict(content["scaler"])
         # Loading may have changed which parameters the model has.
         self.optimizer = self._build_optimizer()
-        for name, state in content["optimizers"].items():
-            if isinstance(state, str):
-                setattr(self, name, getattr(self, state))
-            else:
-                _load_optimizer(getattr(self, name), state)
+        with checkpoints.restored(source, "scaler"):
+            self.scaler.load_state_dict(content["scaler"])
+        with checkpoints.restored(source, "optimizers"):
+            for name, state in content["optimizers"].items():
+                if isinstance(state, str):
+                    setattr(self, name, getattr(self, state))
+                else:
+                    _load_optimizer(getattr(self, name), state)
         if train_data is not None:
-            checkpoints.set_loader_state(train_data, content["loader"])
-        checkpoints.set_random_state(content["random"])
+            with checkpoints.restored(source, "loader"):
+                checkpoints.set_loader_state(train_data, content["loader"])
+        with checkpoints.restored(source, "random"):
+            checkpoints.set_random_state(content["random"])
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs) -> None:
         """Keep the model as the best one, in `best.pth` or in memory."""

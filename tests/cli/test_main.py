@@ -1,7 +1,9 @@
 """One program: its verbs, and what becomes of an error."""
 
+import io
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -53,6 +55,24 @@ def missing_file():
 def test_an_error_is_one_line(fails_with, capsys, error, status, message):
     assert main(fails_with(error)) == status
     assert capsys.readouterr().err == f"{message}\n"
+
+
+def test_an_interrupt_that_was_ignored_before_is_taken(monkeypatch, capsys):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr("recbole_perpeft.cli.explain.run", lambda options: signal.raise_signal(signal.SIGINT))
+        assert main(["explain", "--model_file=x"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "interrupted; start it again\n"
+
+
+def test_a_terminal_of_few_characters(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr("recbole_perpeft.cli.explain.run", lambda options: print("0.1 ± 0.2") or 0)
+    assert main(["explain", "--model_file=x"]) == 0
+    assert written.getvalue() == b"0.1 \\xb1 0.2\n"
 
 
 def test_an_unforeseen_error_is_one_line_that_names_its_log(fails_with, capsys, tmp_path, monkeypatch):

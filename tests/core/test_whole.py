@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import threading
 from pathlib import Path
 
@@ -137,6 +138,34 @@ def test_patience_ends(tmp_path, patience):
     with alone(tmp_path / "cache", patience):
         pass
     assert names_in(tmp_path) == ([] if patience == 0 else ["cache.lock"])
+
+
+def test_who_holds_a_lock_is_told(tmp_path):
+    caught = []
+
+    def make():
+        with pytest.raises(PerPEFTError) as error, alone(tmp_path, 0, file=tmp_path / "run.lock"):
+            pass
+        caught.append(str(error.value))
+
+    with alone(tmp_path, 0, file=tmp_path / "run.lock"):
+        for signature in (None, "12 elsewhere", "\xff", "many words", ""):
+            if signature is not None:
+                (tmp_path / "run.lock").write_bytes(signature.encode("latin-1"))
+            thread = threading.Thread(target=make)
+            thread.start()
+            thread.join()
+    others = ["12 of elsewhere", *["another process"] * 3]
+    holders = [f"process {os.getpid()}", f"process {others[0]}", *others[1:]]
+    assert caught == [f"{tmp_path} is being written by {holder}; wait for it" for holder in holders]
+    assert names_in(tmp_path) == []
+
+
+def test_a_lock_of_this_very_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with alone(Path("."), 0):
+        assert tmp_path.with_name(f"{tmp_path.name}.lock").is_file()
+    assert not tmp_path.with_name(f"{tmp_path.name}.lock").exists()
 
 
 def test_a_folder_without_a_place_for_the_lock(tmp_path):

@@ -26,7 +26,7 @@ from recbole_perpeft.models.perpeft.grouping import (
     warn_if_groups_are_small,
 )
 from recbole_perpeft.nn.adapt.groups import freeze_shared
-from recbole_perpeft.training.checkpoint import load_checkpoint
+from recbole_perpeft.training.checkpoint import load_checkpoint, restored
 from recbole_perpeft.training.ranks import metric_of_ranks
 from recbole_perpeft.training.rates import ContentTrainer
 
@@ -244,7 +244,8 @@ class PerPEFTTrainer(ContentTrainer):
     def _training_state(self, train_data) -> dict[str, Any]:
         return super()._training_state(train_data) | {"group_bests": self.group_bests.state()}
 
-    def _load_training_state(self, content: dict[str, Any], train_data) -> None:
-        super()._load_training_state(content, train_data)
+    def _load_training_state(self, content: dict[str, Any], train_data, source: str | Path) -> None:
+        super()._load_training_state(content, train_data, source)
         if "group_bests" in content:  # checkpoints of 0.1 have none
-            self.group_bests.load(content["group_bests"])
+            with restored(source, "group_bests"):
+                self.group_bests.load(content["group_bests"])

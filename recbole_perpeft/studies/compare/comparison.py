@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.whole import alone
 from recbole_perpeft.runs.config import DEFAULT_DATASET
 from recbole_perpeft.studies.compare.plan import plan
 from recbole_perpeft.studies.compare.records import DatasetRecord, collect
@@ -80,7 +81,7 @@ def compare(
         Folder of the report, its numbers as tables, and runs that failed.
 
     Raises:
-        PerPEFTError: settings or data are wrong, or no run succeeded.
+        PerPEFTError: settings or data are wrong, no run succeeded, or another process is writing this report.
     """
     for name, value in (("seeds", n_seeds), ("parallel", n_parallel)):
         if value < 1:
@@ -99,9 +100,10 @@ def compare(
         done.append(outcome)
         when_done(len(done), total, outcome)
 
-    outcomes = carry_out_all(jobs, n_parallel, tell)
-    if all(outcome.error is not None for outcome in outcomes):
-        errors = dict.fromkeys(f"{outcome.job}: {outcome.error}" for outcome in outcomes)
-        raise PerPEFTError("no run succeeded:\n  " + "\n  ".join(errors))
-    records = [collect(part, outcomes) for part in plans]
-    return Comparison(Path(output), baseline, records, write_report(Path(output), records, baseline))
+    with alone(Path(output), patience=0):
+        outcomes = carry_out_all(jobs, n_parallel, tell)
+        if all(outcome.error is not None for outcome in outcomes):
+            errors = dict.fromkeys(f"{outcome.job}: {outcome.error}" for outcome in outcomes)
+            raise PerPEFTError("no run succeeded:\n  " + "\n  ".join(errors))
+        records = [collect(part, outcomes) for part in plans]
+        return Comparison(Path(output), baseline, records, write_report(Path(output), records, baseline))

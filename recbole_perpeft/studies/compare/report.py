@@ -13,6 +13,7 @@ from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.studies.compare import analysis
 from recbole_perpeft.studies.compare.records import DatasetRecord
 from recbole_perpeft.studies.compare.sections import plots, protocol_sentence, tables
+from recbole_perpeft.studies.report.escape import in_csv, in_latex, in_markdown
 from recbole_perpeft.studies.report.page import Chapter, to_html
 
 TITLE = "Comparison of recommenders"
@@ -48,7 +49,7 @@ def write_report(folder: Path, records: Sequence[DatasetRecord], baseline: str) 
     numbers = _numbers(records, baseline)
     for name, table in numbers.items():
         with written_whole(folder / f"{name}.csv") as draft:
-            table.to_csv(draft, index=False)
+            in_csv(table).to_csv(draft, index=False)
     _write_ranks(folder / "ranks.parquet", records)
     return numbers
 
@@ -66,7 +67,8 @@ def to_markdown(chapters: Sequence[Chapter]) -> str:
     """The tables, best in bold, second best in italics."""
     parts = [f"# {TITLE}"]
     for chapter in chapters:
-        parts += [f"## {chapter.title}", *chapter.paragraphs, *(table.to_markdown() for table in chapter.tables)]
+        parts += [f"## {in_markdown(chapter.title)}", *map(in_markdown, chapter.paragraphs)]
+        parts += [table.to_markdown() for table in chapter.tables]
     return "\n\n".join(parts) + "\n"
 
 
@@ -74,7 +76,7 @@ def to_latex(chapters: Sequence[Chapter]) -> str:
     """The tables for a paper; they need the package booktabs."""
     parts = ["% \\usepackage{booktabs}"]
     for chapter in chapters:
-        parts += [f"% {chapter.title}", *(table.to_latex() for table in chapter.tables)]
+        parts += [f"% {in_latex(chapter.title)}", *(table.to_latex() for table in chapter.tables)]
     return "\n\n".join(parts) + "\n"
 
 

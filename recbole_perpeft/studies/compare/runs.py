@@ -21,6 +21,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import keys_of_kind
 from recbole_perpeft.core.whole import alone
+from recbole_perpeft.core.workers import end_with_parent
 from recbole_perpeft.runs.folder import RESULT_FILE, SETTINGS_FILE
 from recbole_perpeft.runs.record import DamagedFileError, RunRecord
 from recbole_perpeft.runs.run import resume, run
@@ -112,7 +113,7 @@ class _Process:
         )
         assert self._process.stdin is not None and self._process.stdout is not None  # they are pipes
         self._orders, self._answers = self._process.stdin, self._process.stdout
-        order = json.dumps({"folder": str(job.folder), "settings": job.settings})
+        order = json.dumps({"folder": str(job.folder), "settings": job.settings, "parent": os.getpid()})
         try:
             self._orders.write(order.encode() + b"\n")
             self._orders.flush()
@@ -184,7 +185,8 @@ def work() -> int:
         Exit status.
     """
     job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent(job["parent"])
+    threading.Thread(target=_end_with_parent, daemon=True).start()  # where the system does not see to it
     with redirect_stdout(sys.stderr):
         error = carry_out(Path(job["folder"]), job["settings"])
     print(json.dumps({"error": error}), flush=True)

@@ -13,7 +13,8 @@ from plotly.graph_objects import Figure
 from recbole_perpeft.studies.compare import analysis
 from recbole_perpeft.studies.compare.records import DatasetRecord
 from recbole_perpeft.studies.compare.statistics import TPME_WEIGHTS
-from recbole_perpeft.studies.report.page import COLOURS, add_curve, in_plot, new_figure
+from recbole_perpeft.studies.report.escape import in_html
+from recbole_perpeft.studies.report.page import COLOURS, add_curve, new_figure
 from recbole_perpeft.studies.report.tables import Cell, Table, places
 
 _LEVEL = 0.05
@@ -235,7 +236,7 @@ def _quality_against(record: DatasetRecord, column: str, title: str) -> Figure:
                 x=[values[name]],
                 y=[table["mean"][name]],
                 error_y=spread,
-                name=in_plot(name),
+                name=in_html(name),
                 mode="markers",
                 marker=style | {"size": 12},
             )
@@ -274,7 +275,7 @@ def _group_sizes(record: DatasetRecord, baseline: str) -> Figure:
         figure.add_bar(
             x=list(range(1, len(sizes) + 1)),
             y=sizes,
-            name=in_plot(model),
+            name=in_html(model),
             legendgroup=model,
             showlegend=model not in shown,
             marker={"color": styles[model]["color"]},

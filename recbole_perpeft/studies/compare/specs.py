@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError, shown
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.models import get_model
 from recbole_perpeft.runs.config import properties_folder
@@ -84,7 +84,9 @@ def read_models(path: Path) -> list[ModelSpec]:
     specs = []
     for name, settings in read_yaml(path).items():
         if not isinstance(settings, dict | None):
-            raise PerPEFTError(f"{path}: {name} must have settings `{{model: ..., key: value}}`, not {settings!r}")
+            raise PerPEFTError(
+                f"{path}: {name} must have settings `{{model: ..., key: value}}`, not {shown(settings)}"
+            )
         settings = dict(settings or {})
         specs.append(ModelSpec(name, str(settings.pop("model", name)), settings))
     return specs

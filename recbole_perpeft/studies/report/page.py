@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from plotly.graph_objects import Figure
 
+from recbole_perpeft.studies.report.escape import in_html
 from recbole_perpeft.studies.report.tables import Table
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -60,7 +60,7 @@ def to_html(title: str, chapters: Sequence[Chapter]) -> str:
     parts: list[str] = []
     script = True  # into the first plot alone
     for chapter in chapters:
-        parts += [_heading(2, chapter.title), *(f"<p>{html.escape(text)}</p>" for text in chapter.paragraphs)]
+        parts += [_heading(2, chapter.title), *(f"<p>{in_html(text)}</p>" for text in chapter.paragraphs)]
         parts += [table.to_html() for table in chapter.tables]
         figures = []
         for name, figure in chapter.figures.items():
@@ -68,7 +68,7 @@ def to_html(title: str, chapters: Sequence[Chapter]) -> str:
             script = False
             figures.append(f"<section>{_heading(3, name)}{plot}</section>")
         parts += [f'<div class="plots">{"".join(figures)}</div>'] if figures else []
-    return _PAGE.format(title=html.escape(title), body="\n".join(filter(None, parts)))
+    return _PAGE.format(title=in_html(title), body="\n".join(filter(None, parts)))
 
 
 def new_figure(x_title: str = "", y_title: str = "", height: int = 420, **x_axis: Any) -> Figure:
@@ -87,8 +87,8 @@ def new_figure(x_title: str = "", y_title: str = "", height: int = 420, **x_axis
         margin={"l": 70, "r": 20, "t": 20, "b": 60},
         legend={"orientation": "h", "y": -0.25},
     )
-    figure.update_xaxes(title=in_plot(x_title), **x_axis)
-    figure.update_yaxes(title=in_plot(y_title))
+    figure.update_xaxes(title=in_html(x_title), **x_axis)
+    figure.update_yaxes(title=in_html(y_title))
     return figure
 
 
@@ -105,13 +105,8 @@ def add_curve(figure: Figure, curve: Mapping[int, float], name: str, colour: str
     marker = {"color": colour, "size": 5} | more.pop("marker", {})
     line = {"color": colour, "width": 1.5}
     x, y = list(curve), list(curve.values())
-    figure.add_scatter(x=x, y=y, name=in_plot(name), mode="lines+markers", line=line, marker=marker, **more)
-
-
-def in_plot(text: str) -> str:
-    """Plain text for titles, names and legends of a plot, which plotly reads as HTML."""
-    return html.escape(text)
+    figure.add_scatter(x=x, y=y, name=in_html(name), mode="lines+markers", line=line, marker=marker, **more)
 
 
 def _heading(level: int, text: str) -> str:
-    return f"<h{level}>{html.escape(text)}</h{level}>" if text else ""
+    return f"<h{level}>{in_html(text)}</h{level}>" if text else ""

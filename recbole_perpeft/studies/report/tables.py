@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-_LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"±": r"$\pm$", "≥": r"$\geq$", "–": "--", "<": r"$<$", ">": r"$>$"},
-}
+from recbole_perpeft.studies.report.escape import in_html, in_latex, in_markdown
+
 _FIRST, _SECOND = 1, 2
 _LONG = 60  # characters; a longer text in a cell is broken into lines
 
@@ -49,17 +45,17 @@ class Table:
     def to_markdown(self) -> str:
         """Best in bold, second best in italics."""
         marks = {_FIRST: "**{}**", _SECOND: "_{}_"}
-        lines = [_markdown_line(map(_escaped_markdown, self.header)), "|---" + "|---:" * (len(self.header) - 1) + "|"]
-        lines += [_markdown_line([_marked(cell, marks, _escaped_markdown) for cell in row]) for row in self.rows]
-        title = f"### {_escaped_markdown(self.title)}"
-        return "\n".join([title, "", *lines, *([""] if self.note else []), *filter(None, [self.note])])
+        lines = [_markdown_line(map(in_markdown, self.header)), "|---" + "|---:" * (len(self.header) - 1) + "|"]
+        lines += [_markdown_line([_marked(cell, marks, in_markdown) for cell in row]) for row in self.rows]
+        title = f"### {in_markdown(self.title)}"
+        return "\n".join([title, "", *lines, *([""] if self.note else []), *filter(None, [in_markdown(self.note)])])
 
     def to_latex(self) -> str:
         """A `table` with booktabs; best in bold, second best underlined."""
         marks = {_FIRST: r"\textbf{{{}}}", _SECOND: r"\underline{{{}}}"}
-        lines = [" & ".join(map(_escaped_latex, self.header)) + r" \\", r"\midrule"]
-        lines += [" & ".join(_marked(cell, marks, _escaped_latex) for cell in row) + r" \\" for row in self.rows]
-        caption = _escaped_latex(". ".join(filter(None, [self.title, self.note])))
+        lines = [" & ".join(map(in_latex, self.header)) + r" \\", r"\midrule"]
+        lines += [" & ".join(_marked(cell, marks, in_latex) for cell in row) + r" \\" for row in self.rows]
+        caption = in_latex(". ".join(filter(None, [self.title, self.note])))
         columns = "l" + "r" * (len(self.header) - 1)
         return "\n".join(
             [r"\begin{table}", r"\centering", f"\\caption{{{caption}}}", f"\\begin{{tabular}}{{{columns}}}"]
@@ -69,16 +65,16 @@ class Table:
     def to_html(self) -> str:
         """A `<table>` in a `<figure>`, below its title; best in bold, second best underlined."""
         marks = {_FIRST: "<strong>{}</strong>", _SECOND: "<u>{}</u>"}
-        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.header)
+        head = "".join(f'<th scope="col">{in_html(name)}</th>' for name in self.header)
         lines = []
         for first, *others in self.rows:
             cells = "".join(
-                f"<td{' class=long' if len(cell.text) > _LONG else ''}>{_marked(cell, marks, html.escape)}</td>"
+                f"<td{' class=long' if len(cell.text) > _LONG else ''}>{_marked(cell, marks, in_html)}</td>"
                 for cell in others
             )
-            lines.append(f'<tr><th scope="row">{_marked(first, marks, html.escape)}</th>{cells}</tr>')
-        note = f"<figcaption>{html.escape(self.note)}</figcaption>" if self.note else ""
-        title = f"<h3>{html.escape(self.title)}</h3>\n" if self.title else ""
+            lines.append(f'<tr><th scope="row">{_marked(first, marks, in_html)}</th>{cells}</tr>')
+        note = f"<figcaption>{in_html(self.note)}</figcaption>" if self.note else ""
+        title = f"<h3>{in_html(self.title)}</h3>\n" if self.title else ""
         body = "\n".join(lines)
         return (
             f"{title}<figure><div class=scroll><table><thead><tr>{head}</tr></thead>\n"
@@ -105,13 +101,3 @@ def _marked(cell: Cell, marks: dict[int, str], escape: Callable[[str], str]) -> 
 
 def _markdown_line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _escaped_markdown(text: str) -> str:
-    for character in "\\|*_[]<":
-        text = text.replace(character, f"\\{character}")
-    return text
-
-
-def _escaped_latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)

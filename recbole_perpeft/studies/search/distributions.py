@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError, shown
 
 _STEP_TOLERANCE = 1e-9
+_LARGEST = sys.float_info.max  # bounds are computed with as floats
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def distribution(kind: str, value: Any, where: str) -> Distribution:
     if kind not in KINDS:
         raise PerPEFTError(f"{where}: there is no distribution {kind!r}; choose one of {', '.join(KINDS)}")
     if not isinstance(value, list | tuple):
-        raise PerPEFTError(f"{where}: {kind} needs a list, not {value!r}")
+        raise PerPEFTError(f"{where}: {kind} needs a list, not {shown(value)}")
     return KINDS[kind](kind, list(value), where)
 
 
@@ -145,7 +147,7 @@ def _choice(kind: str, values: list, where: str) -> Choice:
     # Not by equality: 1 is not True.
     repeated = [value for place, value in enumerate(values) if repr(value) in map(repr, values[:place])]
     if repeated:
-        raise PerPEFTError(f"{where}: {kind} has {repeated[0]!r} twice")
+        raise PerPEFTError(f"{where}: {kind} has {shown(repeated[0])} twice")
     return Choice(tuple(values), exhaustive=kind == "grid")
 
 
@@ -183,10 +185,10 @@ def _randint(kind: str, values: list, where: str) -> Range:
 def _bounds(kind: str, values: list, where: str, names: tuple[str, ...]) -> list[float]:
     expected = f"[{', '.join(names)}]"
     if len(values) != len(names):
-        raise PerPEFTError(f"{where}: {kind} needs {expected}, not {values}")
+        raise PerPEFTError(f"{where}: {kind} needs {expected}, not {shown(values)}")
     for number in values:
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-            raise PerPEFTError(f"{where}: {kind} needs numbers {expected}, not {number!r}")
+        if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) <= _LARGEST:
+            raise PerPEFTError(f"{where}: {kind} needs numbers {expected}, not {shown(number)}")
     if values[0] >= values[1]:
         raise PerPEFTError(f"{where}: {kind} goes from {values[0]} to {values[1]}: low must be below high")
     return values

@@ -12,7 +12,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from recbole_perpeft.studies.report.page import COLOURS, Chapter, add_curve, in_plot, new_figure
+from recbole_perpeft.studies.report.escape import in_html
+from recbole_perpeft.studies.report.page import COLOURS, Chapter, add_curve, new_figure
 from recbole_perpeft.studies.report.tables import Cell, Table
 from recbole_perpeft.studies.search.outcome import SearchReport
 from recbole_perpeft.studies.search.space import SearchSpace
@@ -142,7 +143,7 @@ def _parallel_coordinates(report: SearchReport) -> go.Figure | None:
         return None
     used = [key for key in report.parameters if scored[key].notna().any()]
     axes = [_axis(key, scored[key], key in report.logarithmic) for key in used]
-    axes.append({"label": in_plot(report.valid_metric), "values": scored["score"].tolist()})
+    axes.append({"label": in_html(report.valid_metric), "values": scored["score"].tolist()})
     line = {"color": scored["score"].tolist(), "colorscale": "Viridis"}
     aslant = len(axes) > _MOST_LEVEL_LABELS
     plot = go.Parcoords(line=line, dimensions=axes, labelangle=-20 if aslant else 0)
@@ -159,7 +160,7 @@ def _axis(key: str, column: pd.Series, is_logarithmic: bool) -> dict[str, Any]:
     labels = present.map(_label)
     ticks = [*sorted(labels.unique()), *([_NOT_SET] if len(present) < len(column) else [])]
     values = labels.reindex(column.index).fillna(_NOT_SET).map(ticks.index)
-    return {"label": in_plot(key), "values": values.tolist(), "tickvals": list(range(len(ticks))), "ticktext": ticks}
+    return {"label": in_html(key), "values": values.tolist(), "tickvals": list(range(len(ticks))), "ticktext": ticks}
 
 
 def _axis_of_numbers(key: str, numbers: pd.Series, is_logarithmic: bool) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def _axis_of_numbers(key: str, numbers: pd.Series, is_logarithmic: bool) -> dict
         below = places[0] - _GAP * (places[-1] - places[0])
         values, places, labels = values.fillna(below), [below, *places], [_NOT_SET, *labels]
     label = f"{key} (log)" if is_logarithmic else key
-    return {"label": in_plot(label), "values": values.tolist(), "tickvals": places, "ticktext": labels}
+    return {"label": in_html(label), "values": values.tolist(), "tickvals": places, "ticktext": labels}
 
 
 def _label(value: Any) -> str:
@@ -201,6 +202,6 @@ def _learning_curves(report: SearchReport, curves: Mapping[str, Mapping[int, flo
 def _importance(importance: Mapping[str, float], n_trials: int) -> go.Figure:
     x_title = f"share (permutation importance in a random forest of {n_trials} trials)"
     figure = new_figure(x_title, height=120 + 32 * len(importance))
-    names = [in_plot(name) for name in importance]
+    names = [in_html(name) for name in importance]
     figure.add_bar(x=list(importance.values())[::-1], y=names[::-1], orientation="h", marker_color=COLOURS[0])
     return figure.update_layout(margin={"l": 200})

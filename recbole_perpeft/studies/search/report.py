@@ -20,6 +20,7 @@ from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.folder import RESULT_FILE, RunFolder
 from recbole_perpeft.runs.record import DamagedFileError, RunRecord, Schema, ValidScores, read_json
 from recbole_perpeft.runs.run import get_trainer, load
+from recbole_perpeft.studies.report.escape import in_csv
 from recbole_perpeft.studies.report.page import to_html
 from recbole_perpeft.studies.search.journal import TrialEntry, read_entries
 from recbole_perpeft.studies.search.outcome import SearchReport
@@ -51,7 +52,7 @@ def write_report(folder: Path, plan: TrialPlan, config: Config, n_trials: int, e
     table = _table(trials, plan)
     parameters = tuple(each.key for each in plan.space.parameters)
     with written_whole(folder / "trials.csv") as draft:
-        table.rename(columns={"score": metric}).to_csv(draft, index=False)
+        in_csv(table.rename(columns={"score": metric})).to_csv(draft, index=False)
     candidates = table[table["has_model"] & table["score"].notna()]
     best = None
     if len(candidates):

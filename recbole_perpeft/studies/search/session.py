@@ -15,7 +15,7 @@ import yaml
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER, SHORT_TIME, logged
 from recbole_perpeft.core.settings import Settings, setting, settings_from
-from recbole_perpeft.core.whole import written_whole
+from recbole_perpeft.core.whole import alone, written_whole
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.atomic import prepare_dataset_folder
 from recbole_perpeft.models import get_model
@@ -30,7 +30,7 @@ from recbole_perpeft.studies.search.shipping import absolute_paths, ship, size_o
 from recbole_perpeft.studies.search.space import SearchSpace, max_epochs, read_space
 from recbole_perpeft.studies.search.trial import TrialPlan, train_trial
 
-SEARCH_FILE, TRIALS, RAY_STATE = "search.yaml", "trials", "ray"
+SEARCH_FILE, TRIALS, RAY_STATE, LOCK_FILE = "search.yaml", "trials", "ray", "search.lock"
 # PBT notes the state of a good trial every `grace_period` epochs; others must still find it some epochs later.
 _SPARE_STATES = 4
 
@@ -156,7 +156,10 @@ class _Search:
 
     def carry_out(self, folder: Path) -> SearchReport:
         """Run or resume the trials, then write the report, which an interrupted search has too."""
-        with logged(folder / "search.log", "%(asctime)s %(message)s", SHORT_TIME):
+        with (
+            alone(folder, patience=0, file=folder / LOCK_FILE),
+            logged(folder / "search.log", "%(asctime)s %(message)s", SHORT_TIME),
+        ):
             plan = TrialPlan(
                 folder=folder / TRIALS,
                 space=self.space,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import tarfile
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from recbole_perpeft.core.digest import stream_hash
-from recbole_perpeft.core.whole import alone
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.whole import alone, disk_errors
 
 _CHUNK_BYTES = 64 * 2**20
 _UNPACKED = ".complete"
@@ -36,9 +40,8 @@ class ShippedData:
         """Unpack the data set on this machine unless it is there already; settings that lead to it."""
         import ray
 
-        root = Path(tempfile.gettempdir()) / f"recbole_perpeft-{self.key}"
-        root.mkdir(exist_ok=True)
-        with alone(root):
+        root = private_folder(Path(tempfile.gettempdir()) / f"recbole_perpeft-{self.key}")
+        with alone(root, file=root / "unpacking.lock"):
             if not (root / _UNPACKED).exists():
                 with tempfile.TemporaryFile() as archive:
                     for chunk in self.chunks:
@@ -48,6 +51,22 @@ class ShippedData:
                         members.extractall(root / "data", filter="data")
                 (root / _UNPACKED).touch()
         return {"data_path": str(root / "data"), "cache_folder": str(root / "cache")}
+
+
+def private_folder(path: Path) -> Path:
+    """A folder in a place that all users may write to, which nobody but this user can read or has put there.
+
+    Raises:
+        PerPEFTError: something of another user, a link or a file is in its place, or it cannot be made.
+    """
+    with disk_errors(path):
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        found = os.lstat(path)
+        if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
+            raise PerPEFTError(f"{path} is not a folder of this user: remove it, or set TMPDIR to another folder")
+        os.chmod(path, 0o700)
+    return path
 
 
 def ship(folder: Path, name: str) -> ShippedData:

@@ -97,3 +97,11 @@ def test_clip_moves_values_to_where_they_may_be(kind, value, clipped):
 def test_impossible_values_are_refused(kind, values, message):
     with pytest.raises(PerPEFTError, match=message):
         distribution(kind, values, "space")
+
+
+@pytest.mark.parametrize("kind", ["uniform", "loguniform", "quniform", "randint"])
+@pytest.mark.parametrize("bound", ["x" * 9999, 10**400, None, [1], True, float("nan")])
+def test_a_bound_is_a_number_that_can_be_computed_with(kind, bound):
+    with pytest.raises(PerPEFTError, match=f"^here: {kind} needs numbers ") as error:
+        distribution(kind, [1, bound, 1][: 3 if kind == "quniform" else 2], "here")
+    assert len(str(error.value)) < 400
