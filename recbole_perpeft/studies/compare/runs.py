@@ -21,10 +21,10 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import keys_of_kind
 from recbole_perpeft.core.whole import alone
-from recbole_perpeft.core.workers import end_with_parent
 from recbole_perpeft.runs.folder import RESULT_FILE, SETTINGS_FILE
 from recbole_perpeft.runs.record import DamagedFileError, RunRecord
 from recbole_perpeft.runs.run import resume, run
+from recbole_perpeft.store.workers import end_with_parent
 from recbole_perpeft.studies.compare.plan import Job
 
 _WORKER = "recbole_perpeft.studies.compare.runs"  # this file as a program
