@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import read_regular
 from recbole_perpeft.core.logs import LOGGER
 
 
@@ -188,7 +189,7 @@ class Journal:
     def _whole_lines(self) -> list[dict[str, Any]]:
         lines: list[dict[str, Any]] = []
         try:
-            text = self.file.read_text(encoding="utf-8", errors="replace")
+            text = read_regular(self.file).decode(errors="replace")
         except FileNotFoundError:
             return lines
         for line in text.splitlines():

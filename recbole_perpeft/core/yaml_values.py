@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import read_regular
 
 PLAIN_TYPES = (str, int, float, bool, list, tuple, dict, type(None))
 
@@ -35,7 +36,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         PerPEFTError: the file is missing, is not YAML or is not a list of `key: value`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise PerPEFTError(f"cannot read the settings file {path}: {error}") from error
     try:
