@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from filelock import FileLock, Timeout
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import read_regular
 from recbole_perpeft.core.logs import LOGGER
+
+_CHECKSUM = "crc32"  # the last entry of a line of a journal
 
 
 def draft_of(path: Path) -> Path:
@@ -153,6 +156,8 @@ def put_in_place(draft: Path, folder: Path) -> None:
 class Journal:
     """A file of one JSON object a line: a header that says what is made, then what is finished.
 
+    Every line has a checksum; a line that was cut off or changed, and what follows it, is not believed.
+
     Args:
         file: where it lies.
     """
@@ -194,11 +199,18 @@ class Journal:
             return lines
         for line in text.splitlines():
             try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
+                *entry, found = json.loads(line).items()
+            except (ValueError, AttributeError, RecursionError):  # no JSON, no object, or an empty one
                 break
+            if found != (_CHECKSUM, _checksum(dict(entry))):
+                break
+            lines.append(dict(entry))
         return lines
 
 
 def _lines(entries: Iterable[dict[str, Any]]) -> str:
-    return "".join(json.dumps(entry) + "\n" for entry in entries)
+    return "".join(json.dumps(entry | {_CHECKSUM: _checksum(entry)}) + "\n" for entry in entries)
+
+
+def _checksum(entry: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(entry).encode())
