@@ -149,7 +149,9 @@ def of_lists(ground: Ground, rng: Random) -> tuple[str, str]:
     file.write_text(yaml.safe_dump(_LIST, sort_keys=False))
     what = mutate_file(rng, file)
     words = lambda mark: ground.compare_words(place, models=f"@{file}")  # noqa: E731
-    return what, ground.judged(place, words, _names_in(file, what))[1]
+    ending, end = ground.judged(place, words, _names_in(file, what))
+    is_told = ending.status == 1 and "error: " not in ending.err and ": failed" in ending.err
+    return what, "clear" if is_told else end  # one of the models failed, and is named
 
 
 @attack("space")
