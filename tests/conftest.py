@@ -13,6 +13,18 @@ pytest_plugins = ("support.foundations", "support.logs", "support.prepared", "su
 
 def pytest_addoption(parser):
     parser.addoption("--record-golden", action="store_true", help="write tests/golden anew")
+    parser.addoption("--attack-count", type=int, default=32, help="how many mutated inputs in all (%(default)s)")
+    parser.addoption("--attack-first", type=int, default=0, help="number of the first one of each kind")
+    parser.addoption("--attack-seed", type=int, default=0, help="draws others")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Attacks are left out unless the command line asks for them."""
+    if any("attack" in str(word) for word in config.invocation_params.args):
+        return
+    attacks = [item for item in items if item.get_closest_marker("attack")]
+    config.hook.pytest_deselected(items=attacks)
+    items[:] = [item for item in items if not item.get_closest_marker("attack")]
 
 
 def write_toy_data(folder, n_users=40, n_items=30, seed=0):

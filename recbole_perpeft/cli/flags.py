@@ -80,7 +80,7 @@ def settings_of(words: Sequence[str], switches: Sequence[str] = ("help", "list_m
     while rest:
         word = rest.pop(0)
         word = spelt(_SHORT.get(word, word))
-        if not word.startswith("--") or word == "--":
+        if not word.startswith("--") or word[2:3] in ("", "="):
             raise no_flag(word)
         key, equals, value = word[2:].partition("=")
         if key in switches and not equals:

@@ -156,7 +156,7 @@ def data_fingerprint(folder: Path, name: str) -> str:
         for path in _files(folder):
             state.update(f"{path.relative_to(folder)}\0".encode())
             if path.parent == folder and path.name.startswith(f"{name}."):
-                with path.open("rb") as file:
+                with open_regular(path) as file:
                     _add_file(state, file)
             else:
                 status = path.stat()

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import read_regular
 from recbole_perpeft.core.logs import LOGGER
 
 _LONGEST_SIGNATURE = 300  # bytes of a lock that are read
+_CHECKSUM = "crc32"  # the last entry of a line of a journal
 
 
 def draft_of(path: Path) -> Path:
@@ -177,6 +180,8 @@ def put_in_place(draft: Path, folder: Path) -> None:
 class Journal:
     """A file of one JSON object a line: a header that says what is made, then what is finished.
 
+    Every line has a checksum; a line that was cut off or changed, and what follows it, is not believed.
+
     Args:
         file: where it lies.
     """
@@ -213,16 +218,23 @@ class Journal:
     def _whole_lines(self) -> list[dict[str, Any]]:
         lines: list[dict[str, Any]] = []
         try:
-            text = self.file.read_text(encoding="utf-8", errors="replace")
+            text = read_regular(self.file).decode(errors="replace")
         except FileNotFoundError:
             return lines
         for line in text.splitlines():
             try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
+                *entry, found = json.loads(line).items()
+            except (ValueError, AttributeError, RecursionError):  # no JSON, no object, or an empty one
                 break
+            if found != (_CHECKSUM, _checksum(dict(entry))):
+                break
+            lines.append(dict(entry))
         return lines
 
 
 def _lines(entries: Iterable[dict[str, Any]]) -> str:
-    return "".join(json.dumps(entry) + "\n" for entry in entries)
+    return "".join(json.dumps(entry | {_CHECKSUM: _checksum(entry)}) + "\n" for entry in entries)
+
+
+def _checksum(entry: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(entry).encode())

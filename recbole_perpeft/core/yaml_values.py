@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import read_regular
 
 _MOST_VALUES = 100_000  # of a file of settings
 # What is wrong with a text that is no YAML: PyYAML lets errors of dates out of range, of very long numbers and of very
@@ -40,7 +41,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         PerPEFTError: the file is missing, is not YAML or is not a list of `key: value`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise PerPEFTError(f"cannot read the settings file {path}: {error}") from error
     try:

@@ -96,6 +96,15 @@ class CheckedLog(Dataset):
                 self._split_cells(path, table, name)
         return table.rows
 
+    def _filter_inter_by_user_or_item(self) -> None:
+        before = len(self.inter_feat)
+        super()._filter_inter_by_user_or_item()
+        if n_lost := before - len(self.inter_feat):
+            LOGGER.warning(
+                f"{n_lost} of {before} interactions are left out: load_col reads {self.dataset_name}.user or "
+                f"{self.dataset_name}.item, where their users or items are not (filter_inter_by_user_or_item)"
+            )
+
     def _split_cells(self, path: Path, table: AtomicTable, name: str) -> None:
         """Makes arrays of the cells of a column of sequences, not longer than `seq_len`."""
         separator = self.config["seq_separator"]

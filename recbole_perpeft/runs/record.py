@@ -15,6 +15,7 @@ import pandas as pd
 from pyarrow import ArrowException
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import read_regular
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.runs.folder import ENVIRONMENT_FILE, METRICS_FILE, RANKS_FILE, RESULT_FILE, SETTINGS_FILE
 
@@ -61,7 +62,7 @@ def read_json(path: Path, schema: Schema, remedy: str) -> dict[str, Any]:
         DamagedFileError: it cannot be read, or lacks an entry, or an entry has another type.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path))
     except (OSError, ValueError) as error:
         raise DamagedFileError(path, _reason(error), remedy) from error
     if not isinstance(content, dict):
@@ -129,7 +130,7 @@ class RunRecord:
         if not path.is_file() and not self.finished:
             return pd.DataFrame(columns=list(_EPOCH_COLUMNS))
         try:
-            text = path.read_bytes().decode()
+            text = read_regular(path).decode()
             table = pd.read_csv(io.StringIO(text))
         except (OSError, ValueError) as error:
             raise self._damaged(METRICS_FILE, _reason(error)) from error

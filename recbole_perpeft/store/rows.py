@@ -2,9 +2,11 @@
 
 import errno
 import io
+import json
 import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_perpeft.core.digest import checksum
+from recbole_perpeft.core.digest import checksum, value_hash
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import read_regular
 from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.core.whole import alone, draft_of, remove
+from recbole_perpeft.core.whole import alone, draft_of, remove, written_whole
 from recbole_perpeft.store.arrays import map_array
 
 # Mapped pages that were read count as memory of the process until they are released.
 MAX_MAPPED_BYTES = 128 * 2**20
+SUM_ROWS = 4096  # that share a checksum where there is no manifest
 FAULT_BYTES = 2 * 2**20  # the most that the system maps around a page that is read
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]
@@ -106,7 +110,16 @@ class RowFiles:
             with open(self.path(name), "r+b") as file:
                 os.fsync(file.fileno())
 
-    def stamps(self, besides: str) -> dict[str, list[int]]:
+    def sum_starts(self) -> range:
+        """Where the rows begin that share a checksum in files that have no manifest."""
+        return range(0, self.n_rows, SUM_ROWS)
+
+    def sums(self, name: str) -> np.ndarray:
+        """Checksums of an array on the disk, uint32 [n]."""
+        chunks = (self.read(name, start, min(start + SUM_ROWS, self.n_rows)) for start in self.sum_starts())
+        return np.array([checksum([rows]) for rows in chunks], dtype=np.uint32)
+
+    def stamps(self, besides: str | None = None) -> dict[str, list[int]]:
         """Size and time of change in ns of every file but one."""
         status = {name: self.path(name).stat() for name in self.layout if name != besides}
         return {name: [found.st_size, found.st_mtime_ns] for name, found in status.items()}
@@ -277,7 +290,9 @@ class MappedRows:
 def computed_rows(files: RowFiles, title: str, compute: Callable[[], Iterator[Sequence[Tensor]]]) -> MappedRows:
     """Arrays whose names tell all that they are made of, so that they need no manifest; computed where one is missing.
 
-    They appear whole or not at all. Processes that want the same arrays wait for the one that computes them.
+    They appear whole or not at all, with a file of their checksums: rows that were changed later are computed again.
+    Version 0.1.0 wrote no such file; its rows are believed. Processes that want the same arrays wait for the one that
+    computes them.
 
     Args:
         files: Where they belong.
@@ -288,17 +303,55 @@ def computed_rows(files: RowFiles, title: str, compute: Callable[[], Iterator[Se
         PerPEFTError: The disk does not take them.
     """
     try:
-        return MappedRows(files)
+        return _verified_rows(files)
     except UnusableRowsError:
         first = files.path(next(iter(files.layout)))
         with alone(first):
             try:
-                return MappedRows(files)
+                return _verified_rows(files)
             except UnusableRowsError as problem:
                 if first.exists():
                     LOGGER.warning(f"{problem} It is computed again.")
             _write_rows(files, draft_of(first), title, compute)
+        return _verified_rows(files)
+
+
+def _sums_file(files: RowFiles) -> Path:
+    return files.folder / f"{next(iter(files.layout))}.json"
+
+
+def _verified_rows(files: RowFiles) -> MappedRows:
+    """Computed rows that are those that were written; all are read if the files have changed since they last were.
+
+    Raises:
+        UnusableRowsError: they are missing or damaged.
+    """
+    path = _sums_file(files)
+    if not path.exists() and not path.is_symlink():
         return MappedRows(files)
+    try:
+        content, own = json.loads(read_regular(path))
+        if own != value_hash(content):
+            raise ValueError("it was changed after it was written")
+        stamps, sums = content["stamps"], {name: np.array(content[name], dtype=np.uint32) for name in files.layout}
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise UnusableRowsError(f"{path}: is no file of checksums ({str(error)[:200]}).") from error
+    if any(values.shape != (len(files.sum_starts()),) for values in sums.values()):
+        raise UnusableRowsError(f"{path}: holds another number of checksums.")
+    rows = MappedRows(files, SUM_ROWS, sums)
+    if files.stamps() != stamps:
+        for name in files.layout:
+            rows.verify(name, torch.arange(files.n_rows))
+        with suppress(PerPEFTError):  # a folder that may only be read is verified anew the next time
+            _write_sums(files, sums)
+    return rows
+
+
+def _write_sums(files: RowFiles, sums: Mapping[str, np.ndarray], folder: Path | None = None) -> None:
+    """Write the checksums of files, beside them or to another folder."""
+    content = {"stamps": files.stamps()} | {name: values.tolist() for name, values in sums.items()}
+    with written_whole(_sums_file(replace(files, folder=folder or files.folder))) as draft:
+        draft.write_text(json.dumps([content, value_hash(content)]), encoding="utf-8")
 
 
 def _write_rows(files: RowFiles, draft: Path, title: str, compute: Callable[[], Iterator[Sequence[Tensor]]]) -> None:
@@ -312,6 +365,7 @@ def _write_rows(files: RowFiles, draft: Path, title: str, compute: Callable[[], 
             written.write(start, {name: values.cpu().numpy() for name, values in named})
             start += len(rows[0])
         written.sync()
+        _write_sums(written, {name: written.sums(name) for name in files.layout}, files.folder)
         for name in files.layout:
             written.path(name).replace(files.path(name))
     except OSError as error:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from recbole_perpeft.core.digest import digest
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import read_regular
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.schema import misfit
 from recbole_perpeft.core.whole import Journal, alone, put_in_place, remove, written_whole
@@ -50,7 +51,7 @@ class Manifest:
         """Raises `UnusableRowsError` if the folder has no manifest of such a table."""
         file = folder / MANIFEST
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = json.loads(read_regular(file))
             found = values["format"]
             if found == recipe.format:
                 chunks, stamps = values.pop("chunks"), values.pop("stamps", {})

@@ -94,6 +94,14 @@ def test_settings_files_that_cannot_be_used(shop, tmp_path):
     shop.fails(tmp_path, config_files=tmp_path)
 
 
+@pytest.mark.parametrize("words", ["train --config_files={}", "search --search={}", "compare --models=@{}"])
+def test_a_settings_file_that_is_a_device(shop, tmp_path, words):
+    """One such as /dev/zero never ends, and a pipe waits for a writer."""
+    file = tmp_path / "settings.yaml"
+    file.symlink_to("/dev/null")
+    shop.fails(file, "not a regular file", words=words.format(file).split())
+
+
 @pytest.mark.parametrize("key", ["data_path", "cache_folder", "runs_folder"])
 def test_a_folder_below_a_file(shop, key):
     (shop.root / "file").touch()

@@ -74,3 +74,9 @@ def test_wrong_flags_are_one_line(flags, words, message):
     with pytest.raises(PerPEFTError) as caught:
         flags.parse(words)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["--", "--=", "--=x"])
+def test_a_flag_without_a_name_is_told_as_it_was_written(word):
+    with pytest.raises(PerPEFTError, match=f"cannot make sense of '{word}'"):
+        settings_of([word])

@@ -105,3 +105,17 @@ def test_whole_floats_are_no_ids_in_csv_and_parquet_alike(tmp_path):
     assert id_text(tmp_path / "a.csv", 1, "1.50") == "1.50"
     assert id_text(tmp_path / "a.csv", 1, "10") == "10"
     assert id_text(tmp_path / "a.jsonl", 1, "1.0") == "1.0"  # a text says what it means
+
+
+def test_a_damaged_parquet_file_is_told_in_one_line(tmp_path):
+    path = tmp_path / "a.parquet"
+    pd.DataFrame({"user_id": ["u"] * 99}).to_parquet(path)
+    whole, messages = path.read_bytes(), []
+    for place in range(4, len(whole) - 8, 7):
+        path.write_bytes(whole[:place] + b"\xff" * 3 + whole[place + 3 :])
+        try:
+            list(table_rows(path, ["user_id"]))
+        except PerPEFTError as error:
+            messages.append(str(error))
+    assert any("damaged after row" in message for message in messages)
+    assert not [message for message in messages if "\n" in message or str(path) not in message]

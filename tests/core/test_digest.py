@@ -129,3 +129,9 @@ def test_changes_of_the_code(tmp_path):
     assert code_fingerprint(tmp_path) == before
     (tmp_path / "weights.bin").write_bytes(b"13")
     assert code_fingerprint(tmp_path) != before
+
+
+def test_a_device_among_the_files_of_a_data_set_is_refused(tmp_path):
+    (tmp_path / "shop.user").symlink_to("/dev/null")  # /dev/zero would never end
+    with pytest.raises(PerPEFTError, match="not a regular file: .*shop.user"):
+        data_fingerprint(tmp_path, "shop")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import Journal, alone, clear, draft_of, put_in_place, remove, written_whole
@@ -184,5 +186,29 @@ def test_a_journal_goes_on_after_the_last_whole_line(tmp_path):
     assert Journal(journal.file).resume({"key": (1, 2)}) == [{"index": 0}, {"index": 1}]
     journal.add([{"index": 3}])
     lines = [json.loads(line) for line in journal.file.read_text().splitlines()]
+    assert [line.popitem()[0] for line in lines] == ["crc32"] * 4
     assert lines == [{"key": [1, 2]}, {"index": 0}, {"index": 1}, {"index": 3}]
     assert journal.resume({"key": 3}) is None and names_in(tmp_path) == ["journal.jsonl"]
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    place=st.integers(0, 10_000), piece=st.sampled_from([b"", b"0", b"9", b'"', b"x", b"{", b",", b"null", b"\xff"])
+)
+def test_a_changed_line_of_a_journal_is_not_believed(tmp_path, place, piece):
+    journal, entries = Journal(tmp_path / "journal.jsonl"), [{"index": n, "sums": {"a": 10 + n}} for n in range(3)]
+    journal.start({"key": 1}, entries)
+    text = journal.file.read_bytes()
+    place %= len(text) - 1
+    journal.file.write_bytes(text[:place] + piece + text[place + 1 :])
+    found = journal.resume({"key": 1})
+    assert found is None or found == entries[: len(found)]
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "3", "null", '{"crc32": 0}', "[" * 100_000])
+def test_a_line_of_a_journal_that_is_none(tmp_path, line):
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.start({"key": 1}, [{"index": 0}])
+    with open(journal.file, "a") as file:
+        file.write(f"{line}\n")
+    assert journal.resume({"key": 1}) == [{"index": 0}]

@@ -116,6 +116,14 @@ def test_ranks_that_are_none_are_named(folder, changes, reason):
         RunRecord(folder).ranks()
 
 
+@pytest.mark.parametrize("name", ["metrics.csv", "environment.json"])
+def test_a_device_in_place_of_a_file_is_named(folder, name):
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/null")
+    with pytest.raises(DamagedFileError, match=f"{name} is damaged: .*not a regular file"):
+        RunRecord(folder).check()
+
+
 def test_missing_files_of_a_finished_run_are_damage(folder):
     for name in ("environment.json", "metrics.csv"):
         (folder / name).unlink()

@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import numpy as np
@@ -86,12 +87,37 @@ def test_rows_that_need_no_manifest_are_computed_once(tmp_path, caplog):
         np.testing.assert_array_equal(mapped.take("a-1", torch.arange(N_ROWS)).numpy(), VALUES)
         assert mapped.take("b-1", torch.arange(N_ROWS)).tolist() == VALUES[:, 0, 0].tolist()
     assert len(n_computed) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-1.npy", "a-1.npy.lock", "b-1.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-1.json", "a-1.npy", "a-1.npy.lock", "b-1.npy"]
     whole = files.path("a-1").read_bytes()
     files.path("a-1").write_bytes(whole[:-1])
     computed_rows(files, "rows", compute)
     assert files.path("a-1").read_bytes() == whole and len(n_computed) == 2
     assert "a-1.npy: not a complete array" in caplog.text and "computed again" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a-1.npy", "b-1.npy", "a-1.json"])
+def test_changed_rows_that_need_no_manifest_are_computed_again(tmp_path, caplog, name):
+    """Of the same size and kind, whether the time of their change tells or not; a whole copy is taken as it is."""
+    files = RowFiles(tmp_path, {"a-1": ("<f4", (2, 3)), "b-1": ("<f4", ())}, N_ROWS)
+
+    def compute():
+        yield [torch.from_numpy(VALUES), torch.from_numpy(VALUES[:, 0, 0])]
+
+    computed_rows(files, "rows", compute)
+    file, (whole, stamp) = tmp_path / name, ((tmp_path / name).read_bytes(), (tmp_path / name).stat().st_mtime_ns)
+    for place in range(len(whole) - 4, 0, -9):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        os.utime(file, ns=(stamp + place, stamp + place))
+        mapped = computed_rows(files, "rows", compute)
+        np.testing.assert_array_equal(mapped.take("a-1", torch.arange(N_ROWS)).numpy(), VALUES)
+        assert mapped.take("b-1", torch.arange(N_ROWS)).tolist() == VALUES[:, 0, 0].tolist()
+    assert name in caplog.text and "computed again" in caplog.text
+    caplog.clear()
+    os.utime(files.path("b-1"))
+    computed_rows(files, "rows", compute)
+    (tmp_path / "a-1.json").unlink()  # as version 0.1.0 left it
+    computed_rows(files, "rows", compute)
+    assert not caplog.text
 
 
 def test_rows_without_a_manifest_are_whole_or_not_there(tmp_path):

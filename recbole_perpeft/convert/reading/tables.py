@@ -79,12 +79,16 @@ def _json_rows(path: Path, show_progress: bool) -> Iterator[tuple[int, dict[str,
         yield number, json_object(path, number, line)
 
 
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def _parquet(path: Path) -> pq.ParquetFile:
     try:
         check_regular(path)
         return pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise PerPEFTError(f"{path}: not a parquet file that can be read ({error})") from error
+    except (OSError, ValueError, pa.ArrowException) as error:  # names of columns may be no text
+        raise PerPEFTError(f"{path}: not a parquet file that can be read ({_in_one_line(error)})") from error
 
 
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
@@ -97,8 +101,8 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, lis
                 for cells in zip(*(batch[name].to_pylist() for name in columns), strict=True):
                     row += 1
                     yield row, list(cells)
-        except (OSError, pa.ArrowException) as error:
-            raise PerPEFTError(f"{path}: damaged after row {row} ({error})") from error
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise PerPEFTError(f"{path}: damaged after row {row} ({_in_one_line(error)})") from error
 
 
 def id_text(path: Path, line: int, value: Any) -> str:

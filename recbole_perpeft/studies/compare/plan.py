@@ -19,6 +19,7 @@ from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import defaults_of, keys_of_kind
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.atomic import prepare_dataset_folder
+from recbole_perpeft.data.atomic_table import read_table
 from recbole_perpeft.data.dataset import history_of
 from recbole_perpeft.runs.config import Config, changed, properties_folder, settings_file
 from recbole_perpeft.runs.run import create_dataset
@@ -117,7 +118,7 @@ def plan(
         PerPEFTError: settings or data are wrong, or a model sets something that belongs to the protocol.
     """
     shared = _files_and_words(config_file_list, config_dict or {})
-    reference = _reference(dataset, shared, true_group_field)
+    reference = _reference(dataset, shared)
     protocol = {key: reference[key] for key in PROTOCOL_KEYS}
     configs = {}
     for spec in specs:
@@ -141,7 +142,7 @@ def describe(config, true_group_field: str | None = None) -> DataDescription:
 
     Args:
         config: settings of any model without needs of its own.
-        true_group_field: column of the `.user` file that names the users' true groups; it must be in `load_col`.
+        true_group_field: column of the `.user` file that names the users' true groups.
 
     Raises:
         PerPEFTError: the data cannot be read.
@@ -149,21 +150,44 @@ def describe(config, true_group_field: str | None = None) -> DataDescription:
     dataset = create_dataset(config)
     built = dataset.build()
     _, train_items = history_of(built, "valid").pairs()
+    users = pd.Index(dataset.field2id_token[dataset.uid_field][1:].astype(str))
     return DataDescription(
-        users=pd.Index(dataset.field2id_token[dataset.uid_field][1:].astype(str)),
+        users=users,
         items=pd.Index(dataset.field2id_token[dataset.iid_field][1:].astype(str)),
         history_length=history_of(built, "test").lengths[1:],
         train_count=np.bincount(train_items, minlength=dataset.item_num)[1:],
-        true_group=None if true_group_field is None else dataset.user_feat[true_group_field].numpy()[1:],
+        true_group=None if true_group_field is None else _true_groups(config, users, true_group_field),
     )
 
 
-def _reference(dataset: str, shared: Mapping[str, Any], true_group_field: str | None) -> Config:
-    config = Config(_PLAIN_MODEL, dataset, config_dict=dict(shared) | _protocol_layer(dataset, shared))
-    if true_group_field is not None:
-        users = {"user": [config["USER_ID_FIELD"], true_group_field]}
-        config["load_col"] = {**config["load_col"], **users}
-    return config
+def _true_groups(config: Config, users: pd.Index, field: str) -> np.ndarray:
+    """Numbers of the groups that the `.user` file names; not read with the log, of which it would filter users.
+
+    Raises:
+        PerPEFTError: the file or its column is missing, or a user has no group or several lines.
+    """
+    path = config.dataset_folder / f"{config['dataset']}.user"
+    if not path.is_file():
+        raise PerPEFTError(f"{path} is missing, in which true_group_field={field} is to be a column")
+    names = [config["USER_ID_FIELD"], field]
+    table = read_table(path, names.__contains__, config["field_separator"], config["encoding"]).rows
+    if missing := [name for name in names if name not in table]:
+        raise PerPEFTError(f"{path} has no column {missing[0]}, which true_group_field={field} needs")
+    groups = table.dropna().set_index(names[0])[field]
+    if groups.index.has_duplicates:
+        user = groups.index[groups.index.duplicated()][0]
+        raise PerPEFTError(f"{path}: the user {user!r} has several lines; keep one, or leave out --true_group_field")
+    without = users[~users.isin(groups.index)]
+    if len(without):
+        raise PerPEFTError(
+            f"{path}: {len(without)} users of the log have no {field}, for instance {without[0]!r}; add their lines, "
+            "or leave out --true_group_field"
+        )
+    return pd.factorize(groups[users])[0]
+
+
+def _reference(dataset: str, shared: Mapping[str, Any]) -> Config:
+    return Config(_PLAIN_MODEL, dataset, config_dict=dict(shared) | _protocol_layer(dataset, shared))
 
 
 def _files_and_words(files: Sequence[str], words: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import read_regular
 from recbole_perpeft.core.yaml_values import parse_value, read_yaml
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.studies.search.distributions import KINDS, Distribution, distribution
@@ -254,7 +255,7 @@ def _conditions(conditions: Any, above: list[Parameter], keys: set[str], where: 
 def _recbole_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Lines `setting distribution values` as RecBole reads them: bounds of loguniform are natural logarithms."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise PerPEFTError(f"cannot read the search space {path}: {error}") from error
     seen: set[str] = set()

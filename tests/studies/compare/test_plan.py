@@ -106,3 +106,28 @@ def test_true_groups(shared, toy_path):
     description = plan(parse_models("Pop"), "toy", 1, config_dict=shared, true_group_field="team").description
     groups = pd.Series(description.true_group, description.users)
     assert groups[["u0", "u2"]].nunique() == 1 and groups["u0"] != groups["u1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[:4] + lines[5:], r"1 users of the log have no team, for instance 'u3'"),
+        (lambda lines: [*lines[:4], "u3\t", *lines[5:]], r"1 users of the log have no team, for instance 'u3'"),
+        (lambda lines: [*lines, lines[7]], r"the user 'u6' has several lines"),
+        (lambda lines: ["user_id:token\tclub:token", *lines[1:]], r"no column team"),
+        (lambda lines: [*lines[:2], "u1\tb\tb", *lines[3:]], r"line 3: 3 cell\(s\) instead of 2"),
+    ],
+)
+def test_true_groups_that_are_not_there_are_named(shared, toy_path, change, message):
+    lines = ["user_id:token\tteam:token", *(f"u{user}\t{'ab'[user % 2]}" for user in range(40))]
+    (toy_path / "toy" / "toy.user").write_text("\n".join(change(lines)) + "\n")
+    with pytest.raises(PerPEFTError, match=rf"toy\.user.*{message}"):
+        plan(parse_models("Pop"), "toy", 1, config_dict=shared, true_group_field="team")
+
+
+def test_interactions_of_users_without_a_line_are_not_lost_in_silence(shared, toy_path, caplog):
+    lines = ["user_id:token\tteam:token", *(f"u{user}\ta" for user in range(39))]
+    (toy_path / "toy" / "toy.user").write_text("\n".join(lines) + "\n")
+    columns = {"inter": ["user_id", "item_id", "timestamp"], "user": ["user_id", "team"]}
+    plan(parse_models("Pop"), "toy", 1, config_dict=shared | {"load_col": columns})
+    assert "interactions are left out" in caplog.text and "toy.user" in caplog.text
