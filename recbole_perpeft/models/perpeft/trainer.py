@@ -105,7 +105,7 @@ class PerPEFTTrainer(ContentTrainer):
     @property
     def _freezes(self) -> bool:
         """Whether groups are independent of each other."""
-        return self.group_settings.shared_in_groups == "freeze"
+        return self.model.personalised_stage and self.group_settings.shared_in_groups == "freeze"
 
     @property
     def _is_independent(self) -> bool:

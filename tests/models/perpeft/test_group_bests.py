@@ -95,6 +95,13 @@ def test_a_finished_run_takes_the_place_of_the_global_stage(aspects_settings):
         run("PerPEFT", config_dict=settings | {"global_run": ours["run_folder"]})
 
 
+def test_a_model_without_groups_does_not_ask_for_what_groups_need(aspects_settings):
+    drawn = aspects_settings | {"shared_in_groups": "freeze", "epochs": 1, "eval_args": {"mode": "uni20"}}
+    assert run("GlobalPEFT", config_dict=drawn)["best_valid_score"] > 0
+    with pytest.raises(PerPEFTError, match="freeze needs one valid item a user"):
+        run("PerPEFT", config_dict=drawn)
+
+
 def test_what_cannot_be_combined_is_told(aspects_settings):
     with pytest.raises(PerPEFTError, match="set regroup_every to 0, or shared_in_groups to train"):
         run("PerPEFT", config_dict=aspects_settings | FREEZE | {"regroup_every": 1})
