@@ -26,3 +26,8 @@ def shown(value: Any) -> str:
     except ValueError:  # Python refuses to write very long numbers out
         return f"a number of {value.bit_length():,} bits"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of a library says, of which some take a line for each tensor."""
+    return " ".join(str(error).split())

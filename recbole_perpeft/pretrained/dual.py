@@ -118,7 +118,7 @@ class FoundationModel(FrozenModel):
                 f"foundation_model: {type(self.model).__name__} does not work from one image and one text alone "
                 f"({error}); choose a dual encoder such as CLIP or SigLIP"
             ) from error
-        if not content.isfinite().all():
+        if not content.is_meta and not content.isfinite().all():
             raise PerPEFTError(f"foundation_model: the weights of {self.name} make no finite numbers; get them again")
         return content.shape[-1]
 

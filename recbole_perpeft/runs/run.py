@@ -15,7 +15,7 @@ from recbole.sampler import KGSampler, RepeatableSampler, Sampler
 from recbole.utils import ModelType, init_seed
 from recbole.utils import get_trainer as get_recbole_trainer
 
-from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError, one_line
 from recbole_perpeft.core.logs import LOGGER, level_of, logged
 from recbole_perpeft.core.plugins import check_recorded_plugins, load_plugins
 from recbole_perpeft.core.protocol import protocol_line
@@ -140,7 +140,7 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -
     try:
         model.load_state_dict(content["state_dict"])
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise PerPEFTError(f"{path} does not fit the data set {config['dataset']}: {error}") from error
+        raise PerPEFTError(f"{path} does not fit the data set {config['dataset']}: {one_line(error)}") from error
     with restored(path, "other_parameter"):
         model.load_other_parameter(content["other_parameter"])
     model.eval()

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from recbole_perpeft.core import compat
-from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError, one_line
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.data.log import check_same_data
 from recbole_perpeft.training import checkpoint as checkpoints
@@ -276,7 +276,7 @@ class RunTrainer(Trainer):
             self.model.load_state_dict(content["state_dict"])
         except (RuntimeError, KeyError, TypeError, AttributeError) as error:
             raise PerPEFTError(
-                f"{source} does not fit the model; it was trained with other data or settings: {error}"
+                f"{source} does not fit the model; it was trained with other data or settings: {one_line(error)}"
             ) from error
         with checkpoints.restored(source, "other_parameter"):
             self.model.load_other_parameter(_to_device(content["other_parameter"], self.device))

@@ -180,5 +180,5 @@ def test_wrong_lines_of_the_text_format_are_refused(space_of, line, message):
 @pytest.mark.parametrize("model", MODELS)
 def test_spaces_that_come_with_the_package_suit_their_models(model):
     space = read_space(properties_folder() / "search" / f"{model}.yaml")
-    assert len(space.parameters) >= 8
+    assert len(space.parameters) >= (1 if model == "ContentKNN" else 8)  # which learns nothing
     check_search(space, {"model": model, "dataset": "aspects"})
