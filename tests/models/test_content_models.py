@@ -1,6 +1,5 @@
 """IISAN, MoRec and PerPEFT with side networks: from data to scores."""
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -9,7 +8,8 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.nn.users.sasrec import left_pad
 from recbole_perpeft.pretrained.dual import FoundationModel
 from recbole_perpeft.pretrained.tower import Backbone
-from recbole_perpeft.runs.run import load, run
+from recbole_perpeft.runs.run import run
+from support.learning import check_that_a_run_learns
 
 ADAPTATIONS = ["full", "adapter", "lora", "bitfit", "frozen"]
 SIDE = {"peft_type": "iisan", "peft_config": {"n_blocks": 2}}
@@ -90,15 +90,7 @@ def test_an_item_without_ids_is_its_content(prepare):
 )
 def test_a_run_learns_and_its_checkpoint_gives_the_same_numbers(aspects_settings, name, settings):
     rates = {"learning_rate": 3e-3} if name == "PerPEFT" else {"learning_rate": 3e-3, "param_groups": "uniform"}
-    result = run(name, config_dict=aspects_settings | settings | rates | {"epochs": 4, "topk": [10]})
-    losses = np.genfromtxt(f"{result['run_folder']}/metrics.csv", delimiter=",", names=True, usecols=[2])["train_loss"]
-    assert losses[-1] < losses[0]
-    # 80 items, of which a user has seen some: blind guessing gives less than 0.2.
-    assert result["best_valid_result"]["hit@10"] > 0.2
-    config, model, *_, test_data = load(result["run_folder"])
-    config["checkpoint_dir"] = result["run_folder"]
-    trainer = model.trainer_class(config, model)
-    assert trainer.evaluate(test_data, load_best_model=False) == pytest.approx(result["test_result"])
+    check_that_a_run_learns(name, aspects_settings | settings | rates | {"epochs": 4, "topk": [10]})
 
 
 def test_side_networks_are_personal(prepare):

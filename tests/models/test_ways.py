@@ -7,6 +7,7 @@ import torch
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.models.ways import WAYS, way_names
 from recbole_perpeft.runs.run import load, run
+from support.learning import check_that_a_run_learns
 
 TEXT = {"text_encoder": "aspects-clip"}
 TOWERS = TEXT | {"image_encoder": "aspects-clip"}
@@ -33,15 +34,7 @@ def test_a_run_learns_and_its_checkpoint_gives_the_same_numbers(aspects_settings
     name, settings = CASES[case]
     rates = {"learning_rate": 3e-3} | ({"param_groups": "uniform"} if name == "MoRec" else {})
     config = aspects_settings | {"epochs": 8, "epochs_global": 4, "topk": [10]} | rates | settings
-    result = run(name, config_dict=config)
-    losses = np.genfromtxt(f"{result['run_folder']}/metrics.csv", delimiter=",", names=True, usecols=[2])["train_loss"]
-    assert losses[-1] < losses[0]
-    # 80 items, of which a user has seen some: blind guessing gives less than 0.2.
-    assert result["best_valid_result"]["hit@10"] > 0.2
-    config, model, *_, test_data = load(result["run_folder"])
-    config["checkpoint_dir"] = result["run_folder"]
-    trainer = model.trainer_class(config, model)
-    assert trainer.evaluate(test_data, load_best_model=False) == pytest.approx(result["test_result"])
+    check_that_a_run_learns(name, config)
 
 
 def test_a_way_of_a_users_own(prepare, tmp_path, monkeypatch):

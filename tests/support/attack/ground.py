@@ -15,14 +15,7 @@ from recbole_perpeft.studies.compare.runs import Outcome, carry_out
 from recbole_perpeft.studies.search.session import _Search
 from support.attack.judge import Ending, fault_of_error, is_finite
 from support.attack.judge import carry_out as end_of
-
-TINY = {
-    "epochs": 1,
-    "show_progress": False,
-    "use_gpu": False,
-    "topk": [5, 10],
-    "valid_metric": "NDCG@10",
-}
+from support.shop import SETTINGS
 
 
 def words_of(settings: dict) -> list[str]:
@@ -80,7 +73,7 @@ class Ground:
         return {"data_path": data, "cache_folder": place / f"cache{mark}", "runs_folder": place / f"runs{mark}"}
 
     def words(self, place: Path, mark: str = "", **settings) -> list[str]:
-        return words_of(TINY | self.places(place, mark) | settings)
+        return words_of(SETTINGS | self.places(place, mark) | settings)
 
     def judged(self, place: Path, words: Callable[[str], list[str]], names: Sequence[str]) -> tuple[Ending, str]:
         """Run a command twice, with folders of different marks: the same numbers, or one clear error."""
@@ -106,7 +99,7 @@ class Ground:
         """A run of three epochs of which the record says that two are done."""
         folder = self.root / "finished" / "run"
         places = self.places(folder.parent)
-        assert main(words_of(TINY | places | {"model": "SASRec", "epochs": 2, "run_folder": folder})) == 0
+        assert main(words_of(SETTINGS | places | {"model": "SASRec", "epochs": 2, "run_folder": folder})) == 0
         return folder
 
     @cached_property
