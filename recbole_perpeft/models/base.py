@@ -62,7 +62,7 @@ class ContentRecommender(SequentialRecommender):
         self.NEG_ITEM_SEQ = config["NEG_PREFIX"] + self.ITEM_SEQ
         self.loss = loss_from(config)
         self.id_settings = settings_from(config, IdSettings)
-        self._interactions = dataset.interactions.pairs()
+        self._interactions = dataset.interactions
         self._log_popularities: dict[int | None, Callable[[float], Tensor]] = {}
         item_tokens = dataset.field2id_token[self.ITEM_ID]
         content = ItemContent.load(
@@ -167,7 +167,7 @@ class ContentRecommender(SequentialRecommender):
         They stay on the CPU with the ids, or each step would wait for the accelerator.
         """
         if group not in self._log_popularities:
-            users, items = (torch.from_numpy(column) for column in self._interactions)
+            users, items = (torch.from_numpy(column) for column in self._interactions.pairs())
             groups = None if group is None else self.group_of(users)
             counts = torch.bincount(items if groups is None else items[groups == group], minlength=self.n_items)
             self._log_popularities[group] = cache(partial(log_popularity, counts))
