@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from recbole_perpeft.nn.adapt.frozen_prefix import FrozenPrefix
 from recbole_perpeft.pretrained.dual import FoundationModel
+from recbole_perpeft.store.by_length import CHUNKS_AT_ONCE, encoded_by_length
 from recbole_perpeft.store.rows import RowFiles, computed_rows
 
 
@@ -26,6 +27,10 @@ class ContentSource(Protocol):
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """`pixel_values`, `input_ids` and `attention_mask` of rows, on the CPU."""
+        ...
+
+    def text_lengths(self, rows: Tensor) -> Tensor | None:
+        """Tokens of each row's text, [n]; None where all rows are equally long to the encoder."""
         ...
 
 
@@ -150,8 +155,10 @@ class AdaptedContent(nn.Module):
         return self._encode_rows(self.source.rows_of(item_tokens), group)
 
     def _encode_rows(self, rows: Tensor, group: int | None) -> Tensor:
-        chunks = [self._encode_chunk(self.inputs(part), group) for part in rows.split(self.chunk_size)]
-        return torch.cat(chunks)
+        def encode(part: Tensor) -> tuple[Tensor]:
+            return (self._encode_chunk(self.inputs(part), group),)
+
+        return encoded_by_length(self.source, rows, self.chunk_size, encode)[0]
 
     def inputs(self, rows: Tensor) -> dict[str, Tensor]:
         """What the foundation model needs of rows of the source, on the CPU."""
@@ -238,7 +245,10 @@ def _computed_vectors(
 ) -> Iterator[list[Tensor]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     foundation = foundation.to(device)
-    chunks = torch.arange(source.n_rows).split(chunk_size)
+
+    def encode(rows: Tensor) -> tuple[Tensor]:
+        return (foundation(**{name: _to_device(tensor, device) for name, tensor in source.batch(rows).items()}),)
+
+    chunks = torch.arange(source.n_rows).split(CHUNKS_AT_ONCE * chunk_size)
     for rows in tqdm(chunks, desc="Encode content", unit="chunk", disable=not show_progress):
-        batch = {name: _to_device(tensor, device) for name, tensor in source.batch(rows).items()}
-        yield [foundation(**batch)]
+        yield encoded_by_length(source, rows, chunk_size, encode)

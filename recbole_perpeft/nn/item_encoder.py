@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from recbole_perpeft.nn.adapt.groups import GroupModules, personalise
 from recbole_perpeft.nn.content import ContentEncoder
+from recbole_perpeft.store.by_length import CHUNKS_AT_ONCE
 
 
 class Projector(nn.Sequential):
@@ -53,7 +54,8 @@ class ItemEncoder(nn.Module):
         n_items: Number of items, the pad included.
         hidden_size: Width d of an item vector.
         content_weight: w.
-        chunk_size: Items at once in `encode_catalogue`.
+        chunk_size: Items that a content encoder takes at once; `encode_catalogue` gives it several times as many,
+            which it may sort.
         projector: Makes a module from the width of a content vector and d.
         has_ids: Whether items have id vectors beside their content.
 
@@ -120,7 +122,7 @@ class ItemEncoder(nn.Module):
             self.eval()
         try:
             vectors = torch.empty(self.n_items, self.hidden_size, device=self.device)
-            for items in torch.arange(self.n_items).split(self.chunk_size):
+            for items in torch.arange(self.n_items).split(CHUNKS_AT_ONCE * self.chunk_size):
                 vectors[items[0] : items[-1] + 1] = self(items, group)
             return vectors
         finally:

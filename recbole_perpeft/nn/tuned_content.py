@@ -117,6 +117,12 @@ class InputsOfRoles:
         """As in `ContentSource`."""
         return self._first.rows_of(item_tokens)
 
+    def text_lengths(self, rows: Tensor) -> Tensor | None:
+        """As in `ContentSource`; of all texts of a row together."""
+        found = [source.text_lengths(rows) for source in self._sources.values()]
+        known = [lengths for lengths in found if lengths is not None]
+        return sum(known[1:], known[0]) if known else None
+
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """As in `ContentSource`, each name after its role: `text_input_ids`, `image_input_ids` ..."""
         parts = {role: source.batch(rows) for role, source in self._sources.items()}

@@ -17,6 +17,7 @@ from recbole_perpeft.data.content import IMAGE
 from recbole_perpeft.data.photos.images import process_images
 from recbole_perpeft.pretrained.processor import Processor
 from recbole_perpeft.pretrained.tower import Backbone
+from recbole_perpeft.store.by_length import chunks_by_length
 from recbole_perpeft.store.recipe import STAMP, Chunk, ComputedChunk
 
 FIRST_STATE, STATES, FINAL, DIGEST = "state_0", "states", "final", "content_digest"
@@ -127,13 +128,12 @@ class StateEncoder:
             rows[STATES] = states[:, others[0] :].contiguous().numpy()
         return ComputedChunk(inputs.chunk.index, inputs.chunk.start, rows, inputs.damaged)
 
-    def _batches(self, inputs: _Inputs) -> list[Tensor]:
+    def _batches(self, inputs: _Inputs) -> tuple[Tensor, ...]:
         """Items of every batch; texts of similar length go together, so that little padding is computed."""
-        order = torch.arange(len(inputs.chunk.tokens))
+        lengths = None
         if "attention_mask" in inputs.arrays and self._may_trim:
             lengths = torch.from_numpy(inputs.arrays["attention_mask"].sum(axis=1, dtype=np.int64))
-            order = torch.argsort(lengths, stable=True)
-        return list(order.split(self._settings.batch_size))
+        return chunks_by_length(lengths, len(inputs.chunk.tokens), self._settings.batch_size)
 
     @property
     def _may_trim(self) -> bool:

@@ -137,6 +137,10 @@ class ContentCache:
                 batch |= {name: batch[name][:, :length].contiguous() for name in (IDS, MASK)}
         return batch
 
+    def text_lengths(self, rows: Tensor) -> Tensor | None:
+        """Tokens of some items' texts, int64 [n], 0 for the pad; None where padding is not cut off."""
+        return self._table.take(MASK, rows).long().sum(1) if self._trims_text else None
+
 
 def cache_key(content: ItemContent, processor: Processor) -> str:
     """Identifies tokens, titles and processor."""

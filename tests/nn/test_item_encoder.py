@@ -28,6 +28,9 @@ class RandomSource:
     def rows_of(self, item_tokens):
         return torch.tensor([-1, *range(len(item_tokens) - 2, -1, -1)])
 
+    def text_lengths(self, rows):
+        return (self._ids[rows] != 0).sum(1)
+
     def batch(self, rows):
         assert rows.device.type == "cpu"
         self.sizes.append(len(rows))

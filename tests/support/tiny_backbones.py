@@ -46,6 +46,9 @@ class Source:
     def rows_of(self, item_tokens):
         return torch.tensor([-1 if token == "[PAD]" else int(token) for token in item_tokens])
 
+    def text_lengths(self, rows):
+        return self.inputs["attention_mask"][rows].sum(1)
+
     def batch(self, rows):
         return {name: values[rows] for name, values in self.inputs.items()}
 

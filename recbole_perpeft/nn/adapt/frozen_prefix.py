@@ -13,6 +13,7 @@ from tqdm import tqdm
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.nn.adapt.bank import AdapterBank
 from recbole_perpeft.pretrained.families import find, find_encoder
+from recbole_perpeft.store.by_length import CHUNKS_AT_ONCE, encoded_by_length
 from recbole_perpeft.store.rows import Layout, RowFiles, computed_rows
 
 PREFIX = "_prefix"
@@ -26,6 +27,10 @@ class Inputs(Protocol):
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """Inputs of rows, on the CPU."""
+        ...
+
+    def text_lengths(self, rows: Tensor) -> Tensor | None:
+        """Tokens of each row's text, [n]; None where all rows are equally long to the encoder."""
         ...
 
 
@@ -179,11 +184,15 @@ def _computed(
     LOGGER.info(f"storing the states of frozen blocks of the tower(s) of {' and '.join(last)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bank.template.to(device)
-    chunks = torch.arange(source.n_rows).split(chunk_size)
-    for rows in tqdm(chunks, desc="Encode frozen blocks", unit="chunk", disable=not show_progress):
+
+    def encode(rows: Tensor) -> list[Tensor]:
         batch = {name: tensor.to(device) for name, tensor in source.batch(rows).items()}
         states = {kind: _tensor_of(output).float() for kind, output in _outputs(bank, last, batch).items()}
         if "text" in states:
             missing = shapes["text"][1] - states["text"].shape[1]
             states["text"] = nn.functional.pad(states["text"], (0, 0, 0, missing))
-        yield [states[kind] for kind in shapes]
+        return [states[kind] for kind in shapes]
+
+    chunks = torch.arange(source.n_rows).split(CHUNKS_AT_ONCE * chunk_size)
+    for rows in tqdm(chunks, desc="Encode frozen blocks", unit="chunk", disable=not show_progress):
+        yield encoded_by_length(source, rows, chunk_size, encode)

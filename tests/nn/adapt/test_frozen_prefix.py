@@ -33,6 +33,9 @@ class Source:
     def rows_of(self, item_tokens):
         return torch.tensor([int(token) for token in item_tokens])
 
+    def text_lengths(self, rows):
+        return (self._ids[rows] != 0).sum(1) if self.trims else None
+
     def batch(self, rows):
         self.n_calls += 1
         ids = self._ids[rows]
