@@ -24,7 +24,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Export, and print the folders."""
-    from recbole_perpeft.runs.export import export
+    from recbole_perpeft.use.export import export
 
     print(*sorted(export(options.run, options.output).iterdir()), sep="\n")
     return 0

@@ -32,7 +32,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Print the lists."""
-    from recbole_perpeft.runs.recommend import Recommender
+    from recbole_perpeft.use.recommend import Recommender
 
     how = {"k": options.k, "exclude_seen": not options.include_seen, "include_new_items": options.include_new_items}
     recommender = Recommender.from_file(options.model_file)

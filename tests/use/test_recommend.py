@@ -6,8 +6,8 @@ import torch
 
 from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.runs.recommend import Recommender
 from recbole_perpeft.runs.run import run
+from recbole_perpeft.use.recommend import Recommender
 
 
 @pytest.fixture(scope="module")
