@@ -43,7 +43,7 @@ VERBS = {
     ),
     "convert": Verb("make a data set of logs, reviews or tables", "start it again to go on with the images"),
     "cache": Verb("compute hidden states ahead of runs, or take in those of PerPEFT's authors", _SAME_COMMAND),
-    "recommend": Verb("print the best items for users, or for histories of anybody"),
+    "recommend": Verb("lists of the best items for users, or for histories of anybody", _SAME_COMMAND),
     "explain": Verb("print a trained VIP5's explanations, and how good they are"),
     "export": Verb("write a trained model's adapters for peft, with its groups of users"),
     "aspects": Verb("make the bundled data set aspects, in any size"),
