@@ -45,7 +45,7 @@ VERBS = {
     "cache": Verb("compute hidden states ahead of runs, or take in those of PerPEFT's authors", _SAME_COMMAND),
     "recommend": Verb("lists of the best items for users, or for histories of anybody", _SAME_COMMAND),
     "explain": Verb("print a trained VIP5's explanations, and how good they are"),
-    "export": Verb("write a trained model's adapters for peft, with its groups of users"),
+    "export": Verb("write a trained model as a folder that works without this package"),
     "aspects": Verb("make the bundled data set aspects, in any size"),
 }
 _KEEPS_PLUGIN = ("train", "compare", "search")

@@ -164,9 +164,9 @@ class Recommender:
         """Ids of items, those without interactions after the known ones, int64 [n]; 0 for others."""
         return np.maximum(self._items.get_indexer(pd.Index(items, dtype=object)), 0)
 
-    def all_users(self) -> np.ndarray:
+    def all_users(self) -> list[str]:
         """Tokens of all users of the log."""
-        return self._users[self._history.users].to_numpy()
+        return self._users[self._history.users].tolist()
 
     @property
     def _history(self) -> HistoryIndex:
