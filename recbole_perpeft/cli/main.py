@@ -46,6 +46,7 @@ VERBS = {
     "recommend": Verb("lists of the best items for users, or for histories of anybody", _SAME_COMMAND),
     "explain": Verb("print a trained VIP5's explanations, and how good they are"),
     "export": Verb("write a trained model as a folder that works without this package"),
+    "serve": Verb("answer requests for lists over HTTP"),
     "aspects": Verb("make the bundled data set aspects, in any size"),
 }
 _KEEPS_PLUGIN = ("train", "compare", "search")
