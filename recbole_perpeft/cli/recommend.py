@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     if options.output:
         check_format(options.output)
     changes = {"data_path": options.data_path} if options.data_path else {}
-    recommender = Recommender.from_file(options.run, changes, needs_log=False)
+    recommender = Recommender.from_file(options.run, changes, bool(options.users or options.all_users))
     requests = Requests(recommender, options.skip_unknown)
     wanted = Wanted(
         options.k,

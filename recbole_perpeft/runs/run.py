@@ -22,7 +22,7 @@ from recbole_perpeft.core.plugins import check_recorded_plugins, load_plugins
 from recbole_perpeft.core.protocol import protocol_line
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import keys_of_kind
-from recbole_perpeft.data.atomic import prepare_dataset_folder
+from recbole_perpeft.data.atomic import is_log_there, prepare_dataset_folder
 from recbole_perpeft.data.dataset import SequenceDataset
 from recbole_perpeft.data.history import PHASES, union_of
 from recbole_perpeft.data.loader import evaluation_loader, train_loader
@@ -140,7 +140,7 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None, n
     check_recorded_plugins(content["config"].get("plugin"), (config_dict or {}).get("plugin"), str(path))
     config = Config(config_dict=changed(content["config"] | names, config_dict or {}))
     ids = None
-    if not needs_log and not (config.dataset_folder / f"{config['dataset']}.inter").is_file():
+    if not needs_log and not is_log_there(config):
         ids = read_ids(path.parent)
         config = Config(config_dict=changed(content["config"] | names, dict(config_dict or {}) | NO_FILTERS))
     dataset, loaders, model = _build(config, ids)

@@ -57,7 +57,7 @@ class _Waiting:
 class Service:
     """Answers requests in a thread of its own; use it as a context.
 
-    While lists are computed, requests gather, which are then computed together. What a request holds is written nowhere.
+    While lists are computed, requests gather, which are then computed together. Nothing of a request is written down.
 
     Args:
         recommender: makes the lists.

@@ -190,7 +190,9 @@ def test_data_that_moved_and_a_log_that_is_gone(toy_run, tmp_path, capsys):
         pd.testing.assert_frame_equal(elsewhere.for_histories([["i3", "i4"]]), expected)
     words = (f"--run={run}", f"--data_path={tmp_path / 'nowhere'}")
     assert recommend(*words, "--all_users") == 2
-    assert "toy.inter is missing" in capsys.readouterr().err
+    assert "there is no data set toy" in capsys.readouterr().err
+    with pytest.raises(PerPEFTError, match="toy.inter is missing, so that nobody knows"):
+        elsewhere.for_users(["u1"])
     (run / "ids.parquet").write_bytes(b"PAR1 no")
     assert recommend(*words, "--history=i1") == 2
     assert "ids.parquet is damaged" in capsys.readouterr().err
