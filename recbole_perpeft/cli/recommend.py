@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,6 +47,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     given = [name for name in ("all_users", "users", "histories", "history") if getattr(options, name)]
     if not given:
         raise PerPEFTError("nobody to recommend to: give --users, --all_users, --histories or --history")
+    if options.min_score is not None and not math.isfinite(options.min_score):
+        raise PerPEFTError(f"--min_score is {options.min_score}: give a number")
     if options.output and len(given) > 1:
         raise PerPEFTError(f"one file holds lists of one kind: give --{given[0]} or --{given[1]}, not both")
     return options

@@ -257,7 +257,8 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
         LOGGER.info(protocol_line({name: config[name] for name in keys_of_kind([RunSettings], "protocol")}))
         dataset, (train_data, valid_data, test_data), model = _build(config)
         LOGGER.info(dataset)
-        write_ids(folder.path, dataset)
+        if saved:
+            write_ids(folder.path, dataset)
         LOGGER.debug(model)
         targets = _train_targets(train_data)
         if targets:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ from recbole_perpeft.models.perpeft.content import ItemEncoderSettings
 from recbole_perpeft.models.towers import Tower
 from recbole_perpeft.nn.adapt.bank import AdapterBank
 from recbole_perpeft.runs.folder import ENVIRONMENT_FILE
-from recbole_perpeft.runs.record import RunRecord
+from recbole_perpeft.runs.record import RunRecord, read_json
 
 _TRAINING = ("learning_rate", "weight_decay", "train_batch_size", "epochs", "stopping_step", "seed")
+_ABSOLUTE = re.compile(r'"(/|~|[A-Za-z]:)')  # the beginning of a path of this machine among JSON
 _LIMITS = """\
 * Metrics are of one log, on items that were held out; a live test may come out otherwise.
 * Popular items are recommended more often than rare ones, as in any log. What a log leaves out, the model cannot know.
@@ -122,7 +124,7 @@ def write_card(folder: Path, trained: Trained) -> None:
     """Write `README.md`."""
     config, model = trained.config, trained.model
     towers = settings_from(config, ItemEncoderSettings).by_role
-    bases = sorted({_name(tower.encoder) for tower in towers.values()})
+    bases = sorted({name_of_base(tower.encoder) for tower in towers.values()})
     of_hub = [base for base in bases if "/" in base]
     head = {"license": trained.licence, "library_name": "peft"} | ({"base_model": of_hub} if of_hub else {})
     head["tags"] = ["recommendation", "sequential-recommendation", "peft"]
@@ -193,7 +195,7 @@ def _adapters(trained: Trained, towers: Mapping[str, Tower]) -> str:
     group = "group-0" if trained.model.n_groups else "global"
     blocks = []
     for place, bank in trained.banks.items():
-        base = _name(towers[place.strip("/") or next(iter(towers))].encoder)
+        base = name_of_base(towers[place.strip("/") or next(iter(towers))].encoder)
         of = type(bank.base_model).__name__
         is_bundled = "/" not in base
         blocks.append(f"`{group}{place}` belongs to the {of} of {base}{_BUNDLED if is_bundled else ''}:")
@@ -202,7 +204,7 @@ def _adapters(trained: Trained, towers: Mapping[str, Tower]) -> str:
     return "\n\n".join(blocks)
 
 
-def _name(encoder: str) -> str:
+def name_of_base(encoder: str) -> str:
     """A hub id, or the last part of a path of this machine."""
     path = Path(encoder).expanduser()
     return path.name if path.is_absolute() or path.exists() else encoder
@@ -213,16 +215,13 @@ def _settings(config: Any) -> dict[str, Any]:
     names = [each.name for cls in config.settings_classes for each in cls.declared()]
     chosen = {name: config[name] for name in [*names, *_TRAINING] if name in config}
     plain = config.to_dict()
-    return {name: plain[name] for name in chosen if name in plain and not _is_path(plain[name])}
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).is_absolute()
+    return {name: plain[name] for name in chosen if name in plain and not _ABSOLUTE.search(json.dumps(plain[name]))}
 
 
 def _versions(run: Path) -> dict[str, Any]:
+    remedy = "take the one of the run, or delete it"
     path = run / ENVIRONMENT_FILE
-    return json.loads(path.read_bytes())["packages"] if path.is_file() else {}
+    return read_json(path, {"packages": (dict,)}, remedy)["packages"] if path.is_file() else {}
 
 
 def _table(header: Sequence[str], rows: Mapping[str, Any]) -> str:

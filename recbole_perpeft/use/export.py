@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from recbole_perpeft.core.whole import alone, clear, disk_errors, draft_of, put_
 from recbole_perpeft.data.history import union_of
 from recbole_perpeft.nn.adapt.bank import AdapterBank
 from recbole_perpeft.runs.run import load
-from recbole_perpeft.use.card import Trained, write_card
+from recbole_perpeft.use.card import Trained, name_of_base, write_card
 from recbole_perpeft.use.parts import can_write_onnx, check_onnx, names_of_groups, write_items, write_user_encoder
 
 
@@ -73,7 +74,7 @@ def export(
             clear(draft)
             for name, group in names_of_groups(model):
                 for place, bank in banks.items():
-                    bank.export(draft, f"{name}{place}", group)
+                    _hide_path(bank.export(draft, f"{name}{place}", group) / "adapter_config.json")
             write_items(draft, model, dataset)
             write_user_encoder(draft, model, has_onnx)
             if model.n_groups:
@@ -83,6 +84,15 @@ def export(
         finally:
             remove(draft)
     return output
+
+
+def _hide_path(file: Path) -> None:
+    """Leaves of the place of the foundation model on this machine its name alone."""
+    settings = json.loads(file.read_bytes())
+    base = settings.get("base_model_name_or_path")
+    if base:
+        settings["base_model_name_or_path"] = name_of_base(base)
+        file.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _banks(model: Any) -> dict[str, AdapterBank]:

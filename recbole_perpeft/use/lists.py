@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -61,11 +62,13 @@ FORMATS: dict[str, Callable[[Path], AbstractContextManager[_Write]]] = {
 
 
 def check_format(output: Path) -> None:
-    """Refuse a file whose suffix names no format.
+    """Refuse a file that cannot be written in the end: its suffix names no format, or it is a folder.
 
     Raises:
-        PerPEFTError: it does not.
+        PerPEFTError: it is one.
     """
+    if output.is_dir():
+        raise PerPEFTError(f"{output} is a folder: name a file in it")
     if output.suffix.lower() not in FORMATS:
         raise PerPEFTError(f"{output}: the suffix tells the format; use one of {', '.join(FORMATS)}")
 
@@ -93,6 +96,7 @@ def titles(recommender: Recommender, items: pd.Series) -> list[str] | None:
 
 def compute(recommender: Recommender, people: People, wanted: Wanted, show_progress: bool = False) -> Lists:
     """Lists in memory."""
+    wanted = recommender.bounded(wanted)
     lists = Lists.empty(len(people.names), wanted.k)
     _fill(recommender, people, wanted, lists, None, show_progress)
     return lists
@@ -124,9 +128,11 @@ def write_lists(
         PerPEFTError: The suffix names no format, or the disk does not take the file.
     """
     check_format(output)
+    wanted = recommender.bounded(wanted)
     output = output.absolute()
     parts = output.with_name(f".{output.name}.parts")
-    header = {"lists": 1, "of": digest(recommender.source.encode(), _digest(recommender, people, wanted)).hexdigest()}
+    source = recommender.source or token_hex()  # of a model of nobody knows where, nothing is gone on with
+    header = {"lists": 1, "of": digest(source.encode(), _digest(recommender, people, wanted)).hexdigest()}
     recommender.scorer.keeps_all = False
     with alone(output, patience=0), disk_errors(output):
         parts.parent.mkdir(parents=True, exist_ok=True)

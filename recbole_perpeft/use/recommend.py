@@ -106,7 +106,7 @@ class Lists(NamedTuple):
     @staticmethod
     def kinds(n: int, k: int) -> tuple[tuple[tuple[int, ...], str], ...]:
         """Shape and type of the arrays."""
-        return ((n, max(k, 1)), "int32"), ((n, max(k, 1)), "float32"), ((n,), "int32")
+        return ((n, k), "int32"), ((n, k), "float32"), ((n,), "int32")
 
     def put(self, batch: Batch, part: Part) -> None:
         """Fill in the lists of a batch."""
@@ -256,6 +256,7 @@ class Recommender:
         return self.people_of_histories(HistoryIndex.from_pairs(rows, items, len(histories)))
 
     def _frame(self, people: People, wanted: Wanted) -> pd.DataFrame:
+        wanted = self.bounded(wanted)
         lists = Lists.empty(len(people.names), wanted.k)
         plan = self.plan(people)
         for batch, part in zip(plan, self.lists(people, wanted, plan), strict=True):
@@ -293,6 +294,10 @@ class Recommender:
             if wanted.min_score is not None:
                 items = np.where(scores >= wanted.min_score, items, -1)
             yield Part(items, scores)
+
+    def bounded(self, wanted: Wanted) -> Wanted:
+        """The same with lists that are no longer than there are candidates; raises as `candidates`."""
+        return wanted._replace(k=min(wanted.k, len(self.candidates(wanted).ids)))
 
     def candidates(self, wanted: Wanted) -> Candidates:
         """Items that may be recommended.

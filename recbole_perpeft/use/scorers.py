@@ -190,7 +190,7 @@ class RowScorer:
                 f"{type(self.model).__name__} reads {error.args[0]} of every interaction, which there is none of for "
                 "what is still to be recommended; train a model that reads users, items and histories"
             ) from error
-        return scores.view(len(rows), -1).clone()  # a model may keep what it returns
+        return scores.view(len(rows), -1)
 
     def _of_pairs(self, rows: Interaction) -> Tensor:
         n_items, parts = self.dataset.item_num, []

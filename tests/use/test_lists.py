@@ -105,6 +105,8 @@ def test_the_stock_what_is_excluded_and_the_least_score(toy_run, tmp_path):
         ("BPR", ["--users={}/missing.csv"], "missing.csv"),
         ("BPR", ["--users=u1", "--k=0"], "k is 0"),
         ("BPR", ["--users=u1", "--output={}/l.xlsx"], "the suffix tells the format"),
+        ("BPR", ["--users=u1", "--output={}/f.csv"], "f.csv is a folder"),
+        ("BPR", ["--users=u1", "--min_score=nan"], "--min_score is nan"),
         ("BPR", [], "nobody to recommend to"),
         ("BPR", ["--users=u1", "--all_users", "--output={}/l.csv"], "not both"),
         (
@@ -123,6 +125,7 @@ def test_wrong_input_is_told_in_a_sentence(toy_run, tmp_path, capsys, model, wor
     histories_file(tmp_path / "h.csv", [("a", "i1", 1), ("a", "x", 2)])
     histories_file(tmp_path / "t.csv", [("a", "i1", "soon")])
     histories_file(tmp_path / "b.csv", [("a", "", 1)])
+    (tmp_path / "f.csv").mkdir()
     (tmp_path / "s.csv").write_text("item_id\ni1\nx\n")
     (tmp_path / "u.csv").write_text("user_id\nu1\nx\n")
     (tmp_path / "e.csv").write_text("item_id\n" + "\n".join(f"i{item}" for item in range(30)) + "\n")
