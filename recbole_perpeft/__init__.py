@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from recbole_perpeft.core.errors import PerPEFTError
     from recbole_perpeft.models import get_model, list_models
     from recbole_perpeft.runs.config import Config
-    from recbole_perpeft.runs.recommend import Recommender
     from recbole_perpeft.runs.run import load, resume, run
     from recbole_perpeft.studies.compare.comparison import compare
     from recbole_perpeft.studies.search.session import search
+    from recbole_perpeft.use.recommend import Recommender
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
 _PLACES = {
     "Config": "recbole_perpeft.runs.config:Config",
     "PerPEFTError": "recbole_perpeft.core.errors:PerPEFTError",
-    "Recommender": "recbole_perpeft.runs.recommend:Recommender",
+    "Recommender": "recbole_perpeft.use.recommend:Recommender",
     "compare": "recbole_perpeft.studies.compare.comparison:compare",
     "get_model": "recbole_perpeft.models:get_model",
     "list_models": "recbole_perpeft.models:list_models",

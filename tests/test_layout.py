@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "recbole_perpeft"
 # From the bottom to the top; a folder imports from itself and from folders before it.
-STAIR = ("core", "data", "pretrained", "store", "nn", "training", "models", "runs", "studies", "convert", "cli")
+STAIR = ("core", "data", "pretrained", "store", "nn", "training", "models", "runs", "use", "studies", "convert", "cli")
 # Programs that there were before there were verbs: they call the command line and do nothing else.
 DOORS = {
     "run_compare.py": "compare",

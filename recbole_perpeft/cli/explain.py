@@ -34,7 +34,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """Print the scores, and the rows if no file is named for them."""
     from recbole_perpeft.core.whole import written_whole
-    from recbole_perpeft.runs.explain import explain
+    from recbole_perpeft.use.explain import explain
 
     report = explain(options.model_file, options.prompt, options.split, options.beams, options.batch_size)
     if options.output is None:

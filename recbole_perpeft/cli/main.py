@@ -43,9 +43,10 @@ VERBS = {
     ),
     "convert": Verb("make a data set of logs, reviews or tables", "start it again to go on with the images"),
     "cache": Verb("compute hidden states ahead of runs, or take in those of PerPEFT's authors", _SAME_COMMAND),
-    "recommend": Verb("print the best items for users, or for histories of anybody"),
+    "recommend": Verb("lists of the best items for users, or for histories of anybody", _SAME_COMMAND),
     "explain": Verb("print a trained VIP5's explanations, and how good they are"),
-    "export": Verb("write a trained model's adapters for peft, with its groups of users"),
+    "export": Verb("write a trained model as a folder that works without this package"),
+    "serve": Verb("answer requests for lists over HTTP"),
     "aspects": Verb("make the bundled data set aspects, in any size"),
 }
 _KEEPS_PLUGIN = ("train", "compare", "search")

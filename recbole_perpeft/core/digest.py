@@ -28,7 +28,7 @@ VERSIONED_PACKAGES = ("recbole", "torch", "transformers", "peft", "numpy", "pand
 _BLOCK = 2**20  # bytes
 _SAMPLES = 1024
 # What these do happens before or after a run.
-_NOT_IN_A_RUN = ("studies/", "convert/", "cli/", "runs/recommend.py", "runs/explain.py", "properties/")
+_NOT_IN_A_RUN = ("studies/", "convert/", "cli/", "use/", "data/tables.py", "properties/")
 
 
 def sha256(data: bytes) -> str:

@@ -29,13 +29,22 @@ def prepare_dataset_folder(config) -> None:
         make_aspects(folder, exist_ok=True, show_progress=bool(config["show_progress"]))
     if not folder.is_dir():
         raise PerPEFTError(_missing_folder(folder, name))
-    parts = config["benchmark_filename"]
-    logs = [f"{name}.inter"] if parts is None else [f"{name}.{part}.inter" for part in parts]
-    for log in logs:
-        _check_file(folder / log, "inter", config)
+    for log in log_files(config):
+        _check_file(log, "inter", config)
     for suffix in config["load_col"] or {}:
         if suffix != "inter" and config["load_col"][suffix]:
             _check_file(folder / f"{name}.{suffix}", suffix, config)
+
+
+def log_files(config) -> list[Path]:
+    """The files of a data set's log: one, or one a part."""
+    folder, name, parts = config.dataset_folder, config["dataset"], config["benchmark_filename"]
+    return [folder / (f"{name}.inter" if part is None else f"{name}.{part}.inter") for part in parts or [None]]
+
+
+def is_log_there(config) -> bool:
+    """Whether a run finds its log, or makes it, as that of the bundled data set."""
+    return config["dataset"] == BUNDLED_DATASET or all(log.is_file() for log in log_files(config))
 
 
 def _missing_folder(folder: Path, name: str) -> str:

@@ -183,8 +183,10 @@ class ContentRecommender(SequentialRecommender):
             raise RuntimeError("a training batch holds users of several groups")
         return group
 
-    def catalogue(self, group: int | None) -> Tensor:
-        """Vectors of all items for a group, [n_items, d]; computed once until a weight changes."""
+    def catalogue(self, group: int | None, kept: bool = True) -> Tensor:
+        """Vectors of all items for a group, [n_items, d]; computed once until a weight changes, if they are kept."""
+        if not kept:
+            return self.item_encoder.encode_catalogue(group)
         self._drop_outdated_catalogues()
         return self._catalogue(group)
 

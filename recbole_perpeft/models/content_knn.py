@@ -62,26 +62,31 @@ class ContentKNN(SequentialRecommender):
         """0: nothing is learnt."""
         return self.nothing.sum() * 0.0
 
-    def user_vectors(self, item_seq: Tensor, length: Tensor) -> Tensor:
+    def catalogue(self, group: int | None, kept: bool = True) -> Tensor:
+        """Content of all items, [n_items, width]; there is one group, `None`, and it is always kept."""
+        return self.content
+
+    def user_vectors(self, item_seq: Tensor, length: Tensor, catalogue: Tensor) -> Tensor:
         """Weighted sums of the content of histories.
 
         Args:
             item_seq: [B, L], padded with 0 on the right.
             length: [B].
+            catalogue: As from `catalogue`.
 
         Returns:
             [B, width]
         """
         age = length.unsqueeze(1) - 1 - torch.arange(item_seq.shape[1], device=item_seq.device)
         weight = self.decay ** age.clamp(min=0)
-        return (self.content[item_seq] * weight.unsqueeze(-1)).sum(1)
+        return (catalogue[item_seq] * weight.unsqueeze(-1)).sum(1)
 
     def full_sort_predict(self, interaction) -> Tensor:
         """Scores of all items, [B, n_items]; fields as in RecBole."""
-        users = self.user_vectors(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        users = self.user_vectors(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], self.content)
         return users @ self.content.T
 
     def predict(self, interaction) -> Tensor:
         """Score of one item a row (field `item_id`), [B]."""
-        users = self.user_vectors(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        users = self.user_vectors(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], self.content)
         return (users * self.content[interaction[self.ITEM_ID]]).sum(-1)

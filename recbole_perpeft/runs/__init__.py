@@ -1,1 +1,1 @@
-"""One run: its settings, its folder, and what is done with its model."""
+"""One run: its settings, its folder, and what it left."""

@@ -40,6 +40,7 @@ class RunFolder:
     | `metrics.csv` | a row an epoch (written by the trainer) |
     | `result.json` | valid and test metrics, parameters, seconds, memory |
     | `test_ranks.parquet` | user, target item and rank of every test row; of models with groups the user's group |
+    | `ids.parquet` | users and items in the order of their ids (written by `ids.write_ids`) |
     | `best.pth`, `last.pth` | the best model; what it takes to resume (written by the trainer) |
     | `run.log`, `tensorboard/` | the log, TensorBoard's events |
 

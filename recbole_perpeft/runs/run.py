@@ -9,6 +9,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.data.utils import get_dataloader
 from recbole.sampler import KGSampler, RepeatableSampler, Sampler
@@ -21,7 +22,7 @@ from recbole_perpeft.core.plugins import check_recorded_plugins, load_plugins
 from recbole_perpeft.core.protocol import protocol_line
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import keys_of_kind
-from recbole_perpeft.data.atomic import prepare_dataset_folder
+from recbole_perpeft.data.atomic import is_log_there, prepare_dataset_folder
 from recbole_perpeft.data.dataset import SequenceDataset
 from recbole_perpeft.data.history import PHASES, union_of
 from recbole_perpeft.data.loader import evaluation_loader, train_loader
@@ -30,6 +31,7 @@ from recbole_perpeft.data.sampler import check_owners
 from recbole_perpeft.models import get_model
 from recbole_perpeft.runs.config import Config, changed
 from recbole_perpeft.runs.folder import LOG_FILE, LOG_LINE, RunFolder, peak_gpu_memory_mb, peak_memory_mb
+from recbole_perpeft.runs.ids import NO_FILTERS, read_ids, without_log, write_ids
 from recbole_perpeft.runs.keys import ways_to_read
 from recbole_perpeft.runs.record import RunRecord
 from recbole_perpeft.training.checkpoint import load_checkpoint, restored
@@ -112,12 +114,14 @@ def _resume(folder: RunFolder, config_dict: Mapping[str, Any] | None, callback_f
     return _run(Config(config_dict=changed(settings, changes)), folder, True, callback_fn, with_test)
 
 
-def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -> tuple:
+def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None, needs_log: bool = True) -> tuple:
     """A trained model with its data.
 
     Args:
         model_file: a checkpoint, or a run folder for its `best.pth`.
         config_dict: settings to change, such as `data_path` on another machine; as for `resume`.
+        needs_log: whether a missing log is an error; without, the data set then knows nothing but ids
+            (`is_without_log`), of which the run folder keeps a record.
 
     Returns:
         Configuration, model, data set, and train, valid and test loader.
@@ -135,7 +139,11 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -
     _check_names({"model": content["model"]}, config_dict or {}, str(path))
     check_recorded_plugins(content["config"].get("plugin"), (config_dict or {}).get("plugin"), str(path))
     config = Config(config_dict=changed(content["config"] | names, config_dict or {}))
-    dataset, loaders, model = _build(config)
+    ids = None
+    if not needs_log and not is_log_there(config):
+        ids = read_ids(path.parent)
+        config = Config(config_dict=changed(content["config"] | names, dict(config_dict or {}) | NO_FILTERS))
+    dataset, loaders, model = _build(config, ids)
     check_same_data(content.get("data", {}), dataset, path, ("ids",))
     try:
         model.load_state_dict(content["state_dict"])
@@ -155,18 +163,23 @@ def _check_names(recorded: Mapping[str, Any], given: Mapping[str, Any], where: s
             raise PerPEFTError(f"{where} is a run with {key} {wanted}, not {name}")
 
 
-def create_dataset(config: Config):
+def create_dataset(config: Config, ids: tuple[np.ndarray, np.ndarray] | None = None):
     """The data set of a run, by the model's `dataset_class` or RecBole's choice; never from a pickle.
+
+    Args:
+        config: settings.
+        ids: tokens of users and items that stand in for the log.
 
     Raises:
         PerPEFTError: the files are missing or cannot be read.
     """
-    prepare_dataset_folder(config)
+    if ids is None:
+        prepare_dataset_folder(config)
     dataset_class = with_checked_log(
         getattr(config.model_class, "dataset_class", None) or _recbole_dataset_class(config)
     )
     try:
-        return dataset_class(config)
+        return dataset_class(config) if ids is None else without_log(dataset_class, *ids)(config)
     except PerPEFTError:
         raise
     except (ValueError, KeyError) as error:
@@ -223,10 +236,10 @@ def get_trainer(config: Config) -> type:
     return own or run_trainer(get_recbole_trainer(config["MODEL_TYPE"], config["model"]))
 
 
-def _build(config: Config) -> tuple:
-    """Data set, its loaders, and the model with fresh weights."""
+def _build(config: Config, ids: tuple[np.ndarray, np.ndarray] | None = None) -> tuple:
+    """Data set, its loaders, and the model with fresh weights; `ids` as for `create_dataset`."""
     init_seed(config["seed"], config["reproducibility"])
-    dataset = create_dataset(config)
+    dataset = create_dataset(config, ids)
     loaders = data_preparation(config, dataset)
     init_seed(config["seed"], config["reproducibility"])
     model = config.model_class(config, loaders[0]._dataset).to(config["device"])
@@ -244,6 +257,8 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
         LOGGER.info(protocol_line({name: config[name] for name in keys_of_kind([RunSettings], "protocol")}))
         dataset, (train_data, valid_data, test_data), model = _build(config)
         LOGGER.info(dataset)
+        if saved:
+            write_ids(folder.path, dataset)
         LOGGER.debug(model)
         targets = _train_targets(train_data)
         if targets:

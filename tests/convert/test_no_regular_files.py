@@ -8,11 +8,11 @@ import pytest
 from recbole_perpeft.convert.reading.archive import opened_zip
 from recbole_perpeft.convert.reading.image_lmdb import images_of_lmdb
 from recbole_perpeft.convert.reading.pickles import load_plain
-from recbole_perpeft.convert.reading.tables import table_rows
 from recbole_perpeft.convert.sources.perpeft_states import load_states
 from recbole_perpeft.core.digest import file_hash, large_file_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.lines import text_lines
+from recbole_perpeft.data.tables import table_rows
 
 
 def zip_of(path):

@@ -25,6 +25,7 @@ RUN_FILES = {
     "best.pth",
     "config.yaml",
     "environment.json",
+    "ids.parquet",
     "last.pth",
     "metrics.csv",
     "result.json",

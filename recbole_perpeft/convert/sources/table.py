@@ -11,12 +11,12 @@ from typing import Any
 
 from recbole_perpeft.convert.events import Events, batched_events
 from recbole_perpeft.convert.reading.image_files import ImageFile, ImageReference, images_of_folder
-from recbole_perpeft.convert.reading.tables import id_text, number, seconds, table_columns, table_rows, text_of
 from recbole_perpeft.convert.source import Source
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import path_inside
 from recbole_perpeft.core.lines import line_error
 from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.data.tables import id_text, number, seconds, table_columns, table_rows, text_of
 
 TIME = "timestamp"
 

@@ -13,12 +13,12 @@ import numpy as np
 
 from recbole_perpeft.convert.events import Events, batched_events
 from recbole_perpeft.convert.reading.pickles import load_plain, number_in, text_in
-from recbole_perpeft.convert.reading.tables import text_of
 from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import path_inside, read_regular
 from recbole_perpeft.core.lines import line_error, text_lines
 from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.data.tables import text_of
 from recbole_perpeft.store.arrays import read_array
 
 SEQUENCES, MAPS, META, EXPLANATIONS = "sequential_data.txt", "datamaps.json", "meta.json.gz", "exp_splits.pkl"

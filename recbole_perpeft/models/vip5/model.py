@@ -204,6 +204,11 @@ class VIP5(SequentialRecommender):
         template = self.ranking_templates.catalogue
         return self._catalogue_scores(template, *(interaction[field] for field in fields))
 
+    @property
+    def names_users(self) -> bool:
+        """Whether the prompt that ranks names the user, so that nobody else can be served."""
+        return "user" in self.ranking_templates.catalogue.slots
+
     def _catalogue_scores(self, template: Template, users: Tensor, item_seq: Tensor, length: Tensor) -> Tensor:
         sample = Sample(users, users, history=left_pad(item_seq, length))
         return self._in_parts(

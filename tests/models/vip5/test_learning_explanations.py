@@ -1,7 +1,7 @@
 """VIP5 learns what users say, and about what."""
 
-from recbole_perpeft.runs.explain import explain
 from recbole_perpeft.runs.run import run
+from recbole_perpeft.use.explain import explain
 
 
 def test_explanations_name_what_the_user_cares_for(aspects_settings, tmp_path):

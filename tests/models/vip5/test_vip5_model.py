@@ -13,8 +13,8 @@ from recbole_perpeft.data.dataset import history_of
 from recbole_perpeft.models.vip5.names import successor_share
 from recbole_perpeft.models.vip5.t5 import TinyBackboneSettings, tiny_backbone
 from recbole_perpeft.models.vip5.trainer import VIP5Trainer
-from recbole_perpeft.runs.explain import explain
 from recbole_perpeft.runs.run import get_trainer, load, resume, run
+from recbole_perpeft.use.explain import explain
 
 SMALL = {
     "tiny_width": 16,

@@ -6,8 +6,8 @@ import torch
 
 from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.runs.recommend import Recommender
 from recbole_perpeft.runs.run import run
+from recbole_perpeft.use.recommend import Recommender
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def recommender(trained):
 
 def test_known_users_get_the_best_unseen_items_of_their_group(recommender):
     model = recommender.model
-    user = list(recommender.user_ids)[1]
+    user = recommender.all_users()[0]
     history = recommender.history.rows(np.array([1]))[1]
     lists = recommender.for_users([user], k=7)
     group = int(model.user_group[1])
@@ -61,7 +61,7 @@ def test_a_new_user_goes_to_the_nearest_centroid(recommender):
     lists = recommender.for_histories(histories, k=1)
     catalogue = model.catalogue(None)
     for row, history in enumerate(histories):
-        item_seq = torch.tensor([0] * (model.max_seq_length - 4) + [recommender.item_ids[item] for item in history])
+        item_seq = torch.tensor([0] * (model.max_seq_length - 4) + [*recommender.item_ids(history)])
         with torch.no_grad():
             vector = model.user_encoder(catalogue[item_seq].unsqueeze(0), item_seq.unsqueeze(0))[0, -1]
         expected = (model.group_centroids - vector).pow(2).sum(1).argmin()
@@ -104,10 +104,10 @@ def test_unknown_users(recommender):
 
 
 def test_command_line(trained, recommender, capsys):
-    user, item = list(recommender.user_ids)[1], recommender.item_tokens[1]
-    assert main(["recommend", "--model_file", trained[0], "--users", user, "--history", item, "--k", "2"]) == 0
+    user, item = recommender.all_users()[0], recommender.item_tokens[1]
+    assert main(["recommend", "--run", trained[0], "--users", user, "--history", item, "--k", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split("\t") == ["user_id", "rank", "item_id", "score", "group"]
+    assert lines[0].split("\t") == ["user_id", "rank", "item_id", "score", "group", "title"]
     assert len(lines) == 6
-    assert main(["recommend", "--model_file", trained[0], "--users", "nobody"]) == 2
+    assert main(["recommend", "--run", trained[0], "--users", "nobody"]) == 2
     assert "error: " in capsys.readouterr().err

@@ -8,16 +8,22 @@ import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
-from PIL import Image
-from torch.nn.functional import normalize
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from recbole_perpeft.cli.main import main
-from recbole_perpeft.pretrained.dual import locate_foundation
 from recbole_perpeft.pretrained.tower import Backbone
 from recbole_perpeft.runs.run import load, run
+from recbole_perpeft.use import export as export_module
+from support.plain_peft import vectors_by_peft_alone
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+
+COMMON = ["README.md", "id_vectors.safetensors", "items.parquet", "projectors.safetensors", "vectors"]
+
+
+@pytest.fixture(autouse=True)
+def no_user_encoder(monkeypatch):
+    """Its export takes seconds; `test_parts.py` has one."""
+    monkeypatch.setattr(export_module, "write_user_encoder", lambda *_: None)
 
 
 @pytest.fixture
@@ -32,19 +38,6 @@ def trained(aspects_settings, tmp_path):
     return make
 
 
-def vectors_by_peft_alone(adapter, tokens, data):
-    """Content vectors of items, from the photos and titles and a plain CLIP with an adapter."""
-    clip = locate_foundation("aspects-clip")
-    model = PeftModel.from_pretrained(CLIPModel.from_pretrained(clip), adapter).eval()
-    titles = dict(line.split("\t") for line in (data / "aspects.item").read_text().splitlines()[1:])
-    images = [Image.open(data / "images" / f"{token}.png").convert("RGB") for token in tokens]
-    pixels = CLIPImageProcessor.from_pretrained(clip)(images, return_tensors="pt")
-    texts = AutoTokenizer.from_pretrained(clip)([titles[token] for token in tokens], padding=True, return_tensors="pt")
-    with torch.no_grad():
-        output = model(**pixels, **texts)
-    return torch.cat([normalize(output.image_embeds, dim=1), normalize(output.text_embeds, dim=1)], dim=1)
-
-
 @pytest.mark.parametrize("peft_type", ["lora", "ia3"])
 def test_adapters_give_the_same_content_vectors_to_plain_peft(trained, tmp_path, small_aspects, peft_type, capsys):
     folder = trained(peft_type=peft_type, peft_config={})
@@ -52,7 +45,9 @@ def test_adapters_give_the_same_content_vectors_to_plain_peft(trained, tmp_path,
     _, model, dataset, *_ = load(folder)
     names = ["global", *(f"group-{group}" for group in range(model.n_groups))]
     assert model.n_groups > 1
-    written = [str(tmp_path / "adapters" / name) for name in sorted([*names, "groups.parquet", "users.parquet"])]
+    written = [
+        str(tmp_path / "adapters" / name) for name in sorted([*names, *COMMON, "groups.parquet", "users.parquet"])
+    ]
     assert capsys.readouterr().out.splitlines() == written
     items = torch.arange(1, 21)
     tokens = dataset.id2token(dataset.iid_field, items.numpy())
@@ -95,7 +90,7 @@ def test_users_and_groups_are_tables(trained, tmp_path):
 
 def test_a_model_without_groups_has_one_adapter(trained, tmp_path):
     assert main(["export", f"--run={trained('GlobalPEFT')}", f"--output={tmp_path / 'adapters'}"]) == 0
-    assert [path.name for path in (tmp_path / "adapters").iterdir()] == ["global"]
+    assert {path.name for path in (tmp_path / "adapters").iterdir()} == {"global", *COMMON}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,47 @@
+"""`recbole-perpeft serve --run=runs/<run>`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from recbole_perpeft.cli.flags import Flags
+from recbole_perpeft.core.errors import PerPEFTError
+
+PACKAGES = ("fastapi", "uvicorn")
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The flags."""
+    flags = Flags(
+        "serve",
+        "Answers requests for lists over HTTP: POST /recommend, GET /items/<id>/similar, GET /groups, GET /health.\n"
+        "What people had is in requests alone, not in the log.",
+        "--run=runs/<run> --port=8000",
+    )
+    flags.add_argument("--run", type=Path, required=True, help="folder of the run, or its best.pth")
+    flags.add_argument("--data_path", help="folder of the data set's folder, where it has moved")
+    flags.add_argument("--host", default="127.0.0.1", help="address to listen at (%(default)s: this machine alone)")
+    flags.add_argument("--port", type=int, default=8000, help="(%(default)s)")
+    options = flags.parse(words)
+    if not 0 < options.port < 2**16:
+        raise PerPEFTError(f"--port is {options.port}; it is a number from 1 to 65535")
+    return options
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until it is interrupted."""
+    if not all(map(find_spec, PACKAGES)):
+        raise PerPEFTError(f"serve needs {' and '.join(PACKAGES)}: pip install 'recbole-perpeft[serve]'")
+    import uvicorn
+
+    from recbole_perpeft.use.recommend import Recommender
+    from recbole_perpeft.use.server import app_of
+    from recbole_perpeft.use.service import Service
+
+    changes = {"data_path": options.data_path} if options.data_path else {}
+    service = Service(Recommender.from_file(options.run, changes, needs_log=False))
+    uvicorn.run(app_of(service), host=options.host, port=options.port, access_log=False)
+    return 0

@@ -1,0 +1,212 @@
+"""How a trained model of any kind scores items for users: by vectors, in rows of the catalogue, or pair by pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import ModelType
+from torch import Tensor
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.history import HistoryIndex
+from recbole_perpeft.use.topk import Candidates, Score
+
+USERS_AT_ONCE = 1024
+_SCORES_AT_ONCE = 2**25  # of rows of the whole catalogue, 128 MB
+_PAIRS_AT_ONCE = 2**15
+
+
+@runtime_checkable
+class VectorModel(Protocol):
+    """A model that scores by products of user vectors and item vectors."""
+
+    def catalogue(self, group: int | None, kept: bool = True) -> Tensor:
+        """Item vectors of a group, [n_items, d]."""
+
+    def user_vectors(self, item_seq: Tensor, length: Tensor, catalogue: Tensor) -> Tensor:
+        """User vectors, [B, d]."""
+
+
+class Scorer(Protocol):
+    """What lists need of a model.
+
+    Attributes:
+        n_groups: Groups of users; 0 where all are alike.
+        keeps_all: Whether what is computed once a group stays for later lists.
+        takes_histories: Whether it reads what users had, so that anybody can be served.
+        users_at_once: Users of a batch at most.
+        new_items: Items without interactions that it can score; they follow the known ones.
+    """
+
+    n_groups: int
+    keeps_all: bool
+    takes_histories: bool
+    users_at_once: int
+    new_items: Sequence[str]
+
+    def groups_of(self, users: np.ndarray) -> np.ndarray:
+        """Group of users of the log, int64 [n]; -1 for none."""
+
+    def nearest_groups(self, histories: HistoryIndex, rows: np.ndarray) -> np.ndarray:
+        """Group of some histories, int64 [n]; -1 for none."""
+
+    def score(
+        self, histories: HistoryIndex, rows: np.ndarray, users: np.ndarray, group: int | None, candidates: Candidates
+    ) -> Score:
+        """Gives scores of candidates.
+
+        Args:
+            histories: Items that users had, by row.
+            rows: Rows of the users, int64 [B].
+            users: Their ids in the log, int64 [B]; 0 for others.
+            group: Their group.
+            candidates: Who competes.
+        """
+
+
+def scorer_of(model: Any, dataset: Any) -> Scorer:
+    """The way in which a model scores."""
+    return VectorScorer(model, dataset) if isinstance(model, VectorModel) else RowScorer(model, dataset)
+
+
+class VectorScorer:
+    """Products of user vectors and item vectors of the users' group.
+
+    Attributes:
+        keeps_all: Whether the item vectors of all groups stay in memory once they are needed, or those of the global
+            module and of the group at work alone.
+    """
+
+    keeps_all = True
+    takes_histories = True
+    users_at_once = USERS_AT_ONCE
+
+    def __init__(self, model: Any, dataset: Any) -> None:
+        self.model = model
+        self.n_groups = getattr(model, "n_groups", 0)
+        encoder = getattr(model, "item_encoder", None)
+        known = set(dataset.field2id_token[dataset.iid_field])
+        has_content = encoder is not None and encoder.content_encoder.content_size > 0
+        self.new_items: Sequence[str] = sorted(set(model.item_tokens_with_content) - known) if has_content else []
+        self._vectors: dict[int | None, Tensor] = {}
+        self._of_candidates: tuple[int | None, Candidates | None, Tensor] = (None, None, torch.empty(0))
+
+    @torch.no_grad()
+    def vectors(self, group: int | None) -> Tensor:
+        """Vectors of known and then of new items for a group, [n_known + n_new, d]."""
+        if group not in self._vectors:
+            if not self.keeps_all:
+                self._vectors = {None: self._vectors[None]} if None in self._vectors else {}
+                self._of_candidates = (None, None, torch.empty(0))
+            parts = [self.model.catalogue(group, kept=False)]
+            if self.new_items:
+                parts.append(self.model.item_encoder.new_item_vectors(self.new_items, group))
+            self._vectors[group] = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return self._vectors[group]
+
+    @torch.no_grad()
+    def user_vectors(self, histories: HistoryIndex, rows: np.ndarray, group: int | None) -> Tensor:
+        """Vectors of users after their newest items, [B, d]."""
+        newest = histories.newest(rows, self.model.max_seq_length)
+        item_seq, length = (torch.from_numpy(part).to(self.model.device) for part in newest)
+        return self.model.user_vectors(item_seq, length, self.vectors(group))
+
+    def groups_of(self, users: np.ndarray) -> np.ndarray:
+        """As in `Scorer`."""
+        groups = self.model.group_of(torch.from_numpy(users)) if self.n_groups else None
+        return np.full(len(users), -1) if groups is None else groups.numpy()
+
+    def nearest_groups(self, histories: HistoryIndex, rows: np.ndarray) -> np.ndarray:
+        """As in `Scorer`."""
+        if not self.n_groups:
+            return np.full(len(rows), -1)
+        return self.model.nearest_group(self.user_vectors(histories, rows, None)).cpu().numpy()
+
+    def score(self, histories, rows, users, group, candidates) -> Score:
+        """As in `Scorer`."""
+        of_users = self.user_vectors(histories, rows, group)
+        of_group, of, vectors = self._of_candidates
+        if of is not candidates or of_group != group:
+            vectors = candidates.of(self.vectors(group))
+            self._of_candidates = (group, candidates, vectors)
+        return lambda part: of_users @ vectors[part].T
+
+
+class RowScorer:
+    """Scores of RecBole's interface: `full_sort_predict`, or `predict` of every pair where a model has no other."""
+
+    n_groups = 0
+    keeps_all = True
+    new_items: Sequence[str] = ()
+
+    def __init__(self, model: Any, dataset: Any) -> None:
+        self.model, self.dataset = model, dataset
+        self.takes_histories = model.type == ModelType.SEQUENTIAL
+        self.users_at_once = max(1, min(USERS_AT_ONCE, _SCORES_AT_ONCE // dataset.item_num))
+
+    def groups_of(self, users: np.ndarray) -> np.ndarray:
+        """As in `Scorer`."""
+        return np.full(len(users), -1)
+
+    def nearest_groups(self, histories: HistoryIndex, rows: np.ndarray) -> np.ndarray:
+        """As in `Scorer`."""
+        return np.full(len(rows), -1)
+
+    def score(self, histories, rows, users, group, candidates) -> Score:
+        """As in `Scorer`."""
+        scores = self._scores(self._rows(histories, rows, users))
+        return partial(_columns, scores, candidates.tensor.to(scores.device))
+
+    def _rows(self, histories: HistoryIndex, rows: np.ndarray, users: np.ndarray) -> Interaction:
+        fields = {self.dataset.uid_field: torch.from_numpy(users)}
+        if not users.all():
+            if getattr(self.model, "names_users", False):
+                raise self._knows_no_strangers()
+            del fields[self.dataset.uid_field]
+        if not self.takes_histories:
+            return self.dataset.join(Interaction(fields)).to(self.model.device)
+        item_seq, length = histories.newest(rows, self.model.max_seq_length)
+        fields[self.model.ITEM_SEQ] = torch.from_numpy(item_seq)
+        fields[self.model.ITEM_SEQ_LEN] = torch.from_numpy(length)
+        return Interaction(fields).to(self.model.device)
+
+    @torch.no_grad()
+    def _scores(self, rows: Interaction) -> Tensor:
+        """Scores of all items, [B, n_items]."""
+        try:
+            try:
+                scores = self.model.full_sort_predict(rows)
+            except NotImplementedError:
+                scores = self._of_pairs(rows)
+        except KeyError as error:
+            if error.args == (self.dataset.uid_field,):
+                raise self._knows_no_strangers() from error
+            raise PerPEFTError(
+                f"{type(self.model).__name__} reads {error.args[0]} of every interaction, which there is none of for "
+                "what is still to be recommended; train a model that reads users, items and histories"
+            ) from error
+        return scores.view(len(rows), -1)
+
+    def _of_pairs(self, rows: Interaction) -> Tensor:
+        n_items, parts = self.dataset.item_num, []
+        for start in range(0, len(rows) * n_items, _PAIRS_AT_ONCE):
+            pairs = torch.arange(start, min(start + _PAIRS_AT_ONCE, len(rows) * n_items))
+            part = rows[(pairs // n_items).to(self.model.device)].cpu()
+            part.update(Interaction({self.dataset.iid_field: pairs % n_items}))
+            parts.append(self.model.predict(self.dataset.join(part).to(self.model.device)))
+        return torch.cat(parts)
+
+    def _knows_no_strangers(self) -> PerPEFTError:
+        return PerPEFTError(
+            f"{type(self.model).__name__} learns who each user is: it recommends to users of its log alone, not to a "
+            "history of somebody else"
+        )
+
+
+def _columns(scores: Tensor, ids: Tensor, part: slice) -> Tensor:
+    return scores[:, ids[part]]
