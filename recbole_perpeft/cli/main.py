@@ -46,6 +46,7 @@ VERBS = {
     "recommend": Verb("print the best items for users, or for histories of anybody"),
     "explain": Verb("print a trained VIP5's explanations, and how good they are"),
     "export": Verb("write a trained model's adapters for peft, with its groups of users"),
+    "explore": Verb("write a page about a trained PerPEFT's groups: what each buys and looks at"),
     "aspects": Verb("make the bundled data set aspects, in any size"),
 }
 _KEEPS_PLUGIN = ("train", "compare", "search")
