@@ -63,7 +63,7 @@ setup(
     ],
     package_dir={"recbole_perpeft.properties": "properties"},
     package_data={
-        "recbole_perpeft": ["py.typed", "pretrained/*/*", "models/vip5/*.yaml"],
+        "recbole_perpeft": ["py.typed", "pretrained/*/*", "models/vip5/*.yaml", "studies/explore/*.js"],
         "recbole_perpeft.properties": ["*.yaml"],
         "recbole_perpeft.properties.compare": ["*.yaml"],
         "recbole_perpeft.properties.dataset": ["*.yaml"],

@@ -47,6 +47,7 @@ VERBS = {
     "explain": Verb("print a trained VIP5's explanations, and how good they are"),
     "export": Verb("write a trained model as a folder that works without this package"),
     "serve": Verb("answer requests for lists over HTTP"),
+    "explore": Verb("write a page about a trained PerPEFT's groups: what each buys and looks at"),
     "aspects": Verb("make the bundled data set aspects, in any size"),
 }
 _KEEPS_PLUGIN = ("train", "compare", "search")

@@ -88,6 +88,10 @@ def _report(result: dict[str, Any]) -> str:
     valid, test = result["best_valid_result"], result["test_result"]
     rows = [(name, valid.get(name), test.get(name)) for name in test or valid]
     seconds = ", ".join(f"{value:g} s ({stage})" for stage, value in result["seconds_per_epoch"].items())
+    has_groups = "personalised" in result["seconds_per_epoch"]
+    what_next = (
+        [f"what each group looks at: recbole-perpeft explore --run={result['run_folder']}"] if has_groups else []
+    )
     return "\n".join(
         [
             "",
@@ -97,6 +101,7 @@ def _report(result: dict[str, Any]) -> str:
             f"trainable parameters {result['trainable_parameters']:,} of {result['parameters']:,}",
             f"epochs {result['epochs']}, training an epoch {seconds or '-'}, whole run {result['seconds']:g} s, "
             f"peak memory {result['peak_memory_mb']:,.0f} MB",
+            *what_next,
             f"run folder: {result['run_folder']}",
         ]
     )

@@ -211,7 +211,7 @@ class FrozenContent(nn.Module):
         show_progress: bool = True,
     ) -> None:
         super().__init__()
-        self._source = source
+        self.source = source
         self.row_of_item = row_of_item
         foundation = load_foundation()
         self.foundation_fingerprint = foundation.fingerprint
@@ -231,7 +231,7 @@ class FrozenContent(nn.Module):
 
     def encode_tokens(self, item_tokens: Sequence[str], group: int | None) -> Tensor:
         """As in `ContentEncoder`; the same for all groups."""
-        return self._vectors.take(self._name, self._source.rows_of(item_tokens))
+        return self._vectors.take(self._name, self.source.rows_of(item_tokens))
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:

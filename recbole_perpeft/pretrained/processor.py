@@ -205,6 +205,19 @@ class Processor:
             )
         return ids, encoded["attention_mask"].astype(np.uint8)
 
+    def offsets(self, title: str) -> np.ndarray:
+        """Where in a title each of its tokens begins and ends, int64 [text_length, 2]; equal for special tokens.
+
+        Raises:
+            PerPEFTError: The tokenizer does not tell.
+        """
+        if not getattr(self._tokenizer, "is_fast", False):
+            raise PerPEFTError(f"{type(self._tokenizer).__name__} does not tell where its tokens are in a text")
+        encoded = self._tokenizer(
+            title, padding="max_length", truncation=True, max_length=self.text_length, return_offsets_mapping=True
+        )
+        return np.asarray(encoded["offset_mapping"], dtype=np.int64)
+
     @property
     def description(self) -> dict:
         """What identifies the processor's outputs, wherever its files lie."""

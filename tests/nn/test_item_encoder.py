@@ -227,7 +227,7 @@ def test_vectors_are_float32_under_autocast(make_adapted):
 def test_new_item_has_the_content_part_alone(request, kind):
     encoder = request.getfixturevalue(kind)().eval()
     expected = encoder(torch.tensor([4]), None) - encoder.id_embedding.weight[4]
-    encoder.content_encoder.source = encoder.content_encoder._source = OneRow(int(ROW_OF_ITEM[4]))
+    encoder.content_encoder.source = OneRow(int(ROW_OF_ITEM[4]))
     torch.testing.assert_close(encoder.new_item_vectors(["new"], None), expected, atol=1e-5, rtol=1e-5)
 
 

@@ -112,18 +112,19 @@ def mean_vectors(user_vectors: Tensor, groups: Tensor, n_groups: int) -> Tensor:
 
 
 @torch.no_grad()
-def global_user_vectors(model, users: np.ndarray, history) -> Tensor:
-    """Vectors of users under the global module.
+def global_user_vectors(model, users: np.ndarray, history, group: int | None = None) -> Tensor:
+    """Vectors of users under the global module, or under that of a group.
 
     Args:
         model: A `ContentRecommender` in evaluation mode.
         users: Internal ids, [n].
         history: `HistoryIndex` of the items to read.
+        group: Whose module; None for the global one.
 
     Returns:
         [n, d], on the CPU.
     """
-    catalogue = model.catalogue(None)
+    catalogue = model.catalogue(group)
     result = []
     for start in range(0, len(users), _USERS_AT_ONCE):
         item_seq, length = history.newest(users[start : start + _USERS_AT_ONCE], model.max_seq_length)

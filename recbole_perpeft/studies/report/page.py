@@ -31,7 +31,7 @@ td.long {{ text-align: left; white-space: normal; min-width: 20rem; }}
 figcaption {{ color: #555; font-size: .88rem; margin-top: .4rem; }}
 .plots {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(520px, 100%), 1fr)); gap: 1rem; }}
 .plots section {{ min-width: 0; }}
-</style></head>
+{style}</style></head>
 <body><h1>{title}</h1>
 {body}
 </body></html>
@@ -47,28 +47,37 @@ class Chapter:
         paragraphs: plain text.
         tables: tables.
         figures: plots by title, which may be empty.
+        html: parts of their own, in which every text from outside is escaped already.
     """
 
     title: str = ""
     paragraphs: Sequence[str] = ()
     tables: Sequence[Table] = ()
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    html: Sequence[str] = ()
 
 
-def to_html(title: str, chapters: Sequence[Chapter]) -> str:
-    """The page; plotly's script is part of it."""
+def to_html(title: str, chapters: Sequence[Chapter], style: str = "") -> str:
+    """The page; plotly's script is part of it.
+
+    Args:
+        title: of the page.
+        chapters: in their order.
+        style: rules of CSS for parts of its own.
+    """
     parts: list[str] = []
     script = True  # into the first plot alone
     for chapter in chapters:
         parts += [_heading(2, chapter.title), *(f"<p>{in_html(text)}</p>" for text in chapter.paragraphs)]
         parts += [table.to_html() for table in chapter.tables]
+        parts += chapter.html
         figures = []
         for name, figure in chapter.figures.items():
             plot = figure.to_html(full_html=False, include_plotlyjs=script, config=_PLOT)
             script = False
             figures.append(f"<section>{_heading(3, name)}{plot}</section>")
         parts += [f'<div class="plots">{"".join(figures)}</div>'] if figures else []
-    return _PAGE.format(title=in_html(title), body="\n".join(filter(None, parts)))
+    return _PAGE.format(title=in_html(title), body="\n".join(filter(None, parts)), style=style)
 
 
 def new_figure(x_title: str = "", y_title: str = "", height: int = 420, **x_axis: Any) -> Figure:

@@ -1,0 +1,1 @@
+"""What each group looks at: a page about a trained model of groups."""

@@ -1,0 +1,150 @@
+"""A trained model of groups, with all that a page tells about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.content import ItemContent
+from recbole_perpeft.models.perpeft.grouping import global_user_vectors, mean_vectors
+from recbole_perpeft.models.perpeft.model import PerPEFT
+from recbole_perpeft.pretrained.dual import FoundationModel
+from recbole_perpeft.pretrained.processor import Processor
+from recbole_perpeft.runs.run import load
+from recbole_perpeft.studies.explore import parts
+from recbole_perpeft.studies.explore.characters import (
+    Service,
+    Typical,
+    counts_by_group,
+    ranks_under,
+    services,
+    words_of,
+)
+from recbole_perpeft.studies.explore.looks import Eyes
+from recbole_perpeft.studies.explore.pictures import Album
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group as the page has it."""
+
+    name: str
+    users: np.ndarray  # internal ids
+
+
+class Exploration:
+    """A trained model of groups with all that the page tells about it.
+
+    Args:
+        model_file: `best.pth` of a run, or its folder.
+        config_dict: Settings to change, as for `load`.
+
+    Raises:
+        PerPEFTError: No checkpoint, or the model has no groups.
+    """
+
+    def __init__(self, model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -> None:
+        self.config, self.model, self.dataset, train, _, self.test = load(model_file, config_dict)
+        if not isinstance(self.model, PerPEFT) or not self.model.n_groups:
+            raise PerPEFTError(
+                f"{model_file}: {type(self.model).__name__} has no groups of users to look at; train PerPEFT"
+            )
+        self.histories = train.dataset.interactions
+        self.user_group = self.model.user_group.cpu().numpy()
+        n_groups = self.model.n_groups
+        self.groups = [Group(f"group {g + 1}", np.flatnonzero(self.user_group == g)) for g in range(n_groups)]
+        self.item_tokens = self.dataset.field2id_token[self.model.ITEM_ID]
+        self.user_tokens = self.dataset.field2id_token[self.model.USER_ID]
+        self.counts = counts_by_group(self.histories, self.user_group, n_groups, self.model.n_items)
+        self._load_content()
+
+    def _load_content(self) -> None:
+        config = self.config
+        fields = tuple(dict.fromkeys(("title", *self.model.content_fields(config))))
+        content = ItemContent.load(config.dataset_folder, config["dataset"], self.item_tokens[1:], "blank", fields)
+        row_of = {token: row for row, token in enumerate(content.tokens)}
+        rows = [row_of.get(token) for token in self.item_tokens]
+        self.titles = ["" if row is None else content.titles[row] for row in rows]
+        self.album = Album([None if row is None else content.image_paths[row] for row in rows])
+
+    def shown(self, item: int, note: str = "") -> parts.Shown:
+        """An item in a list; without a title it is called by its id."""
+        return parts.Shown(self.titles[item] or str(self.item_tokens[item]), self.album.photo(item), note)
+
+    def items_named(self, tokens: Sequence[str]) -> list[int]:
+        """Internal ids of items.
+
+        Raises:
+            PerPEFTError: One is not in the data set.
+        """
+        ids = {token: item for item, token in enumerate(self.item_tokens) if item}
+        unknown = [token for token in tokens if token not in ids]
+        if unknown:
+            raise PerPEFTError(f"--items: not in the data set {self.config['dataset']}: {', '.join(unknown[:10])}")
+        return [ids[token] for token in tokens]
+
+    def contested_items(self, n: int) -> list[int]:
+        """Items that groups buy most unevenly, each group's most typical ones in turn."""
+        lists = [[item for item, _ in self.typical.most(group, n)] for group in range(len(self.groups))]
+        in_turn = (items[place] for place in range(n) for items in lists if place < len(items))
+        return list(dict.fromkeys(in_turn))[:n]
+
+    @cached_property
+    def typical(self) -> Typical:
+        """Items that are typical of groups."""
+        return Typical.of(self.counts)
+
+    @cached_property
+    def words(self) -> tuple[list[str], Typical]:
+        """Words of titles, and how typical they are of groups."""
+        matrix, words = words_of(self.titles)
+        return words, Typical.of(self.counts @ matrix)
+
+    @cached_property
+    def metric(self) -> str:
+        """NDCG at the longest list of the run."""
+        return f"NDCG@{max(self.config['topk'])}"
+
+    @cached_property
+    def ranks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Test users, and the ranks of their items under their group's module and under the global one."""
+        users, own = ranks_under(self.model, self.test, as_everybody=False)
+        return users, own, ranks_under(self.model, self.test, as_everybody=True)[1]
+
+    @cached_property
+    def served(self) -> list[Service]:
+        """How well groups are served."""
+        users, own, everybody = self.ranks
+        return services(self.metric, own, everybody, self.user_group[users], len(self.groups))
+
+    @cached_property
+    def mean_users(self) -> Tensor:
+        """Mean vector of each group's users under its module, [C, d]."""
+        means = [
+            mean_vectors(vectors, torch.zeros(len(vectors), dtype=torch.long), 1)
+            for vectors in (
+                global_user_vectors(self.model, group.users, self.histories, number)
+                for number, group in enumerate(self.groups)
+            )
+        ]
+        return torch.cat(means)
+
+    def eyes(self) -> Eyes:
+        """What looks at items.
+
+        Raises:
+            PerPEFTError: The model does not adapt a dual encoder.
+        """
+        name = self.config["foundation_model"]
+        if not name:
+            raise PerPEFTError("looks at photos and words are made for dual encoders (foundation_model) alone")
+        processor = Processor.from_pretrained(str(name), self.config["max_text_length"])
+        return Eyes(self.model, processor, self.mean_users, FoundationModel.from_pretrained(str(name)))

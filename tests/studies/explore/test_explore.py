@@ -1,0 +1,184 @@
+"""The page about groups, from a run on a shop whose titles attack it."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_perpeft.cli.main import main
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.history import HistoryIndex
+from recbole_perpeft.runs.run import run
+from recbole_perpeft.studies.explore.characters import Typical, counts_by_group, ranks_under, services, words_of
+from recbole_perpeft.studies.explore.exploration import Exploration
+from recbole_perpeft.studies.explore.explore import explore
+from recbole_perpeft.studies.explore.pictures import Album
+
+HOSTILE = (
+    "<script>document.title='TAKEN'</script> lamp",
+    '"><img src=x onerror="document.title=\'TAKEN\'"> & lamp',
+    "</script><script>document.title='TAKEN'</script><!-- lamp",
+)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def trained(small_aspects, tmp_path_factory):
+    """Settings of a finished run with groups, and its folder; the most sold items have hostile titles."""
+    path = tmp_path_factory.mktemp("explore")
+    shutil.copytree(small_aspects / "aspects", path / "aspects")
+    sold = [line.split("\t")[1] for line in (path / "aspects" / "aspects.inter").read_text().splitlines()[1:]]
+    most = sorted(set(sold), key=sold.count)[-len(HOSTILE) :]
+    titles = dict(zip(most, HOSTILE, strict=True))
+    header, *items = (path / "aspects" / "aspects.item").read_text().splitlines()
+    lines = [f"{token}\t{titles.get(token, title)}" for token, title in (line.split("\t") for line in items)]
+    (path / "aspects" / "aspects.item").write_text("\n".join([header, *lines]) + "\n")
+    settings = {"dataset": "aspects", "data_path": str(path), "cache_folder": str(path / "cache")}
+    settings |= {"use_gpu": False, "show_progress": False, "epochs_global": 1, "epochs": 1, "n_groups": 2}
+    run("PerPEFT", config_dict=settings | {"run_folder": str(path / "run"), "train_batch_size": 64})
+    return path / "run", most
+
+
+@pytest.fixture(scope="module")
+def page(trained):
+    return explore(trained[0], trained[0] / "explore.html", trained[1], show_progress=False)
+
+
+class Tags(HTMLParser):
+    """Names and attributes of all elements, and what stands in scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.scripts, self._inside = [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        self._inside = tag == "script"
+
+    def handle_endtag(self, tag):
+        self._inside = False
+
+    def handle_data(self, data):
+        if self._inside:
+            self.scripts.append(data)
+
+
+def test_the_page_is_one_file_in_which_titles_stay_text(page):
+    tags = Tags(page.read_text(encoding="utf-8"))
+    sources = [attributes["src"] for _, attributes in tags.found if "src" in attributes]
+    assert len(sources) > 10
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert not [tag for tag, attributes in tags.found if "onerror" in attributes or tag in ("link", "iframe")]
+    assert all(attributes["alt"] for tag, attributes in tags.found if tag == "img")
+    data = next(json.loads(script) for script in tags.scripts if script.startswith('{"groups"'))
+    assert set(HOSTILE) <= {title for _, title, _ in data["items"]}
+    assert sum(sum(counts) for _, _, counts in data["items"]) > 500
+    assert len(data["users"]) == 150
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_a_browser_runs_no_script_of_titles_and_finds_items(page, trained):
+    text = page.read_text(encoding="utf-8")
+    probe = "<script>query.value='lamp';query.dispatchEvent(new Event('input'));</script></body>"
+    (page.parent / "probe.html").write_text(text.replace("</body>", probe), encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"]
+    address = (page.parent / "probe.html").as_uri()
+    shown = subprocess.run([*command, address], capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "<title>Groups of PerPEFT on aspects</title>" in shown
+    rows = re.search(r'<table id="results">(.*?)</table>', shown, re.DOTALL)[1]
+    assert rows.count("TAKEN") == len(HOSTILE)  # as text, in the cells of what the search found
+    assert "&lt;script&gt;" in rows
+
+
+def test_the_command_says_where_and_what_cannot_be_shown(trained, capsys, tmp_path):
+    flags = ["explore", f"--run={trained[0]}", "--n_items=1", f"--output={tmp_path / 'page.html'}", "--no_progress"]
+    assert main(flags) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")
+    assert main([*flags, "--items=no-such-item"]) == 2
+    assert "not in the data set aspects: no-such-item" in capsys.readouterr().err
+    assert main([*flags[:2], "--n_items=0"]) == 2
+
+
+def test_a_model_without_groups_is_refused(prepare, monkeypatch):
+    prepared = prepare("GlobalPEFT", peft_type="none")
+    parts = (prepared.config, prepared.model, prepared.dataset, prepared.train_data, None, None)
+    monkeypatch.setattr("recbole_perpeft.studies.explore.exploration.load", lambda *_: parts)
+    with pytest.raises(PerPEFTError, match="GlobalPEFT has no groups of users to look at; train PerPEFT"):
+        Exploration("run")
+
+
+def test_ranks_under_either_module_equal_those_of_a_loop(prepare):
+    prepared = prepare(peft_type="none", mask_history="keep_target")
+    model = prepared.personalise().eval()
+    users, own = ranks_under(model, prepared.test_data, as_everybody=False)
+    _, everybody = ranks_under(model, prepared.test_data, as_everybody=True)
+    rows = {}
+    for interaction, history, _, items in prepared.test_data:
+        for place, user in enumerate(interaction["user_id"].tolist()):
+            seen = [] if history is None else history[1][history[0] == place].tolist()
+            row = interaction[torch.tensor([place])]
+            rows[user] = row, set(seen) - {int(items[place])}, int(items[place])
+    for index in (0, 7, len(users) - 1):
+        row, seen, target = rows[int(users[index])]
+        for ranks, group in ((own, int(model.user_group[users[index]])), (everybody, None)):
+            vectors = model.catalogue(group)
+            scores = (model.user_vectors(row["item_id_list"], row["item_length"], vectors) @ vectors.T)[0]
+            better = [i for i in range(1, model.n_items) if i not in seen and scores[i] > scores[target]]
+            assert ranks[index] == 1 + len(better)
+
+
+def test_counts_and_typical_things_equal_loops():
+    rng = np.random.default_rng(0)
+    pairs, groups = rng.integers(0, [20, 9], (300, 2)), rng.integers(-1, 3, 20)
+    counts = counts_by_group(HistoryIndex.from_pairs(pairs[:, 0], pairs[:, 1], 20), groups, 3, 9)
+    expected = np.zeros((3, 9))
+    for user, item in pairs:
+        if groups[user] >= 0:
+            expected[groups[user], item] += 1
+    np.testing.assert_array_equal(counts, expected)
+    typical, total = Typical.of(counts), expected.sum()
+    for g in range(3):
+        for i in range(9):
+            prior = 500 * expected[:, i].sum() / total
+            own, others = expected[g, i] + prior, expected[:, i].sum() - expected[g, i] + prior
+            size, rest = expected[g].sum() + 500, total - expected[g].sum() + 500
+            odds = np.log(own / (size - own)) - np.log(others / (rest - others))
+            assert typical.evidence[g, i] == pytest.approx(odds / np.sqrt(1 / own + 1 / others))
+            assert typical.lift[g, i] == pytest.approx(own / size / (expected[:, i].sum() / total))
+    assert [place for place, _ in typical.most(1, 9)] == [
+        i for i in np.argsort(-typical.evidence[1], kind="stable") if typical.evidence[1, i] > 0
+    ]
+
+
+def test_what_nobody_takes_is_typical_of_nobody():
+    typical = Typical.of(np.array([[3, 0, 0], [0, 4, 0]]))
+    assert np.isfinite(typical.lift).all()
+    assert np.isfinite(typical.evidence).all()
+    assert [place for place, _ in typical.most(0, 3)] == [0]
+    assert words_of(["", "1 22"])[1] == []
+    assert words_of(["Red red lamp", "lamp"])[0].sum() == 3
+
+
+def test_service_is_a_paired_difference_by_group():
+    own, everybody = np.array([1, 2, 30, 1]), np.array([2, 2, 30, 30])
+    first, second, empty = services("hit@1", own, everybody, np.array([0, 0, 0, 1]), 3)
+    assert (first.own, first.everybody, first.n_users) == (pytest.approx(1 / 3), 0.0, 3)
+    assert first.interval == pytest.approx(1.96 * np.std([1, 0, 0], ddof=1) / np.sqrt(3))
+    assert second.n_users == 1
+    assert np.isnan([second.interval, empty.own]).all()
+
+
+def test_photos_beyond_the_limit_are_left_out(small_aspects):
+    photos = sorted((small_aspects / "aspects" / "images").iterdir())[:4]
+    whole = Album([*photos, None])
+    sizes = [len(whole.photo(row)) for row in range(4)]
+    assert whole.photo(4) is None
+    full = Album(photos, limit=sum(sizes[:2]))
+    assert [full.photo(row) is not None for row in (0, 1, 2, 0)] == [True, True, False, True]
+    assert full.n_left_out == 1
