@@ -76,7 +76,10 @@ class Recommender:
         ids = np.array([self.user_ids[user] for user in users])
         row, items = self.history.rows(ids)
         histories = HistoryIndex.from_pairs(row, items, len(ids))
-        lists = self._lists(histories, self.model.group_of(torch.from_numpy(ids)), k, **options)
+        groups = self.model.group_of(torch.from_numpy(ids))
+        if groups is not None and (groups < 0).any():  # users without train items
+            groups = groups.where(groups >= 0, self._nearest_groups(histories))
+        lists = self._lists(histories, groups, k, **options)
         lists.insert(0, "user_id", np.asarray(users)[lists.pop("row")])
         return lists
 

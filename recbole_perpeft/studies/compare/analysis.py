@@ -9,6 +9,7 @@ import pandas as pd
 from recbole.evaluator.register import metrics_dict
 from sklearn.metrics import adjusted_rand_score
 
+from recbole_perpeft.runs.slices import SLICES, slice_of
 from recbole_perpeft.studies.compare.records import DatasetRecord
 from recbole_perpeft.studies.compare.statistics import PairedTest, holm, paired_test, tpme
 
@@ -130,6 +131,21 @@ def by_popularity(record: DatasetRecord) -> pd.DataFrame:
     return _by_part(record, parts, labels)
 
 
+def by_slice(record: DatasetRecord) -> pd.DataFrame:
+    """All metrics of ranks by whether the train part knows the user and the target.
+
+    Returns:
+        Columns model, part, rows, metric, value; empty where it knows all users.
+    """
+    description, ranked = record.plan.description, record.ranked
+    parts = slice_of(description.known_user[ranked.users], description.train_count[ranked.items] > 0)
+    if description.known_user[ranked.users].all():
+        return pd.DataFrame(columns=["model", "part", "rows", "metric", "value"])
+    labels = dict(enumerate(SLICES))
+    tables = [_by_part(record, parts, labels, name).assign(metric=name) for name in ranked.names]
+    return pd.concat(tables, ignore_index=True)[["model", "part", "rows", "metric", "value"]]
+
+
 def popularity_borders(counts: np.ndarray) -> tuple[int, int]:
     """Least number of train interactions of head and of torso items; items with equal numbers stay together.
 
@@ -143,8 +159,10 @@ def popularity_borders(counts: np.ndarray) -> tuple[int, int]:
     return int(sold[last[0]]), int(sold[last[1]])
 
 
-def _by_part(record: DatasetRecord, parts: np.ndarray, labels: dict[int, str]) -> pd.DataFrame:
-    column = record.ranked.names.index(record.main_metric)
+def _by_part(
+    record: DatasetRecord, parts: np.ndarray, labels: dict[int, str], metric: str | None = None
+) -> pd.DataFrame:
+    column = record.ranked.names.index(metric or record.main_metric)
     rows = []
     for number, label in labels.items():
         inside = parts == number
@@ -164,7 +182,8 @@ def by_group(record: DatasetRecord, baseline: str) -> pd.DataFrame:
     truth = record.plan.description.true_group
     parts = []
     for (model, seed), groups in record.ranked.groups.items():
-        if np.ptp(groups) == 0:
+        is_in_one = groups >= 0  # users without train items are in none
+        if len(np.unique(groups[is_in_one])) < 2:
             continue
         nowhere = np.full(len(groups), np.nan)
         table = pd.DataFrame(
@@ -173,8 +192,11 @@ def by_group(record: DatasetRecord, baseline: str) -> pd.DataFrame:
                 "value": record.ranked.by_seed[model, seed],
                 "baseline": record.ranked.by_seed.get((baseline, seed), nowhere),
             }
-        ).groupby("group", as_index=False)
-        agreement = np.nan if truth is None else adjusted_rand_score(truth[record.ranked.users], groups)
+        )
+        table = table[is_in_one].groupby("group", as_index=False)
+        agreement = np.nan
+        if truth is not None:
+            agreement = adjusted_rand_score(truth[record.ranked.users[is_in_one]], groups[is_in_one])
         sizes = table.size()["size"]
         parts.append(table.mean().assign(model=model, seed=seed, rows=sizes, rand_index=agreement))
     columns = ["model", "seed", "group", "rows", "value", "baseline", "rand_index"]

@@ -65,8 +65,9 @@ class DataDescription:
     Attributes:
         users: tokens.
         items: tokens.
-        history_length: int64 [n_users], interactions before the test items.
+        history_length: int64 [n_users], interactions before the (first) test item.
         train_count: int64 [n_items], interactions in the train part.
+        known_user: bool [n_users], whether the train part has the user.
         true_group: [n_users], the group that the data set names; None if it is not asked for.
     """
 
@@ -74,6 +75,7 @@ class DataDescription:
     items: pd.Index
     history_length: np.ndarray
     train_count: np.ndarray
+    known_user: np.ndarray
     true_group: np.ndarray | None = None
 
 
@@ -149,15 +151,26 @@ def describe(config, true_group_field: str | None = None) -> DataDescription:
     """
     dataset = create_dataset(config)
     built = dataset.build()
-    _, train_items = history_of(built, "valid").pairs()
+    trained = history_of(built, "valid")
     users = pd.Index(dataset.field2id_token[dataset.uid_field][1:].astype(str))
     return DataDescription(
         users=users,
         items=pd.Index(dataset.field2id_token[dataset.iid_field][1:].astype(str)),
-        history_length=history_of(built, "test").lengths[1:],
-        train_count=np.bincount(train_items, minlength=dataset.item_num)[1:],
+        history_length=_lengths_before_test(built)[1:],
+        train_count=np.bincount(trained.items, minlength=dataset.item_num)[1:],
+        known_user=trained.lengths[1:] > 0,
         true_group=None if true_group_field is None else _true_groups(config, users, true_group_field),
     )
+
+
+def _lengths_before_test(built: Sequence[Any]) -> np.ndarray:
+    """Interactions of each user before his first test target, int64 [n_users]."""
+    lengths = history_of(built, "test").lengths
+    if built[2].row_histories is not None:
+        rows = built[2].row_histories
+        lengths[rows.users] = np.iinfo(np.int64).max
+        np.minimum.at(lengths, rows.users, rows.lengths)
+    return lengths
 
 
 def _true_groups(config: Config, users: pd.Index, field: str) -> np.ndarray:

@@ -26,7 +26,7 @@ def write_report(folder: Path, records: Sequence[DatasetRecord], baseline: str) 
     |---|---|
     | `report.html` | tables and plots |
     | `report.md`, `tables.tex` | the tables |
-    | `quality.csv`, `significance.csv`, `cost.csv`, `history.csv`, `popularity.csv`, `groups.csv` | all numbers |
+    | `quality.csv`, `significance.csv`, `cost.csv`, `history.csv`, `popularity.csv`, `groups.csv` ... | all numbers |
     | `runs.csv` | a row a run, with its folder |
     | `ranks.parquet` | rank of every test item in every run: significance can be computed again from it |
 
@@ -90,6 +90,7 @@ def _numbers(records: Sequence[DatasetRecord], baseline: str) -> dict[str, pd.Da
     with_rows = {
         "history": analysis.by_history,
         "popularity": analysis.by_popularity,
+        "slices": analysis.by_slice,
         "groups": lambda record: analysis.by_group(record, baseline),
     }
     made = {name: [(record, of(record)) for record in records] for name, of in kinds.items()}

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from plotly.graph_objects import Figure
 
+from recbole_perpeft.core.protocol import DEFAULT_TARGET
 from recbole_perpeft.studies.compare import analysis
 from recbole_perpeft.studies.compare.records import DatasetRecord
 from recbole_perpeft.studies.compare.statistics import TPME_WEIGHTS
@@ -32,12 +33,16 @@ def tables(record: DatasetRecord, baseline: str) -> list[Table]:
         made += [
             _parts(record, "By length of the user's history", analysis.by_history(record), _HISTORY_NOTE),
             _parts(record, "By popularity of the target", analysis.by_popularity(record), _POPULARITY_NOTE),
+            _slices(record),
             _groups(record, baseline),
         ]
     return [table for table in made if table.rows]
 
 
 _HISTORY_NOTE = "Number of a user's interactions before the test item; bins hold about as many users each."
+_SLICES_NOTE = (
+    "Test targets whose user or item has no interaction in the train part, beside the others; all metrics: slices.csv."
+)
 _POPULARITY_NOTE = (
     "Interactions of the test item in the train part. Head: the most popular tenth of the items sold; torso: the next "
     "four tenths; items with as many interactions stay together. Cold: never sold in the train part."
@@ -48,6 +53,8 @@ def protocol_sentence(protocol: Mapping[str, Any]) -> str:
     """The protocol in one sentence."""
     arguments = protocol["eval_args"]
     split = ", ".join(f"{kind} {value}" for kind, value in arguments["split"].items())
+    if "GT" in arguments["split"]:
+        split += f" (all users at one time; {arguments.get('target') or DEFAULT_TARGET} of what is after it)"
     mode = arguments["mode"]
     mode = mode["test"] if isinstance(mode, dict) else mode
     return (
@@ -161,6 +168,14 @@ def _parts(record: DatasetRecord, title: str, table: pd.DataFrame, note: str) ->
     header = ["model", *(f"{part}, n = {rows:,}" for part, rows in zip(parts["part"], parts["rows"], strict=True))]
     metric = metric_names(record)[record.main_metric]
     return Table(title, header, list(zip(*columns, strict=True)), f"{metric}, mean over seeds. {note}")
+
+
+def _slices(record: DatasetRecord) -> Table:
+    table = analysis.by_slice(record)
+    table = table[table["metric"] == record.main_metric]
+    if table.empty:
+        return Table("New users and items", [], [])
+    return _parts(record, "New users and items", table, _SLICES_NOTE)
 
 
 def _groups(record: DatasetRecord, baseline: str) -> Table:

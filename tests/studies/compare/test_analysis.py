@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.runs.slices import SLICES
 from recbole_perpeft.studies.compare import analysis
 from recbole_perpeft.studies.compare.records import collect
 
@@ -154,3 +155,17 @@ def test_damaged_run_folders(toy_runs, file, content):
 
 def test_directions_of_metrics():
     assert analysis.bigger_is_better("ndcg@20") and not analysis.bigger_is_better("giniindex@5")
+
+
+def test_new_users_and_items_have_parts_of_their_own(toy_record):
+    assert analysis.by_slice(toy_record).empty
+    description = toy_record.plan.description
+    description.known_user[:10] = False
+    table = analysis.by_slice(toy_record)
+    cold = description.train_count[toy_record.ranked.items] == 0
+    new = toy_record.ranked.users < 10
+    for part, inside in zip(SLICES, (~new & ~cold, ~new & cold, new & ~cold, new & cold), strict=True):
+        rows = table[(table["part"] == part) & (table["model"] == "good") & (table["metric"] == "hit@5")]
+        assert rows["rows"].tolist() == ([int(inside.sum())] if inside.any() else [])
+        values = toy_record.ranked.values["good"][inside, toy_record.ranked.names.index("hit@5")]
+        assert rows["value"].tolist() == ([pytest.approx(values.mean())] if inside.any() else [])
