@@ -20,6 +20,8 @@ _PARTS = ("split", *_CHOICES, "mode")
 TARGETS = ("last", "first", "random", "all", "successive")
 DEFAULT_TARGET = TARGETS[0]
 _OPTIONAL = ("target",)
+# What a kind of split means where the settings do not say more about it.
+_USUAL_SPLITS = {"LS": "valid_and_test", "GT": 0.9, "RS": [0.8, 0.1, 0.1]}
 
 
 def laid_over(settings: dict[str, Any], layer: Mapping[str, Any] | None) -> None:
@@ -39,6 +41,31 @@ def laid_over(settings: dict[str, Any], layer: Mapping[str, Any] | None) -> None
         modes = [_modes(weaker.get("mode")), _modes(arguments.get("mode"))]
         mode = {"mode": modes[0] | modes[1]} if any(modes) else {}
         settings[KEY] = weaker | arguments | mode
+
+
+def with_split(settings: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Settings with a split of a kind: their own, if it is of this kind, or else the usual one.
+
+    Args:
+        settings: as far as they are given; the strongest layer.
+        kind: `LS`, `GT` or `RS`.
+
+    Raises:
+        PerPEFTError: there is no such kind.
+    """
+    if kind not in _USUAL_SPLITS:
+        raise PerPEFTError(f"--splits names {kind!r}: choose among {', '.join(_USUAL_SPLITS)}, such as --splits=LS,GT")
+    arguments = dict(settings.get(KEY) or {})
+    value = (arguments.get("split") or {}).get(kind, _USUAL_SPLITS[kind])
+    target = arguments.get("target") if kind == "GT" else None
+    return dict(settings) | {KEY: arguments | {"split": {kind: value}, "target": target}}
+
+
+def without_empty_parts(arguments: Any) -> Any:
+    """`eval_args` without parts that need not be there and are None: they are as good as not named."""
+    if not isinstance(arguments, dict):
+        return arguments
+    return {name: value for name, value in arguments.items() if name not in _OPTIONAL or value is not None}
 
 
 def _modes(mode: Any) -> dict[str, Any]:

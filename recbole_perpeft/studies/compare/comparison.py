@@ -28,7 +28,7 @@ class Comparison:
         baseline: name of the model that the others are compared with.
         records: finished runs by data set.
         tables: the numbers of the report's CSV files by their names: `runs`, `quality`, `significance`, `cost`,
-            `history`, `popularity`, `groups`; without those that have nothing to show.
+            `history`, `popularity`, `slices`, `groups`, `splits`; without those that have nothing to show.
     """
 
     folder: Path
@@ -53,6 +53,7 @@ def compare(
     config_dict: Mapping[str, Any] | None = None,
     true_group_field: str | None = None,
     code_version: str | None = None,
+    splits: Sequence[str] = (),
     when_done: Callable[[int, int, Outcome], None] = lambda number, total, outcome: None,
 ) -> Comparison:
     """Train models under one protocol and write a report.
@@ -75,6 +76,8 @@ def compare(
             the models' groups agree with it.
         code_version: stands for the code where runs are looked up, so that runs of other code with the same name are
             used again; by default a hash of the code.
+        splits: kinds of splits, such as LS and GT, each with all runs and then side by side; by default that of the
+            settings alone.
         when_done: called after every run with its number, the number of runs and the outcome.
 
     Returns:
@@ -90,7 +93,7 @@ def compare(
     datasets = [dataset] if isinstance(dataset, str) else dataset
     baseline = choose(specs, [baseline or specs[0].name])[0].name
     of_all = (n_seeds, config_file_list, config_dict, true_group_field, code_version)
-    plans = [plan(specs, name, *of_all) for name in datasets]
+    plans = [plan(specs, name, *of_all, split) for name in datasets for split in dict.fromkeys(splits) or [None]]
     # All seeds one after the other: whoever stops early has whole rows of models.
     jobs = sorted((job for part in plans for job in part.jobs), key=lambda job: job.seed)
     total = len({job.folder for job in jobs})

@@ -15,6 +15,7 @@ from recbole.utils import ModelType
 from recbole_perpeft.core.digest import code_fingerprint, data_fingerprint, digest
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.plugins import plugin_digest
+from recbole_perpeft.core.protocol import with_split
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import defaults_of, keys_of_kind
 from recbole_perpeft.core.yaml_values import read_yaml
@@ -45,6 +46,7 @@ class Job:
         key: identifies the numbers of the run; runs with one key are one run.
         folder: the run folder.
         settings: all settings, as plain types.
+        split: kind of the split, where several are compared.
     """
 
     dataset: str
@@ -53,9 +55,10 @@ class Job:
     key: str
     folder: Path
     settings: Mapping[str, Any]
+    split: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.spec.name} on {self.dataset}, seed {self.seed}"
+        return f"{self.spec.name} on {_title(self.dataset, self.split)}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,23 @@ class DatasetPlan:
         protocol: values of `PROTOCOL_KEYS`.
         description: what the breakdowns need to know about users and items.
         jobs: the runs, by model and then by seed.
+        split: kind of the split, where several are compared.
     """
 
     dataset: str
     protocol: Mapping[str, Any]
     description: DataDescription
     jobs: Sequence[Job]
+    split: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What the report calls it."""
+        return _title(self.dataset, self.split)
+
+
+def _title(dataset: str, split: str | None) -> str:
+    return dataset if split is None else f"{dataset} split by {split}"
 
 
 def plan(
@@ -104,6 +118,7 @@ def plan(
     config_dict: Mapping[str, Any] | None = None,
     true_group_field: str | None = None,
     code_version: str | None = None,
+    split: str | None = None,
 ) -> DatasetPlan:
     """Check all settings and read the data of one data set.
 
@@ -115,11 +130,13 @@ def plan(
         config_dict: settings of all models; they win over the files.
         true_group_field: column of the `.user` file that names the users' true groups.
         code_version: stands for the code in the runs' keys; by default `code_fingerprint()`.
+        split: kind of the split, see `protocol.with_split`; by default what the settings say.
 
     Raises:
         PerPEFTError: settings or data are wrong, or a model sets something that belongs to the protocol.
     """
     shared = _files_and_words(config_file_list, config_dict or {})
+    shared = shared if split is None else with_split(shared, split)
     reference = _reference(dataset, shared)
     protocol = {key: reference[key] for key in PROTOCOL_KEYS}
     configs = {}
@@ -135,8 +152,8 @@ def plan(
     code = code_version or code_fingerprint() + plugin_digest(shared.get("plugin"))
     fingerprints = data_fingerprint(reference.dataset_folder, dataset), code
     seeds = range(reference["seed"], reference["seed"] + n_seeds)
-    jobs = [_job(spec, configs[spec.name], seed, *fingerprints) for spec in specs for seed in seeds]
-    return DatasetPlan(dataset, protocol, describe(reference, true_group_field), jobs)
+    jobs = [_job(spec, configs[spec.name], seed, *fingerprints, split) for spec in specs for seed in seeds]
+    return DatasetPlan(dataset, protocol, describe(reference, true_group_field), jobs, split)
 
 
 def describe(config, true_group_field: str | None = None) -> DataDescription:
@@ -260,9 +277,9 @@ def run_key(settings: Mapping[str, Any], device: str, data: str, code: str) -> s
     return digest(text.encode(), size=8).hexdigest()
 
 
-def _job(spec: ModelSpec, config: Config, seed: int, data: str, code: str) -> Job:
+def _job(spec: ModelSpec, config: Config, seed: int, data: str, code: str, split: str | None) -> Job:
     settings = {"model": config["model"], "dataset": config["dataset"]} | config.to_dict() | {"seed": seed}
     settings["show_progress"] = False
     key = run_key(settings, config["device"].type, data, code)
     folder = Path(config["runs_folder"]) / f"{config['model']}-{config['dataset']}-{key}-seed{seed}"
-    return Job(config["dataset"], spec, seed, key, folder, settings)
+    return Job(config["dataset"], spec, seed, key, folder, settings, split)

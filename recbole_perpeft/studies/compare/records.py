@@ -117,7 +117,9 @@ def collect(plan: DatasetPlan, outcomes: Iterable[Outcome]) -> DatasetRecord:
     Raises:
         PerPEFTError: a run folder is damaged.
     """
-    outcomes = [outcome for outcome in outcomes if outcome.job.dataset == plan.dataset]
+    outcomes = [
+        outcome for outcome in outcomes if (outcome.job.dataset, outcome.job.split) == (plan.dataset, plan.split)
+    ]
     by_name: dict[str, dict[int, RunRecord]] = {}
     for outcome in outcomes:
         if outcome.error is None:
