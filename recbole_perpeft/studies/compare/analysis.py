@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from recbole.evaluator.register import metrics_dict
@@ -11,7 +9,14 @@ from sklearn.metrics import adjusted_rand_score
 
 from recbole_perpeft.runs.slices import SLICES, slice_of
 from recbole_perpeft.studies.compare.records import DatasetRecord
-from recbole_perpeft.studies.compare.statistics import PairedTest, holm, paired_test, tpme
+from recbole_perpeft.studies.compare.statistics import (
+    detectable_difference,
+    false_discovery,
+    holm,
+    interval_of_mean,
+    paired_test,
+    tpme,
+)
 
 N_HISTORY_BINS = 4
 # Shares of the catalogue, by interactions in the train part. The rest is the tail; items without any are cold.
@@ -27,44 +32,82 @@ def quality(record: DatasetRecord) -> pd.DataFrame:
     """Test metrics.
 
     Returns:
-        Columns model, seeds, metric, mean, sd (over seeds, n - 1; NaN with one seed).
+        Columns model, seeds, metric, mean, sd (over seeds, n - 1; NaN with one seed), low and high (bootstrap interval
+        over users, each averaged over seeds; NaN where users have no ranks), low_seeds and high_seeds (over seeds).
     """
     rows = []
     for model in record.models:
         for metric in model.metrics:
             values = model.metrics[metric]
-            rows.append((model.name, len(values), metric, values.mean(), values.std(ddof=1)))
-    return pd.DataFrame(rows, columns=["model", "seeds", "metric", "mean", "sd"])
+            has_users = record.rows is not None and metric in record.rows.names
+            of_users = record.ranked.of_users(model.name, metric) if has_users else np.empty(0)
+            intervals = *interval_of_mean(of_users), *interval_of_mean(values.to_numpy())
+            rows.append((model.name, len(values), metric, values.mean(), values.std(ddof=1), *intervals))
+    ends = ["low", "high", "low_seeds", "high_seeds"]
+    return pd.DataFrame(rows, columns=["model", "seeds", "metric", "mean", "sd", *ends])
 
 
 def significance(record: DatasetRecord, baseline: str) -> pd.DataFrame:
     """Differences from the baseline, tested over users.
 
-    Holm's correction is for the number of models that are compared with the baseline, for each metric and test.
+    Holm's correction and that of the false discovery rate are for the number of models that are compared with the
+    baseline, for each metric and test.
 
     Args:
         record: the runs.
         baseline: name of a model.
 
     Returns:
-        Columns model, metric, difference, improvement (share of the baseline's mean over seeds), p_t, p_wilcoxon,
-        p_t_holm, p_wilcoxon_holm. Without ranks, or without the baseline, empty.
+        Columns model, metric, difference, low and high (bootstrap interval of the difference over users), low_seeds
+        and high_seeds (over seeds that both have; NaN with one), improvement (share of the baseline's mean over
+        seeds), detectable (least difference that so many users show, as such a share), p_t, p_wilcoxon, and both with
+        the ending _holm and _fdr. Without ranks, or without the baseline, empty.
     """
-    columns = ["model", "metric", "difference", "improvement", "p_t", "p_wilcoxon", "p_t_holm", "p_wilcoxon_holm"]
     others = [model.name for model in record.models if model.name != baseline]
     if record.rows is None or record.model(baseline) is None or not others:
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=_SIGNIFICANCE)
     parts = []
     for metric in record.rows.names:
         of_baseline = record.rows.of_users(baseline, metric)
-        tests = [paired_test(record.rows.of_users(name, metric), of_baseline) for name in others]
-        parts.append(_tested(others, metric, tests, [improvement(record, name, baseline, metric) for name in others]))
-    return pd.concat(parts, ignore_index=True)[columns]
+        tests = [_against(record, name, baseline, metric, of_baseline) for name in others]
+        table = pd.DataFrame(tests)
+        for test in ("p_t", "p_wilcoxon"):
+            table[f"{test}_holm"], table[f"{test}_fdr"] = holm(table[test]), false_discovery(table[test])
+        parts.append(table)
+    return pd.concat(parts, ignore_index=True)[_SIGNIFICANCE]
 
 
-def _tested(names: list[str], metric: str, tests: Sequence[PairedTest], improvements: list[float]) -> pd.DataFrame:
-    table = pd.DataFrame(tests).assign(model=names, metric=metric, improvement=improvements)
-    return table.assign(p_t_holm=holm(table["p_t"]), p_wilcoxon_holm=holm(table["p_wilcoxon"]))
+_SIGNIFICANCE = [
+    *("model", "metric", "difference", "low", "high", "low_seeds", "high_seeds", "improvement", "detectable"),
+    *("p_t", "p_wilcoxon", "p_t_holm", "p_wilcoxon_holm", "p_t_fdr", "p_wilcoxon_fdr"),
+]
+
+
+def _against(
+    record: DatasetRecord, name: str, baseline: str, metric: str, of_baseline: np.ndarray
+) -> dict[str, str | float]:
+    """A model's row of `significance`, without what depends on the other rows."""
+    of_model = record.ranked.of_users(name, metric)
+    differences, test = of_model - of_baseline, paired_test(of_model, of_baseline)
+    low, high = interval_of_mean(differences)
+    low_seeds, high_seeds = interval_of_mean(_differences_of_seeds(record, name, baseline, metric))
+    mean = of_baseline.mean()
+    return {
+        **vars(test),
+        **{"model": name, "metric": metric, "improvement": improvement(record, name, baseline, metric)},
+        **{"low": low, "high": high, "low_seeds": low_seeds, "high_seeds": high_seeds},
+        "detectable": detectable_difference(differences) / mean if mean else np.nan,
+    }
+
+
+def _differences_of_seeds(record: DatasetRecord, name: str, baseline: str, metric: str) -> np.ndarray:
+    """A model's metric minus the baseline's, of each seed that both have: float64 [n_seeds]."""
+    of_seeds = []
+    for model in record.models:
+        if model.name in (name, baseline):
+            sign = 1 if model.name == name else -1
+            of_seeds.append(sign * pd.Series(model.metrics[metric].to_numpy(), index=list(model.runs)))
+    return pd.concat(of_seeds, axis=1).dropna().sum(axis=1).to_numpy()
 
 
 def improvement(record: DatasetRecord, name: str, baseline: str, metric: str) -> float:

@@ -100,23 +100,34 @@ def _with_sd(mean: float, sd: float) -> str:
 def _significance(record: DatasetRecord, baseline: str) -> Table:
     table = analysis.significance(record, baseline)
     names = metric_names(record)
+    shown = table[table["metric"] == record.main_metric]
     rows = [
         [
             Cell(row.model),
             Cell(names.get(row.metric, row.metric)),
             Cell("" if np.isnan(row.improvement) else f"{row.improvement:+.1%}"),
-            *(Cell(_p(p)) for p in (row.p_t, row.p_t_holm, row.p_wilcoxon, row.p_wilcoxon_holm)),
+            Cell("" if np.isnan(row.low) else f"{row.low:+.4f} … {row.high:+.4f}"),
+            Cell("" if np.isnan(row.detectable) else f"{row.detectable:.1%}"),
+            *(Cell(_p(p)) for p in (row.p_t, row.p_t_holm, row.p_t_fdr)),
+            *(Cell(_p(p)) for p in (row.p_wilcoxon, row.p_wilcoxon_holm, row.p_wilcoxon_fdr)),
             Cell("yes" if max(row.p_t_holm, row.p_wilcoxon_holm) < _LEVEL else "no"),
         ]
-        for row in table[table["metric"] == record.main_metric].itertuples()
+        for row in shown.itertuples()
     ]
-    header = ["model", "metric", "improvement", "p (t)", "p (t, Holm)", "p (Wilcoxon)", "p (Wilcoxon, Holm)"]
+    tests = [f"p ({test}{kind})" for test in ("t", "Wilcoxon") for kind in ("", ", Holm", ", FDR")]
+    header = ["model", "metric", "improvement", "95 % interval", "detectable", *tests]
     n_users = 0 if record.rows is None else len(np.unique(record.rows.users))
     note = (
-        f"Paired tests over {n_users:,} users, each user's metric averaged over seeds; Holm's correction for "
-        f"{len(rows)} comparisons; significant: both corrected p-values below {_LEVEL}. "
-        "Other metrics: significance.csv."
+        f"Paired tests over {n_users:,} users, each user's metric averaged over seeds; Holm's correction and that of "
+        f"the false discovery rate for {len(rows)} comparisons; significant: both p-values by Holm below {_LEVEL}. "
+        "Interval of the difference: bootstrap over users. "
     )
+    if shown["detectable"].notna().any():
+        note += (
+            f"With {n_users:,} users, differences below {shown['detectable'].min():.1%} of {baseline} cannot be seen "
+            "(detectable: found with power 0.8 at the level 0.05, from the deviation of the paired differences). "
+        )
+    note += "Other metrics, and intervals over seeds: significance.csv."
     if record.rows is not None and record.rows.n_left_out:
         note += f" {record.rows.n_left_out:,} test rows that not all models have are left out."
     return Table(f"Against {baseline}", [*header, "significant"], rows, note)

@@ -45,6 +45,22 @@ def test_significance_over_users(toy_runs, toy_record):
         assert row["improvement"] == pytest.approx(np.mean(users[model]) / np.mean(users["base"]) - 1)
     smallest = min(p_t, key=p_t.get)
     assert table.loc[(smallest, "ndcg@5"), "p_t_holm"] == pytest.approx(2 * p_t[smallest])
+    assert table.loc[(smallest, "ndcg@5"), "p_t_fdr"] == pytest.approx(min(2 * p_t[smallest], max(p_t.values())))
+
+
+def test_intervals_and_what_can_be_seen(toy_runs, toy_record):
+    ranks = toy_runs[2]
+    row = analysis.significance(toy_record, "base").set_index(["model", "metric"]).loc[("good", "ndcg@5")]
+    assert row["low"] < row["difference"] < row["high"]
+    by_seed = [np.mean([ndcg(rank) for rank in ranks["good", seed]]) for seed in (1, 2)]
+    base = [np.mean([ndcg(rank) for rank in ranks["base", seed]]) for seed in (1, 2)]
+    differences = sorted(np.subtract(by_seed, base))
+    assert [row["low_seeds"], row["high_seeds"]] == pytest.approx(differences)  # of two seeds, both ends
+    users = [mean_ndcg(ranks, "good", user) - mean_ndcg(ranks, "base", user) for user in range(60)]
+    assert row["detectable"] == pytest.approx(2.8016 * np.std(users, ddof=1) / 60**0.5 / np.mean(base), rel=1e-3)
+    quality = analysis.quality(toy_record).set_index(["model", "metric"]).loc[("good", "ndcg@5")]
+    assert quality["low"] < quality["mean"] < quality["high"]
+    assert np.isnan(analysis.quality(toy_record).set_index(["model", "metric"])["low"]["good", "giniindex@5"])
 
 
 def test_cost_and_tpme(toy_record):
