@@ -24,6 +24,8 @@ usage: recbole-perpeft compare --models=LIST [--dataset=NAMES] [--seeds=N] [--pa
   --seeds=N            how many seeds, the first is --seed; default 3
   --splits=KINDS       several splits side by side, such as LS,GT (leave-one-out, one time for all users, shares RS),
                        with Kendall's tau of the models' order; eval_args says more about one of them
+  --lists=FILES        what another tool recommends, as further rows: .csv, .tsv or .parquet files with the columns
+                       user, item, score, separated by commas; `FILE as NAME` says how the tables call it
   --baseline=NAME      the model that the others are compared with; default the first
   --parallel=N         runs at a time, each in its own process; default 1
   --output=FOLDER      folder of the report; default comparison
@@ -87,6 +89,7 @@ def _compare(flags: dict[str, Any]) -> int:
         config_file_list=str(flags.pop("config_files", "")).split(),
         true_group_field=flags.pop("true_group_field", None),
         code_version=flags.pop("code_version", None),
+        lists=_names(flags.pop("lists", ""), ","),
         splits=_names(flags.pop("splits", ""), ","),
         config_dict=flags,
         when_done=_tell,

@@ -32,19 +32,31 @@ def quality(record: DatasetRecord) -> pd.DataFrame:
     """Test metrics.
 
     Returns:
-        Columns model, seeds, metric, mean, sd (over seeds, n - 1; NaN with one seed), low and high (bootstrap interval
-        over users, each averaged over seeds; NaN where users have no ranks), low_seeds and high_seeds (over seeds).
+        Columns model, seeds, metric, mean, sd (over seeds, n - 1; NaN with one seed).
     """
     rows = []
     for model in record.models:
         for metric in model.metrics:
             values = model.metrics[metric]
+            rows.append((model.name, len(values), metric, values.mean(), values.std(ddof=1)))
+    return pd.DataFrame(rows, columns=["model", "seeds", "metric", "mean", "sd"])
+
+
+def intervals(record: DatasetRecord) -> pd.DataFrame:
+    """Bootstrap intervals of each model's own metrics.
+
+    Returns:
+        Columns model, metric, mean, low and high (over users, each averaged over seeds; NaN where users have no
+        ranks), low_seeds and high_seeds (over seeds; NaN with one).
+    """
+    rows = []
+    for model in record.models:
+        for metric in model.metrics:
+            values = model.metrics[metric].to_numpy()
             has_users = record.rows is not None and metric in record.rows.names
             of_users = record.ranked.of_users(model.name, metric) if has_users else np.empty(0)
-            intervals = *interval_of_mean(of_users), *interval_of_mean(values.to_numpy())
-            rows.append((model.name, len(values), metric, values.mean(), values.std(ddof=1), *intervals))
-    ends = ["low", "high", "low_seeds", "high_seeds"]
-    return pd.DataFrame(rows, columns=["model", "seeds", "metric", "mean", "sd", *ends])
+            rows.append((model.name, metric, values.mean(), *interval_of_mean(of_users), *interval_of_mean(values)))
+    return pd.DataFrame(rows, columns=["model", "metric", "mean", "low", "high", "low_seeds", "high_seeds"])
 
 
 def significance(record: DatasetRecord, baseline: str) -> pd.DataFrame:
@@ -124,7 +136,7 @@ def cost(record: DatasetRecord) -> pd.DataFrame:
         trainable_parameters, parameters, tpme. TPME takes the memory of the GPU if all models ran on one.
     """
     rows = []
-    for model in record.models:
+    for model in record.trained:
         memory, gpu_memory = model.memory_mb
         rows.append(
             {

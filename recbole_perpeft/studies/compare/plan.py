@@ -21,7 +21,8 @@ from recbole_perpeft.core.settings import defaults_of, keys_of_kind
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.atomic import prepare_dataset_folder
 from recbole_perpeft.data.atomic_table import read_table
-from recbole_perpeft.data.dataset import history_of
+from recbole_perpeft.data.history import HistoryIndex, history_of
+from recbole_perpeft.data.split import RowHistories
 from recbole_perpeft.runs.config import Config, changed, properties_folder, settings_file
 from recbole_perpeft.runs.run import create_dataset
 from recbole_perpeft.studies.compare.specs import ModelSpec
@@ -62,6 +63,23 @@ class Job:
 
 
 @dataclass(frozen=True)
+class TestRows:
+    """Test rows with one target each, by the numbers of a `DataDescription`.
+
+    Attributes:
+        users: int64 [n].
+        items: the targets, int64 [n].
+        histories: what each row's user had before.
+    """
+
+    __test__ = False  # no class of tests
+
+    users: np.ndarray
+    items: np.ndarray
+    histories: RowHistories
+
+
+@dataclass(frozen=True)
 class DataDescription:
     """Users and items of a data set, without the pads.
 
@@ -72,6 +90,7 @@ class DataDescription:
         train_count: int64 [n_items], interactions in the train part.
         known_user: bool [n_users], whether the train part has the user.
         true_group: [n_users], the group that the data set names; None if it is not asked for.
+        test_rows: the test part; None where users have several targets at once.
     """
 
     users: pd.Index
@@ -80,6 +99,7 @@ class DataDescription:
     train_count: np.ndarray
     known_user: np.ndarray
     true_group: np.ndarray | None = None
+    test_rows: TestRows | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +197,20 @@ def describe(config, true_group_field: str | None = None) -> DataDescription:
         train_count=np.bincount(trained.items, minlength=dataset.item_num)[1:],
         known_user=trained.lengths[1:] > 0,
         true_group=None if true_group_field is None else _true_groups(config, users, true_group_field),
+        test_rows=_test_rows(built),
     )
+
+
+def _test_rows(built: Sequence[Any]) -> TestRows | None:
+    part, before = built[2], built[2].row_histories
+    users, items = (part.inter_feat[field].numpy() for field in (part.uid_field, part.iid_field))
+    if part.row_targets is not None or before is None and len(np.unique(users)) < len(users):
+        return None
+    if before is None:
+        history = history_of(built, "test")
+        before = RowHistories(history, users, history.lengths[users])
+    log = HistoryIndex(before.log.indptr[1:], before.log.items - 1)
+    return TestRows(users - 1, items - 1, RowHistories(log, users - 1, before.lengths))
 
 
 def _lengths_before_test(built: Sequence[Any]) -> np.ndarray:

@@ -60,7 +60,7 @@ def write_report(folder: Path, records: Sequence[DatasetRecord], baseline: str) 
 def _chapter(record: DatasetRecord, baseline: str) -> Chapter:
     return Chapter(
         title=record.plan.title,
-        paragraphs=[protocol_sentence(record.plan.protocol)],
+        paragraphs=[protocol_sentence(record.plan.protocol), *record.remarks],
         tables=tables(record, baseline),
         figures=plots(record, baseline),
     )
@@ -87,6 +87,7 @@ def _numbers(records: Sequence[DatasetRecord], baseline: str) -> dict[str, pd.Da
     kinds = {
         "runs": _runs,
         "quality": analysis.quality,
+        "intervals": analysis.intervals,
         "significance": lambda record: analysis.significance(record, baseline),
         "cost": analysis.cost,
     }

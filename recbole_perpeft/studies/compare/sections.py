@@ -164,7 +164,7 @@ def _cost(record: DatasetRecord) -> Table:
 
 
 def _machine(record: DatasetRecord) -> str:
-    machines = {run.machine for model in record.models for run in model.runs.values()}
+    machines = {run.machine for model in record.trained for run in model.runs.values()}
     warning = " Times of different machines do not compare." if len(machines) > 1 else ""
     return f"Measured on {'; '.join(sorted(machines))}.{warning}"
 
@@ -256,7 +256,7 @@ def _quality_against(record: DatasetRecord, column: str, title: str) -> Figure:
     table = analysis.quality(record)
     table = table[table["metric"] == metric].set_index("model")
     for name, style in _styles(record).items():
-        if values[name] > 0:  # zero has no place on a logarithmic axis
+        if values.get(name, 0) > 0:  # zero has no place on a logarithmic axis
             spread = {"type": "data", "array": [0 if table["sd"].isna()[name] else table["sd"][name]]}
             figure.add_scatter(
                 x=[values[name]],
@@ -272,7 +272,7 @@ def _quality_against(record: DatasetRecord, column: str, title: str) -> Figure:
 def _learning_curves(record: DatasetRecord) -> Figure:
     metric = record.main_metric
     figure = new_figure("epoch", f"valid {metric_names(record).get(metric, metric)}", tickformat="d")
-    for model in record.models:
+    for model in record.trained:
         style = _styles(record)[model.name]
         curves = {seed: run.epochs[metric] for seed, run in model.runs.items() if metric in run.epochs}
         for place, (seed, curve) in enumerate(curves.items()):

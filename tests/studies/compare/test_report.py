@@ -23,7 +23,7 @@ def report(toy_record, tmp_path):
 
 
 def test_files_of_a_report(report, toy_record):
-    tables_of_numbers = {"runs", "quality", "significance", "cost", "history", "popularity", "groups"}
+    tables_of_numbers = {"runs", "quality", "intervals", "significance", "cost", "history", "popularity", "groups"}
     names = {f"{name}.csv" for name in tables_of_numbers} | {"report.md", "report.html", "tables.tex", "ranks.parquet"}
     assert {path.name for path in report.iterdir()} == names
     quality = pd.read_csv(report / "quality.csv")
