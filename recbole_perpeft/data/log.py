@@ -16,10 +16,17 @@ from recbole.utils import FeatureSource, FeatureType
 from recbole_perpeft.core.digest import columns_digest, numbers_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.core.protocol import places_of_parts
+from recbole_perpeft.core.protocol import HELD_OUT, places_of_parts
 from recbole_perpeft.data.atomic_table import AtomicTable, numbers_in, read_table
 from recbole_perpeft.data.history import PHASES, HistoryIndex, interactions_of
-from recbole_perpeft.data.split import LogSplit, PartLog, RowHistories, split_at_one_time
+from recbole_perpeft.data.split import (
+    LogSplit,
+    PartLog,
+    RowHistories,
+    all_but_last,
+    shuffled_within_users,
+    split_at_one_time,
+)
 
 N_SHOWN = 10
 _FILTERS = ("rm_dup_inter", "val_interval", "user_inter_num_interval", "item_inter_num_interval")
@@ -119,6 +126,8 @@ class CheckedLog(Dataset):
     def _change_feat_format(self) -> None:
         if self.config["eval_args"]["order"] == "TO" or self._is_sequential:
             self._sort_by_time()
+        if self.config["shuffle_histories"]:
+            self._shuffle_histories(self.inter_feat)
         log = self.inter_feat
         self._split = self._split_of_rows(log)
         if self._split is not None:
@@ -136,6 +145,16 @@ class CheckedLog(Dataset):
             and arguments["group_by"] in (None, "none")
         ):
             self._order_sequences(log[self.uid_field].to_numpy(), log[self.time_field].to_numpy())
+
+    def _shuffle_histories(self, log: pd.DataFrame) -> None:
+        """Gives every user's train rows another order in time; users, times and the rows that are tested stay."""
+        split, users = self._split_of_rows(log), log[self.uid_field].to_numpy()
+        n_held_out = len(HELD_OUT.get(self.config["eval_args"]["split"].get("LS"), ()))
+        if self.benchmark_filename_list is not None or split is None and not n_held_out:
+            raise PerPEFTError("shuffle_histories needs a split {LS: ...} or {GT: ...} in eval_args")
+        is_train = all_but_last(users, n_held_out) if split is None else split.part == 0
+        order = shuffled_within_users(users, is_train, self.config["seed"])
+        self.inter_feat = log.iloc[order].reset_index(drop=True).assign(**{self.time_field: log[self.time_field]})
 
     def _split_of_rows(self, log: pd.DataFrame) -> LogSplit | None:
         """The part of every row of the sorted log, where it is not RecBole that makes the parts."""

@@ -202,6 +202,31 @@ def split_by_shares(
     return LogSplit(part, is_row, is_row, False)
 
 
+def all_but_last(users: np.ndarray, n_last: int) -> np.ndarray:
+    """Which rows leave-one-out trains on: all but each user's last ones, of which two stay; bool [n].
+
+    Args:
+        users: of the log in time order, int64 [n].
+        n_last: how many leave.
+    """
+    order = np.argsort(users, kind="stable")
+    counts = np.bincount(users)
+    before = np.cumsum(counts) - counts
+    number = np.arange(len(users)) - before[users[order]]
+    is_train = np.empty(len(users), dtype=bool)
+    is_train[order] = number < np.maximum(counts - n_last, np.minimum(counts, 2))[users[order]]
+    return is_train
+
+
+def shuffled_within_users(users: np.ndarray, chosen: np.ndarray, seed: int) -> np.ndarray:
+    """An order of rows in which chosen ones change places with chosen ones of their user: int64 [n]."""
+    rows = np.flatnonzero(chosen)
+    order = np.arange(len(users))
+    drawn = np.random.default_rng(seed).random(len(rows))
+    order[rows[np.argsort(users[rows], kind="stable")]] = rows[np.lexsort((drawn, users[rows]))]
+    return order
+
+
 def _border(wanted: float | str, times: np.ndarray, name: str) -> float:
     if isinstance(wanted, str):
         return seconds_of(wanted)
