@@ -56,6 +56,7 @@ def compare(
     code_version: str | None = None,
     splits: Sequence[str] = (),
     lists: Sequence[str] = (),
+    controls: bool = False,
     when_done: Callable[[int, int, Outcome], None] = lambda number, total, outcome: None,
 ) -> Comparison:
     """Train models under one protocol and write a report.
@@ -82,6 +83,7 @@ def compare(
             settings alone.
         lists: files with columns user, item and score that another tool made, `lists.csv` or `lists.csv as NAME`, each
             a row of all tables under the same protocol.
+        controls: whether every model of content brings its controls along as further rows.
         when_done: called after every run with its number, the number of runs and the outcome.
 
     Returns:
@@ -97,7 +99,8 @@ def compare(
     datasets = [dataset] if isinstance(dataset, str) else dataset
     baseline = choose(specs, [baseline or specs[0].name])[0].name
     of_all = (n_seeds, config_file_list, config_dict, true_group_field, code_version)
-    plans = [plan(specs, name, *of_all, split) for name in datasets for split in dict.fromkeys(splits) or [None]]
+    kinds = dict.fromkeys(splits) or [None]
+    plans = [plan(specs, name, *of_all, split, controls) for name in datasets for split in kinds]
     files = parse_lists(lists, [spec.name for spec in specs])
     if files and len(plans) > 1:
         raise PerPEFTError("--lists are made for one data set and one split: name one dataset, and leave out --splits")

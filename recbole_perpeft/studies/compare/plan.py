@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from recbole_perpeft.data.history import HistoryIndex, history_of
 from recbole_perpeft.data.split import RowHistories
 from recbole_perpeft.runs.config import Config, changed, properties_folder, settings_file
 from recbole_perpeft.runs.run import create_dataset
+from recbole_perpeft.studies.compare.controls import controls_of
 from recbole_perpeft.studies.compare.specs import ModelSpec
 
 # What must be the same for models to be compared: interactions, split, candidates, metrics, choice of the epoch.
@@ -139,6 +141,7 @@ def plan(
     true_group_field: str | None = None,
     code_version: str | None = None,
     split: str | None = None,
+    controls: bool = False,
 ) -> DatasetPlan:
     """Check all settings and read the data of one data set.
 
@@ -151,6 +154,7 @@ def plan(
         true_group_field: column of the `.user` file that names the users' true groups.
         code_version: stands for the code in the runs' keys; by default `code_fingerprint()`.
         split: kind of the split, see `protocol.with_split`; by default what the settings say.
+        controls: whether models of content bring their controls along.
 
     Raises:
         PerPEFTError: settings or data are wrong, or a model sets something that belongs to the protocol.
@@ -159,8 +163,10 @@ def plan(
     shared = shared if split is None else with_split(shared, split)
     reference = _reference(dataset, shared)
     protocol = {key: reference[key] for key in PROTOCOL_KEYS}
-    configs = {}
-    for spec in specs:
+    configs: dict[str, Config] = {}
+    waiting, every = deque(specs), []
+    while waiting:
+        spec = waiting.popleft()
         _check_overrides(spec)
         layers = shared | dict(spec.settings) | _protocol_layer(dataset, shared)
         try:
@@ -168,11 +174,15 @@ def plan(
         except PerPEFTError as error:
             raise PerPEFTError(f"{spec.name} on {dataset}: {error}") from error
         _check_protocol(spec, configs[spec.name], protocol)
+        every.append(spec)
+        if controls and spec in specs:
+            added = controls_of(spec, configs[spec.name], true_group_field)
+            waiting.extendleft(control for control in reversed(added) if control.name not in configs)
     prepare_dataset_folder(reference)
     code = code_version or code_fingerprint() + plugin_digest(shared.get("plugin"))
     fingerprints = data_fingerprint(reference.dataset_folder, dataset), code
     seeds = range(reference["seed"], reference["seed"] + n_seeds)
-    jobs = [_job(spec, configs[spec.name], seed, *fingerprints, split) for spec in specs for seed in seeds]
+    jobs = [_job(spec, configs[spec.name], seed, *fingerprints, split) for spec in every for seed in seeds]
     return DatasetPlan(dataset, protocol, describe(reference, true_group_field), jobs, split)
 
 
