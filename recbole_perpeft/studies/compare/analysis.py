@@ -231,8 +231,9 @@ def by_group(record: DatasetRecord, baseline: str) -> pd.DataFrame:
     """The main metric in the user groups of models that have several, beside the baseline with the same seed.
 
     Returns:
-        Columns model, seed, group, rows, value, baseline, rand_index (of the run's groups and the true ones; NaN if
-        they are not known).
+        Columns model, seed, group, rows, value, baseline, low and high (bootstrap interval of the gain over the
+        baseline, over the group's rows), rand_index (of the run's groups and the true ones; NaN if they are not
+        known).
     """
     truth = record.plan.description.true_group
     parts = []
@@ -248,11 +249,15 @@ def by_group(record: DatasetRecord, baseline: str) -> pd.DataFrame:
                 "baseline": record.ranked.by_seed.get((baseline, seed), nowhere),
             }
         )
-        table = table[is_in_one].groupby("group", as_index=False)
+        table = table[is_in_one]
+        gains = (table["value"] - table["baseline"]).groupby(table["group"])
+        ends = np.array([interval_of_mean(gain.dropna().to_numpy()) for _, gain in gains])
+        table = table.groupby("group", as_index=False)
         agreement = np.nan
         if truth is not None:
             agreement = adjusted_rand_score(truth[record.ranked.users[is_in_one]], groups[is_in_one])
         sizes = table.size()["size"]
-        parts.append(table.mean().assign(model=model, seed=seed, rows=sizes, rand_index=agreement))
-    columns = ["model", "seed", "group", "rows", "value", "baseline", "rand_index"]
+        numbers = {"rows": sizes, "low": ends[:, 0], "high": ends[:, 1], "rand_index": agreement}
+        parts.append(table.mean().assign(model=model, seed=seed, **numbers))
+    columns = ["model", "seed", "group", "rows", "value", "baseline", "low", "high", "rand_index"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)

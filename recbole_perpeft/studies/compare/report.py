@@ -14,6 +14,7 @@ from recbole_perpeft.studies.compare import analysis
 from recbole_perpeft.studies.compare.records import DatasetRecord
 from recbole_perpeft.studies.compare.sections import plots, protocol_sentence, tables
 from recbole_perpeft.studies.compare.splits import kendall, side_by_side
+from recbole_perpeft.studies.compare.stability import stability
 from recbole_perpeft.studies.report.escape import in_csv, in_latex, in_markdown
 from recbole_perpeft.studies.report.page import Chapter, to_html
 
@@ -96,6 +97,7 @@ def _numbers(records: Sequence[DatasetRecord], baseline: str) -> dict[str, pd.Da
         "popularity": analysis.by_popularity,
         "slices": analysis.by_slice,
         "groups": lambda record: analysis.by_group(record, baseline),
+        "stability": stability,
     }
     made = {name: [(record, of(record)) for record in records] for name, of in kinds.items()}
     made |= {name: [(record, of(record)) for record in records if record.has_parts] for name, of in with_rows.items()}

@@ -13,6 +13,7 @@ from plotly.graph_objects import Figure
 from recbole_perpeft.core.protocol import DEFAULT_TARGET
 from recbole_perpeft.studies.compare import analysis
 from recbole_perpeft.studies.compare.records import DatasetRecord
+from recbole_perpeft.studies.compare.stability import stability_table
 from recbole_perpeft.studies.compare.statistics import TPME_WEIGHTS
 from recbole_perpeft.studies.report.escape import in_html
 from recbole_perpeft.studies.report.page import COLOURS, add_curve, new_figure
@@ -35,6 +36,7 @@ def tables(record: DatasetRecord, baseline: str) -> list[Table]:
             _parts(record, "By popularity of the target", analysis.by_popularity(record), _POPULARITY_NOTE),
             _slices(record),
             _groups(record, baseline),
+            stability_table(record),
         ]
     return [table for table in made if table.rows]
 
@@ -197,11 +199,18 @@ def _groups(record: DatasetRecord, baseline: str) -> Table:
     for row in table.itertuples():
         gain = row.value / row.baseline - 1 if row.baseline > 0 else np.nan
         cells = [row.model, f"{row.group}", f"{row.rows:,}", number(row.value), number(row.baseline)]
-        cells += ["" if np.isnan(gain) else f"{gain:+.1%}", *([number(row.rand_index)] if with_truth else [])]
+        cells += ["" if np.isnan(gain) else f"{gain:+.1%}"]
+        cells += [
+            "" if np.isnan(row.low) else f"{row.low:+.4f} … {row.high:+.4f}",
+            *([number(row.rand_index)] if with_truth else []),
+        ]
         rows.append([Cell(text) for text in cells])
     metric = metric_names(record)[record.main_metric]
-    header = ["model", "group", "users", metric, f"{metric} of {baseline}", "improvement"]
-    note = "Groups of the run with the first seed, and the baseline's run with the same seed; all seeds: groups.csv."
+    header = ["model", "group", "users", metric, f"{metric} of {baseline}", "improvement", "95 % interval"]
+    note = (
+        "Groups of the run with the first seed, and the baseline's run with the same seed; all seeds: groups.csv. "
+        "Interval of the difference: bootstrap over the group's users."
+    )
     if with_truth:
         header.append("Rand index")
         note += " Rand index: agreement of the run's groups with the true ones, adjusted for chance, 1 for the same."
