@@ -22,6 +22,12 @@ usage: recbole-perpeft compare --models=LIST [--dataset=NAMES] [--seeds=N] [--pa
   --only=NAMES         a choice of these models by name, separated by ;
   --dataset=NAMES      data sets below data_path, separated by commas; default aspects
   --seeds=N            how many seeds, the first is --seed; default 3
+  --splits=KINDS       several splits side by side, such as LS,GT (leave-one-out, one time for all users, shares RS),
+                       with Kendall's tau of the models' order; eval_args says more about one of them
+  --lists=FILES        what another tool recommends, as further rows: .csv, .tsv or .parquet files with the columns
+                       user, item, score, separated by commas; `FILE as NAME` says how the tables call it
+  --controls           further rows for each model of content: content of other items, noise, titles alone, photos
+                       alone, ids alone, histories shuffled; for groups random ones and those of true_group_field
   --baseline=NAME      the model that the others are compared with; default the first
   --parallel=N         runs at a time, each in its own process; default 1
   --output=FOLDER      folder of the report; default comparison
@@ -48,7 +54,7 @@ examples:
 
 def parse(words: Sequence[str]) -> dict[str, Any]:
     """Flags and settings."""
-    return settings_of(words)
+    return settings_of(words, ("help", "list_models", "controls"))
 
 
 def run(options: dict[str, Any]) -> int:
@@ -85,6 +91,9 @@ def _compare(flags: dict[str, Any]) -> int:
         config_file_list=str(flags.pop("config_files", "")).split(),
         true_group_field=flags.pop("true_group_field", None),
         code_version=flags.pop("code_version", None),
+        controls=_yes("controls", flags.pop("controls", False)),
+        lists=_names(flags.pop("lists", ""), ","),
+        splits=_names(flags.pop("splits", ""), ","),
         config_dict=flags,
         when_done=_tell,
     )
@@ -107,6 +116,13 @@ def _whole_number(flag: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise PerPEFTError(f"--{flag} is {text!r}: it must be a whole number") from None
+
+
+def _yes(flag: str, value: Any) -> bool:
+    known = {"true": True, "false": False}
+    if str(value).lower() not in known:
+        raise PerPEFTError(f"--{flag} is {value!r}: it stands alone, or is True or False")
+    return known[str(value).lower()]
 
 
 def _shipped() -> list[str]:

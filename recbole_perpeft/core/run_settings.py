@@ -92,6 +92,9 @@ class RunSettings(Settings):
         "Which seen items leave the candidates: all, keep_target (all but the target) or none.",
         kind="protocol",
     )
+    shuffle_histories: bool = setting(
+        False, "A control: the train items of each user in an order drawn by the seed, to tell what their order adds."
+    )
     metrics: list[str] = setting([], "Metrics of RecBole.", kind="protocol")
     topk: list[int] = setting([], "Cut-offs of the metrics.", kind="protocol")
     metric_decimal_place: int = setting(4, "Decimals of reported metrics.", least=0, kind="protocol")

@@ -34,6 +34,14 @@ SettingsLoader.add_implicit_resolver(
 )
 
 
+def _as_text(loader: SettingsLoader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
+# No setting is a date: what looks like one stays the text that it is, as in JSON and on the command line.
+SettingsLoader.add_constructor("tag:yaml.org,2002:timestamp", _as_text)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The settings in a YAML file; an empty file has none.
 

@@ -14,6 +14,7 @@ from recbole_perpeft.core.protocol import HELD_OUT
 from recbole_perpeft.core.settings import Settings, setting, settings_from
 from recbole_perpeft.data.history import HistoryIndex, borders, history_of, ranges, windows
 from recbole_perpeft.data.log import CheckedLog
+from recbole_perpeft.data.split import LogSplit, split_by_shares
 
 __all__ = ["HistoryIndex", "SequenceDataset", "WindowSettings", "history_of", "positive_item_list_field"]
 
@@ -62,7 +63,7 @@ class WindowSettings(Settings):
 class SequenceDataset(CheckedLog, SequentialDataset):
     """RecBole's sequential data set with train rows of several targets and a vectorised `build()`.
 
-    A user's interactions in time order are split by leave-one-out as RecBole does it: the last item is the test
+    By leave-one-out, a user's interactions in time order are split as RecBole does it: the last item is the test
     target, the one before the valid target; a user of three interactions has no valid row, one of two interactions
     only a train row. Interactions of equal time keep the order of the file.
 
@@ -72,8 +73,8 @@ class SequenceDataset(CheckedLog, SequentialDataset):
       `pos_item_id_list` [L] (the item that follows every input; 0 where an earlier row of the user has that target);
     * valid and test, in RecBole's order: `user_id`, `item_id_list` [L], `item_length`, `item_id` (the target).
 
-    Parts that are files (`benchmark_filename`) have their rows as targets, and the earlier rows of this part and those
-    before it as histories.
+    Parts that are files (`benchmark_filename`) or shares have their rows as targets, and the earlier rows of this part
+    and those before it as histories; after one time (`GT`), `eval_args.target` says which rows are targets.
     """
 
     settings_classes = (WindowSettings,)
@@ -86,18 +87,22 @@ class SequenceDataset(CheckedLog, SequentialDataset):
             Train, valid and test data set.
 
         Raises:
-            PerPEFTError: if the split is not leave-one-out in time order, the log has no time column, or a user has a
-                single interaction.
+            PerPEFTError: if the split is not in time order, the log has no time column, or a user has a single
+                interaction, but in a split at one time.
         """
+        self._check_order()
+        split = self.config["eval_args"]["split"]
+        self._change_feat_format()
         if self._has_parts_of_sequences:
             return self._build_parts()
-        held_out = self._held_out()
-        self._change_feat_format()
         log = self.inter_feat
-        items, times = log[self.iid_field].numpy(), log[self.time_field].numpy()
         counts = np.bincount(log[self.uid_field].numpy(), minlength=self.user_num)
-        self._check_counts(counts)
-
+        if "GT" not in split:
+            self._check_counts(counts)
+        if "LS" not in split:
+            return self._build_parts()
+        held_out = HELD_OUT[split["LS"]]
+        items, times = log[self.iid_field].numpy(), log[self.time_field].numpy()
         users = np.flatnonzero(counts)
         starts = borders(counts)[users]
         n_held_out = np.minimum(len(held_out), counts[users] - 2)
@@ -115,24 +120,31 @@ class SequenceDataset(CheckedLog, SequentialDataset):
         ]
 
     def _build_parts(self) -> list["SequenceDataset"]:
-        """Parts that are files."""
-        self._change_feat_format()
+        """Parts that are told interaction by interaction: files, shares, or before and after one time."""
         self._set_row_fields()
         log = self.inter_feat
         parts: list[SequenceDataset] = []
-        for rows, is_first, of_part in self._part_logs():
+        for of_part in self._part_logs():
+            rows, starts = of_part.rows, np.flatnonzero(of_part.is_first)
             users, items = log[self.uid_field].numpy()[rows], log[self.iid_field].numpy()[rows]
             if not parts:
-                starts = np.flatnonzero(is_first)
                 ends = np.append(starts[1:], len(rows))
                 learns = ends - starts > 1
                 part = self._train(items, users[starts[learns]], starts[learns], ends[learns])
             else:
-                targets = np.flatnonzero(of_part & ~is_first)
-                starts = np.maximum.accumulate(np.where(is_first, np.arange(len(rows)), 0))
-                part = self._evaluation(items, users[targets], starts[targets], targets)
-            parts.append(self._with_history(part, rows[of_part], log))
+                targets = np.flatnonzero(of_part.is_row)
+                starts = starts[np.searchsorted(starts, targets, side="right") - 1]
+                part = self._evaluation(items, users[targets], starts, targets)
+            parts.append(self._with_history(part, of_part, log))
         return parts
+
+    def _split_of_rows(self, log: Any) -> LogSplit | None:
+        arguments = self.config["eval_args"]
+        if self.benchmark_filename_list is not None or "RS" not in arguments["split"]:
+            return super()._split_of_rows(log)
+        users, times = (log[field].to_numpy() for field in (self.uid_field, self.time_field))
+        by_user = arguments["group_by"] == "user"
+        return split_by_shares(arguments["split"]["RS"], by_user, users, times, self._calcu_split_ids)
 
     def data_augmentation(self) -> None:
         """Sorts the log by user and time; rows are cut in `build()`, RecBole's copy of every prefix is not made."""
@@ -164,19 +176,6 @@ class SequenceDataset(CheckedLog, SequentialDataset):
     def avg_actions_of_items(self) -> float:
         """Mean of `item_counter`."""
         return float(np.mean(list(self.item_counter.values())))
-
-    def _held_out(self) -> tuple[str, ...]:
-        """Phases that take one row of a user each, the last one the last row."""
-        arguments = self.config["eval_args"]
-        split = arguments["split"]
-        if list(split) != ["LS"]:
-            raise PerPEFTError(
-                f"{type(self).__name__} splits by leave-one-out only, not by {split}: set eval_args.split to "
-                "{LS: valid_and_test} (or valid_only, test_only), or name the files of parts with benchmark_filename."
-            )
-        if arguments["order"] != "TO":
-            raise PerPEFTError(f"Sequences need time order: set eval_args.order to TO, not to {arguments['order']}.")
-        return HELD_OUT[split["LS"]]
 
     def _check_counts(self, counts: np.ndarray) -> None:
         lonely = np.flatnonzero(counts == 1)

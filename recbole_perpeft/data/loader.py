@@ -191,7 +191,8 @@ class MaskedFullSortEvalDataLoader(FullSortEvalDataLoader):
             * `none`: every item stays.
         dataset: valid or test part of `build()` of any data set class.
         sampler: RecBole's sampler of the phase or None; it is not used for a full ranking.
-        history: items the users had before the phase (`history_of`).
+        history: items the users had before the phase (`history_of`); of a split at one time, where what came before
+            differs from row to row, the data set's `row_histories` count instead.
     """
 
     def __init__(self, config, dataset, sampler, history: HistoryIndex) -> None:
@@ -200,8 +201,11 @@ class MaskedFullSortEvalDataLoader(FullSortEvalDataLoader):
         self._history = history
         self.uid_field, self.iid_field = dataset.uid_field, dataset.iid_field
         self.is_sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-        self._rows = self._target_rows if self.is_sequential else self._user_rows
-        self.sample_size = len(dataset) if self.is_sequential else self._index_users(dataset)
+        self._row_histories = getattr(dataset, "row_histories", None)
+        self._row_targets = getattr(dataset, "row_targets", None)
+        of_targets = self.is_sequential or self._row_histories is not None
+        self._rows = self._target_rows if of_targets else self._user_rows
+        self.sample_size = len(dataset) if of_targets else self._index_users(dataset)
         # RecBole's own constructor of this class is what builds the Python sets: go to its parent's.
         super(FullSortEvalDataLoader, self).__init__(config, dataset, sampler, shuffle=False)
 
@@ -219,8 +223,14 @@ class MaskedFullSortEvalDataLoader(FullSortEvalDataLoader):
         Returns:
             The rows; (row in the batch, item) of every masked candidate or None; row and item of every target.
         """
-        interaction, positive_u, positive_i = self._rows(np.asarray(index))
-        masked = self._mask(interaction[self.uid_field].numpy(), positive_u, positive_i)
+        index = np.asarray(index)
+        interaction, positive_u, positive_i = self._rows(index)
+        if self._row_histories is None:
+            history = self._history.rows(interaction[self.uid_field].numpy())
+        else:
+            history = self._row_histories.rows(index)
+        history_u, history_i = map(torch.from_numpy, history)
+        masked = self._mask(history_u, history_i, positive_u, positive_i)
         return interaction, masked, positive_u, positive_i
 
     def _index_users(self, dataset) -> int:
@@ -239,19 +249,20 @@ class MaskedFullSortEvalDataLoader(FullSortEvalDataLoader):
 
     def _target_rows(self, index: np.ndarray) -> tuple[Interaction, torch.Tensor, torch.Tensor]:
         rows = self.transform(self._dataset, self._dataset[index])
-        return rows, torch.arange(len(rows)), rows[self.iid_field]
+        if self._row_targets is None:
+            return rows, torch.arange(len(rows)), rows[self.iid_field]
+        positive_u, positive_i = map(torch.from_numpy, self._row_targets.rows(index))
+        return rows, positive_u, positive_i
 
-    def _everything(self, users: np.ndarray, positive_u, positive_i) -> tuple[torch.Tensor, torch.Tensor]:
-        history_u, history_i = self._history.rows(users)
-        return torch.from_numpy(history_u), torch.from_numpy(history_i)
+    def _everything(self, history_u, history_i, positive_u, positive_i) -> tuple[torch.Tensor, torch.Tensor]:
+        return history_u, history_i
 
-    def _all_but_targets(self, users: np.ndarray, positive_u, positive_i) -> tuple[torch.Tensor, torch.Tensor]:
-        history_u, history_i = self._everything(users, positive_u, positive_i)
+    def _all_but_targets(self, history_u, history_i, positive_u, positive_i) -> tuple[torch.Tensor, torch.Tensor]:
         n_items = self._dataset.item_num
         others = ~torch.isin(history_u * n_items + history_i, positive_u * n_items + positive_i)
         return history_u[others], history_i[others]
 
-    def _nothing(self, users: np.ndarray, positive_u, positive_i) -> None:
+    def _nothing(self, history_u, history_i, positive_u, positive_i) -> None:
         return None
 
 
@@ -282,18 +293,22 @@ class DrawnCandidatesLoader(AbstractDataLoader):
         arguments = config[f"{phase}_neg_sample_args"]
         self._n_drawn = arguments["sample_num"]
         users, items = (dataset.inter_feat[field].numpy() for field in (self.uid_field, self.iid_field))
-        is_sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-        # A sequential model has a list of candidates a target, others one a user, with each of his targets once.
+        before = getattr(dataset, "row_histories", None)
+        is_sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL or before is not None
+        # A sequential model has a list of candidates a target, others one a user, with each of his targets once; of a
+        # split at one time all have one a target.
         rows = np.arange(len(users)) if is_sequential else np.unique(users * n_items + items, return_index=True)[1]
         self._targets = rows[np.argsort(users[rows], kind="stable")]
         ordered = users[self._targets]
         is_list = np.full(len(ordered), is_sequential) | (np.diff(ordered, prepend=-1) != 0)
         self._borders = np.append(np.flatnonzero(is_list), len(ordered))
         self.sample_size = len(self._borders) - 1
-        history_users, history_items = history_of(built_datasets, phase).pairs()
+        history = history_of(built_datasets, phase) if before is None else before.of_users()
+        history_users, history_items = history.pairs()
         is_ranking = config["eval_type"] == EvaluatorType.RANKING
         owned = history_users * n_items + history_items
-        is_lost = np.isin(users * n_items + items, owned) & (config["mask_history"] == "all" and is_ranking)
+        had = np.isin(users * n_items + items, owned) if before is None else before.contain(items)
+        is_lost = had & (config["mask_history"] == "all" and is_ranking)
         self._is_candidate = torch.from_numpy(~is_lost)
         if config["mask_history"] != "none":
             users, items = np.concatenate([users, history_users]), np.concatenate([items, history_items])

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,26 +16,20 @@ from recbole.utils import FeatureSource, FeatureType
 from recbole_perpeft.core.digest import columns_digest, numbers_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.core.protocol import places_of_parts
+from recbole_perpeft.core.protocol import HELD_OUT, places_of_parts
 from recbole_perpeft.data.atomic_table import AtomicTable, numbers_in, read_table
 from recbole_perpeft.data.history import PHASES, HistoryIndex, interactions_of
+from recbole_perpeft.data.split import (
+    LogSplit,
+    PartLog,
+    RowHistories,
+    all_but_last,
+    shuffled_within_users,
+    split_at_one_time,
+)
 
 N_SHOWN = 10
 _FILTERS = ("rm_dup_inter", "val_interval", "user_inter_num_interval", "item_inter_num_interval")
-
-
-class PartLog(NamedTuple):
-    """What the targets of a part may know, where the parts of a log are files.
-
-    Attributes:
-        rows: places in the log of the rows up to this part, by user and then by time: int64 [n].
-        is_first: which of them are the first of their users, bool [n].
-        of_part: which of them belong to the part itself, bool [n].
-    """
-
-    rows: np.ndarray
-    is_first: np.ndarray
-    of_part: np.ndarray
 
 
 class CheckedLog(Dataset):
@@ -48,11 +42,16 @@ class CheckedLog(Dataset):
         fingerprint: identifies the ids (which token has which number: what a trained model depends on) and the log
             after filtering (what continuing a training depends on), by the names `ids` and `log`.
         phase_history: in the parts of a sequential data set, the interactions that the part stands for; else None.
+        row_histories: in the valid and test part of a split at one time, what each row's user had before; else None.
+        row_targets: in such a part, the targets of each row, by row number; None where every row has one.
     """
 
     fingerprint: dict[str, str]
     file_size_list: Any  # rows of each part, where the parts are files
     phase_history: HistoryIndex | None = None
+    row_histories: RowHistories | None = None
+    row_targets: HistoryIndex | None = None
+    _split: LogSplit | None = None
     inter_feat: Any  # a table of pandas, and from `_change_feat_format` on RecBole's Interaction
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
@@ -127,11 +126,43 @@ class CheckedLog(Dataset):
     def _change_feat_format(self) -> None:
         if self.config["eval_args"]["order"] == "TO" or self._is_sequential:
             self._sort_by_time()
+        if self.config["shuffle_histories"]:
+            self._shuffle_histories(self.inter_feat)
         log = self.inter_feat
-        super()._change_feat_format()
+        self._split = self._split_of_rows(log)
+        if self._split is not None:
+            self._part_of_row = self._split.part
+        whole: Any = self
+        # RecBole's sequential data set would make rows here, before the log has parts.
+        cut_later = self._split is not None and self._is_sequential
+        base: Any = super(SequentialDataset, whole) if cut_later else super()
+        base._change_feat_format()
         arguments = self.config["eval_args"]
-        if self._is_sequential and "RS" in arguments["split"] and arguments["group_by"] in (None, "none"):
+        if (
+            self._is_sequential
+            and not cut_later
+            and "RS" in arguments["split"]
+            and arguments["group_by"] in (None, "none")
+        ):
             self._order_sequences(log[self.uid_field].to_numpy(), log[self.time_field].to_numpy())
+
+    def _shuffle_histories(self, log: pd.DataFrame) -> None:
+        """Gives every user's train rows another order in time; users, times and the rows that are tested stay."""
+        split, users = self._split_of_rows(log), log[self.uid_field].to_numpy()
+        n_held_out = len(HELD_OUT.get(self.config["eval_args"]["split"].get("LS"), ()))
+        if self.benchmark_filename_list is not None or split is None and not n_held_out:
+            raise PerPEFTError("shuffle_histories needs a split {LS: ...} or {GT: ...} in eval_args")
+        is_train = all_but_last(users, n_held_out) if split is None else split.part == 0
+        order = shuffled_within_users(users, is_train, self.config["seed"])
+        self.inter_feat = log.iloc[order].reset_index(drop=True).assign(**{self.time_field: log[self.time_field]})
+
+    def _split_of_rows(self, log: pd.DataFrame) -> LogSplit | None:
+        """The part of every row of the sorted log, where it is not RecBole that makes the parts."""
+        arguments = self.config["eval_args"]
+        if self.benchmark_filename_list is not None or "GT" not in arguments["split"]:
+            return None
+        users, times = log[self.uid_field].to_numpy(), log[self.time_field].to_numpy()
+        return split_at_one_time(arguments, users, times, self.dataset_name)
 
     def _order_sequences(self, users: np.ndarray, times: np.ndarray) -> None:
         """Puts RecBole's rows of sequences, which are in the order of users, into that of exact times.
@@ -195,37 +226,55 @@ class CheckedLog(Dataset):
         Raises:
             PerPEFTError: sequences without an order in time, or no user has two train rows.
         """
-        if self._is_sequential and self.config["eval_args"]["order"] != "TO":
-            order = self.config["eval_args"]["order"]
-            raise PerPEFTError(f"Sequences need time order: set eval_args.order to TO, not to {order}.")
+        self._check_order()
         if self._has_parts_of_sequences:
+            self._change_feat_format()
             return self._sequences_of_parts()
+        if "GT" in self.config["eval_args"]["split"] and self.benchmark_filename_list is None:
+            self._change_feat_format()
+            return self._sequences_of_parts() if self._is_sequential else self._rows_of_parts()
         parts = super().build()
         if self._is_sequential:
             for part, (users, items) in zip(parts, interactions_of(parts), strict=True):
                 part.phase_history = HistoryIndex.from_pairs(users, items, self.user_num)
         return parts
 
+    def _check_order(self) -> None:
+        order = self.config["eval_args"]["order"]
+        if self._is_sequential and order != "TO":
+            raise PerPEFTError(f"Sequences need time order: set eval_args.order to TO, not to {order}.")
+
     def _sequences_of_parts(self) -> list[CheckedLog]:
-        """RecBole's rows: a target and the items before it."""
-        self._change_feat_format()
+        """RecBole's rows of sequences: a target and the items before it."""
         log = self.inter_feat
         parts: list[CheckedLog] = []
-        for rows, is_first, of_part in self._part_logs():
-            is_target = of_part & ~is_first
+        for of_part in self._part_logs():
             part = parts[0].copy(parts[0].inter_feat[:0]) if parts else self
-            if is_target.any():
-                part = self.copy(log[rows])
+            if of_part.is_row.any():
+                part = self.copy(log[of_part.rows])
                 part.data_augmentation()
-                part.inter_feat = part.inter_feat[is_target[~is_first]]
+                part.inter_feat = part.inter_feat[of_part.is_row[~of_part.is_first]]
                 part._drop_unused_col()
-            parts.append(self._with_history(part, rows[of_part], log))
+            parts.append(self._with_history(part, of_part, log))
         return parts
 
-    def _with_history(self, part: CheckedLog, rows: np.ndarray, log: Any) -> CheckedLog:
+    def _rows_of_parts(self) -> list[CheckedLog]:
+        """RecBole's rows of other models: train interactions, and those that are targets."""
+        log = self.inter_feat
+        self._drop_unused_col()
+        return [
+            self._with_history(self.copy(log[part.rows[part.is_row if part.place else part.of_part]]), part, log)
+            for part in self._part_logs()
+        ]
+
+    def _with_history(self, part: CheckedLog, of_part: PartLog, log: Any) -> CheckedLog:
         """A part that stands for rows of the log."""
-        users, items = log[self.uid_field].numpy()[rows], log[self.iid_field].numpy()[rows]
-        part.phase_history = HistoryIndex.from_pairs(users, items, self.user_num)
+        users, items = (log[field].numpy()[of_part.rows] for field in (self.uid_field, self.iid_field))
+        of_it = of_part.of_part
+        part.phase_history = HistoryIndex.from_pairs(users[of_it], items[of_it], self.user_num)
+        if of_part.place and self._split is not None and self._split.at_one_time:
+            part.row_histories = of_part.row_histories(users, items, self.user_num)
+            part.row_targets = of_part.row_targets(items)
         return part
 
     def _part_logs(self) -> Iterator[PartLog]:
@@ -243,12 +292,15 @@ class CheckedLog(Dataset):
             if not place and is_first.all():
                 raise PerPEFTError(f"no user has two rows in the train part of {self.dataset_name}: nothing to learn")
             n_lost = int((is_first & of_part).sum())
-            if place and n_lost:
+            if place and n_lost and self._split is None:
                 LOGGER.warning(
                     f"{n_lost} row(s) of the {name} part are the first of their users: without a history, they are no "
                     "targets of a sequential model"
                 )
-            yield PartLog(rows, is_first, of_part)
+            is_row = is_target = of_part & ~is_first
+            if place and self._split is not None:
+                is_row, is_target = (of_part & chosen[rows] for chosen in (self._split.is_row, self._split.is_target))
+            yield PartLog(place, rows, is_first, of_part, is_row, is_target)
 
     def counter(self, field: str) -> Counter:
         """Occurrences of each id of a field; of users and items in all interactions that a part stands for.

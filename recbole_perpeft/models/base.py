@@ -224,11 +224,15 @@ class ContentRecommender(SequentialRecommender):
         item_seq = left_pad(item_seq, length)
         return self.user_encoder.newest(functional.embedding(item_seq, catalogue), item_seq)
 
+    def _groups_of_rows(self, interaction) -> Tensor | None:
+        """Group by which each row of an evaluation batch is scored, [B]; None while all share one module."""
+        return self.group_of(interaction[self.USER_ID].cpu())
+
     def _parts(self, interaction) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yields (rows of the batch in one group, their user vectors, the group's catalogue)."""
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        groups = self.group_of(interaction[self.USER_ID].cpu())
         self._drop_outdated_catalogues()  # once a batch: looking at all weights takes a while
+        groups = self._groups_of_rows(interaction)
         if groups is None:
             catalogue = self._catalogue(None)
             yield torch.arange(len(length)), self.user_vectors(item_seq, length, catalogue), catalogue

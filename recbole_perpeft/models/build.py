@@ -13,6 +13,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import Settings, same_as, setting, settings_from
 from recbole_perpeft.data.content import TITLE, ItemContent
+from recbole_perpeft.data.noise import noise_of
 from recbole_perpeft.models.towers import EncoderSettings, Tower
 from recbole_perpeft.nn.adapt.tuning import Method
 from recbole_perpeft.nn.content import ContentEncoder
@@ -31,6 +32,7 @@ class ContentControl(Settings):
     """Content that says nothing of its item, to tell what content adds from what more parameters add."""
 
     shuffle_content: bool = setting(False, "A control: each item has the content of another, drawn by the seed.")
+    noise_content: bool = setting(False, "A control: photos of noise, and words drawn from all titles.")
     seed: int = same_as(RunSettings, "seed")
 
     @classmethod
@@ -65,8 +67,10 @@ class Surroundings:
     @classmethod
     def of(cls, config: Any, content: ItemContent, item_tokens: Sequence[str]) -> "Surroundings":
         """Those of a run with a configuration."""
-        tokens = ContentControl.of(config).content_of(item_tokens)
-        return cls(content, tokens, Path(config["cache_folder"]), bool(config["show_progress"]))
+        control, folder = ContentControl.of(config), Path(config["cache_folder"])
+        if control.noise_content:
+            content = noise_of(content, folder, control.seed)
+        return cls(content, control.content_of(item_tokens), folder, bool(config["show_progress"]))
 
     def inputs(self, by_kind: Mapping[str, Tower], max_text_length: int | None) -> tuple[ContentCache, Processor]:
         """The cache of what encoders read, at most one of texts and one of images, and what made it."""

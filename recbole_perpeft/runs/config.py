@@ -22,7 +22,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import checked_name
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.plugins import load_plugins
-from recbole_perpeft.core.protocol import laid_over
+from recbole_perpeft.core.protocol import KEY, laid_over, without_empty_parts
 from recbole_perpeft.core.run_settings import RecBoleSettings, RunSettings
 from recbole_perpeft.core.settings import classes_of, classes_read, defaults_of, reachable, settings_from
 from recbole_perpeft.core.yaml_values import PLAIN_TYPES, SettingsLoader, parse_value, read_yaml
@@ -180,6 +180,7 @@ class Config(RecBoleConfig):
     def _get_final_config_dict(self):
         settings = dict(self.internal_config_dict)
         laid_over(settings, self.external_config_dict)
+        settings[KEY] = without_empty_parts(settings[KEY])
         declared = classes_of(self.model_class)
         self.settings_classes = classes_read(declared, settings)
         self.unread_settings = self._check_keys(settings)

@@ -34,6 +34,7 @@ from recbole_perpeft.runs.folder import LOG_FILE, LOG_LINE, RunFolder, peak_gpu_
 from recbole_perpeft.runs.ids import NO_FILTERS, read_ids, without_log, write_ids
 from recbole_perpeft.runs.keys import ways_to_read
 from recbole_perpeft.runs.record import RunRecord
+from recbole_perpeft.runs.slices import metrics_by_slice
 from recbole_perpeft.training.checkpoint import load_checkpoint, restored
 from recbole_perpeft.training.trainer import run_trainer
 
@@ -66,7 +67,8 @@ def run(
         `best_valid_score`, `valid_score_bigger`, `best_valid_result` and `test_result` as RecBole, and `run_folder`,
         `model`, `dataset`, `seed`, `parameters`, `trainable_parameters`, `epochs`, `seconds_per_epoch` (mean by
         stage), `median_epoch_seconds` (training alone), `train_targets` of `train_interactions` (our models'),
-        `seconds`, `peak_memory_mb`, `peak_gpu_memory_mb`.
+        `seconds`, `peak_memory_mb`, `peak_gpu_memory_mb`; of a split at one time `test_slices`, the metrics by whether
+        the train part knows user and target.
 
     Raises:
         PerPEFTError: wrong settings or data.
@@ -282,6 +284,7 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
         if test_result is not None and trainer.target_ranks is not None:
             folder.write_test_ranks(dataset, trainer.target_ranks, getattr(model, "user_group", None))
         trainer.close()
+        slices = _slices(config, train_data._dataset, trainer.target_ranks) if test_result is not None else {}
         result = _result(config, model, trainer.history) | {
             **targets,
             **trainer.extra_result(),
@@ -289,6 +292,7 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
             "valid_score_bigger": config["valid_metric_bigger"],
             "best_valid_result": _numbers(valid_result),
             "test_result": _numbers(test_result),
+            **slices,
             "seconds": round(perf_counter() - began, 1),
             "peak_memory_mb": peak_memory_mb(),
             "peak_gpu_memory_mb": peak_gpu_memory_mb(config["device"]),
@@ -306,6 +310,16 @@ def _train_targets(train_data) -> dict[str, int]:
     if not isinstance(part, SequenceDataset):
         return {}
     return {"train_targets": int(part.target_counts().sum()), "train_interactions": len(part.interactions.items)}
+
+
+def _slices(config: Config, train_part, ranks) -> dict[str, Any]:
+    """Test metrics by whether the train part knows the user and the target; nothing but for splits at one time."""
+    if ranks is None or "GT" not in config["eval_args"]["split"] or config["benchmark_filename"] is not None:
+        return {}
+    slices = metrics_by_slice(config, train_part.phase_history, train_part.item_num, ranks)
+    for title, numbers in slices.items():
+        LOGGER.info(f"test targets, {title}: {numbers}")
+    return {"test_slices": slices}
 
 
 def _result(config: Config, model: torch.nn.Module, history: list[dict[str, Any]]) -> dict[str, Any]:

@@ -265,11 +265,12 @@ class Recommender:
 
     def plan(self, people: People) -> list[Batch]:
         """Batches of people of one group each, one group after the other."""
-        if people.of_log:
-            groups = self.scorer.groups_of(people.users)
-        else:
-            every = np.array_split(people.rows, max(1, -(-len(people.rows) // self.scorer.users_at_once)))
-            groups = np.concatenate([self.scorer.nearest_groups(people.histories, rows) for rows in every])
+        groups = self.scorer.groups_of(people.users) if people.of_log else np.full(len(people.rows), -1)
+        # Nobody has put these into a group: strangers, and users of the log without train items.
+        unknown = np.flatnonzero(groups < 0) if self.scorer.n_groups else np.arange(0)
+        for start in range(0, len(unknown), self.scorer.users_at_once):
+            part = unknown[start : start + self.scorer.users_at_once]
+            groups[part] = self.scorer.nearest_groups(people.histories, people.rows[part])
         return [
             Batch(rows[start : start + self.scorer.users_at_once], group)
             for group in np.unique(groups).tolist()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.history import PHASES, history_of
 from recbole_perpeft.runs.run import create_dataset
+from support.logs import rows_of
 
 WIDTH = 3
 NAMES = ["train", "valid", "test"]
@@ -44,28 +45,6 @@ def expected_rows(rows_of_parts, place):
             if sequence[at][1] == place
         ]
     return sorted(found)
-
-
-def rows_of(dataset, part):
-    rows = part.inter_feat.interaction
-    if "item_id" in rows:
-        histories, targets = rows["item_id_list"], rows["item_id"]
-        lengths = rows["item_length"].tolist()
-        cut = [(history[:length], target) for history, length, target in zip(histories, lengths, targets, strict=True)]
-        users = rows["user_id"]
-    else:  # rows of several targets, a row of this test is as wide as a history
-        cut, users = [], []
-        for user, inputs, targets in zip(rows["user_id"], rows["item_id_list"], rows["pos_item_id_list"], strict=True):
-            cut += [(inputs[: at + 1], target) for at, target in enumerate(targets) if target]
-            users += [user] * int((targets > 0).sum())
-    return sorted(
-        (
-            str(dataset.id2token("user_id", int(user))),
-            tuple(str(dataset.id2token("item_id", int(item))) for item in history),
-            str(dataset.id2token("item_id", int(target))),
-        )
-        for user, (history, target) in zip(users, cut, strict=True)
-    )
 
 
 @pytest.mark.parametrize("model", ["SASRec", "GlobalPEFT"])

@@ -136,6 +136,16 @@ class PerPEFT(ContentRecommender):
         """Group of each user, [B]; users outside training go through `nearest_group` instead."""
         return self._group_on_cpu[users] if self.n_groups else None
 
+    def _groups_of_rows(self, interaction) -> Tensor | None:
+        """Of users without train items, of whom no group knows, the nearest group by the row's history."""
+        groups = super()._groups_of_rows(interaction)
+        if groups is None or (groups >= 0).all():
+            return groups
+        rows = (groups < 0).nonzero().squeeze(1)
+        item_seq, length = (interaction[field][rows.to(self.device)] for field in (self.ITEM_SEQ, self.ITEM_SEQ_LEN))
+        groups[rows] = self.nearest_group(self.user_vectors(item_seq, length, self._catalogue(None))).cpu()
+        return groups
+
     def nearest_group(self, user_vectors: Tensor) -> Tensor:
         """Group whose centroid is nearest to each global user vector.
 

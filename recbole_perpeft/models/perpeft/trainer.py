@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.utils import set_color
+from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
@@ -52,6 +53,8 @@ class PerPEFTTrainer(ContentTrainer):
         self.group_settings = model.group_settings
         self.global_epochs = self.group_settings.epochs_global
         self.group_bests = GroupBests(self.valid_metric_bigger, self.stopping_step)
+        self.regroupings: list[dict[str, Any]] = []
+        self._first_groups = torch.empty(0, dtype=torch.int64)
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """Runs the stages that are still to do; arguments and result as in RecBole."""
@@ -93,8 +96,11 @@ class PerPEFTTrainer(ContentTrainer):
         self._load_model_state(content, file)
 
     def extra_result(self) -> dict[str, Any]:
-        """With independent groups, `group_best_epochs`, as `GroupBests.best_epochs`."""
-        return {"group_best_epochs": self.group_bests.best_epochs(self.global_epochs)} if self._is_independent else {}
+        """`group_best_epochs` of independent groups, as `GroupBests.best_epochs`; `regroupings` where users move."""
+        found: dict[str, Any] = {"regroupings": self.regroupings} if self.regroupings else {}
+        if self._is_independent:
+            found["group_best_epochs"] = self.group_bests.best_epochs(self.global_epochs)
+        return found
 
     def _check_choice(self, valid_data) -> None:
         """Whether groups can choose their best epochs, before hours are spent."""
@@ -218,12 +224,26 @@ class PerPEFTTrainer(ContentTrainer):
         of_users = of_rows.new_zeros(model.n_users, model.n_groups).index_add_(0, rows[model.USER_ID], of_rows)
         before = model.group_of(torch.from_numpy(users)).numpy()
         groups = most_likely_groups(of_users[users].numpy(), before, settings.min_group_size)
+        self._note_regrouping(before, groups)
         user_group = model.user_group.cpu().clone()
         user_group[users] = torch.from_numpy(groups)
         model.set_groups(user_group, model.group_centroids)
         train_data.set_groups(user_group, settings.group_negative_ratio)
         sizes = ", ".join(map(str, np.bincount(groups, minlength=model.n_groups)))
         self.logger.info(f"regrouped: {int((groups != before).sum())} users moved, groups of {sizes} users")
+
+    def _note_regrouping(self, before: np.ndarray, groups: np.ndarray) -> None:
+        """How far groups stay the same: since the last time, and since the personalised stage began."""
+        if not self.regroupings:
+            self._first_groups = torch.from_numpy(before)
+        self.regroupings.append(
+            {
+                "epoch": self.start_epoch,
+                "moved": int((groups != before).sum()),
+                "rand_index": float(adjusted_rand_score(before, groups)),
+                "rand_index_first": float(adjusted_rand_score(self._first_groups.numpy(), groups)),
+            }
+        )
 
     def _build_optimizer(self, **kwargs):
         """As in `ContentTrainer`; where groups are independent, nothing else trains any more."""
@@ -242,10 +262,16 @@ class PerPEFTTrainer(ContentTrainer):
         self.global_epochs = state.get("global_epochs", self.group_settings.epochs_global)
 
     def _training_state(self, train_data) -> dict[str, Any]:
-        return super()._training_state(train_data) | {"group_bests": self.group_bests.state()}
+        return super()._training_state(train_data) | {
+            "group_bests": self.group_bests.state(),
+            "regroupings": self.regroupings,
+            "first_groups": self._first_groups,
+        }
 
     def _load_training_state(self, content: dict[str, Any], train_data, source: str | Path) -> None:
         super()._load_training_state(content, train_data, source)
         if "group_bests" in content:  # checkpoints of 0.1 have none
             with restored(source, "group_bests"):
                 self.group_bests.load(content["group_bests"])
+        self.regroupings = list(content.get("regroupings", ()))
+        self._first_groups = content.get("first_groups", self._first_groups)

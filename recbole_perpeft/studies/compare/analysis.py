@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from recbole.evaluator.register import metrics_dict
 from sklearn.metrics import adjusted_rand_score
 
+from recbole_perpeft.runs.slices import SLICES, slice_of
 from recbole_perpeft.studies.compare.records import DatasetRecord
-from recbole_perpeft.studies.compare.statistics import PairedTest, holm, paired_test, tpme
+from recbole_perpeft.studies.compare.statistics import (
+    detectable_difference,
+    false_discovery,
+    holm,
+    interval_of_mean,
+    paired_test,
+    tpme,
+)
 
 N_HISTORY_BINS = 4
 # Shares of the catalogue, by interactions in the train part. The rest is the tail; items without any are cold.
@@ -36,34 +42,84 @@ def quality(record: DatasetRecord) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "seeds", "metric", "mean", "sd"])
 
 
+def intervals(record: DatasetRecord) -> pd.DataFrame:
+    """Bootstrap intervals of each model's own metrics.
+
+    Returns:
+        Columns model, metric, mean, low and high (over users, each averaged over seeds; NaN where users have no
+        ranks), low_seeds and high_seeds (over seeds; NaN with one).
+    """
+    rows = []
+    for model in record.models:
+        for metric in model.metrics:
+            values = model.metrics[metric].to_numpy()
+            has_users = record.rows is not None and metric in record.rows.names
+            of_users = record.ranked.of_users(model.name, metric) if has_users else np.empty(0)
+            rows.append((model.name, metric, values.mean(), *interval_of_mean(of_users), *interval_of_mean(values)))
+    return pd.DataFrame(rows, columns=["model", "metric", "mean", "low", "high", "low_seeds", "high_seeds"])
+
+
 def significance(record: DatasetRecord, baseline: str) -> pd.DataFrame:
     """Differences from the baseline, tested over users.
 
-    Holm's correction is for the number of models that are compared with the baseline, for each metric and test.
+    Holm's correction and that of the false discovery rate are for the number of models that are compared with the
+    baseline, for each metric and test.
 
     Args:
         record: the runs.
         baseline: name of a model.
 
     Returns:
-        Columns model, metric, difference, improvement (share of the baseline's mean over seeds), p_t, p_wilcoxon,
-        p_t_holm, p_wilcoxon_holm. Without ranks, or without the baseline, empty.
+        Columns model, metric, difference, low and high (bootstrap interval of the difference over users), low_seeds
+        and high_seeds (over seeds that both have; NaN with one), improvement (share of the baseline's mean over
+        seeds), detectable (least difference that so many users show, as such a share), p_t, p_wilcoxon, and both with
+        the ending _holm and _fdr. Without ranks, or without the baseline, empty.
     """
-    columns = ["model", "metric", "difference", "improvement", "p_t", "p_wilcoxon", "p_t_holm", "p_wilcoxon_holm"]
     others = [model.name for model in record.models if model.name != baseline]
     if record.rows is None or record.model(baseline) is None or not others:
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=_SIGNIFICANCE)
     parts = []
     for metric in record.rows.names:
         of_baseline = record.rows.of_users(baseline, metric)
-        tests = [paired_test(record.rows.of_users(name, metric), of_baseline) for name in others]
-        parts.append(_tested(others, metric, tests, [improvement(record, name, baseline, metric) for name in others]))
-    return pd.concat(parts, ignore_index=True)[columns]
+        tests = [_against(record, name, baseline, metric, of_baseline) for name in others]
+        table = pd.DataFrame(tests)
+        for test in ("p_t", "p_wilcoxon"):
+            table[f"{test}_holm"], table[f"{test}_fdr"] = holm(table[test]), false_discovery(table[test])
+        parts.append(table)
+    return pd.concat(parts, ignore_index=True)[_SIGNIFICANCE]
 
 
-def _tested(names: list[str], metric: str, tests: Sequence[PairedTest], improvements: list[float]) -> pd.DataFrame:
-    table = pd.DataFrame(tests).assign(model=names, metric=metric, improvement=improvements)
-    return table.assign(p_t_holm=holm(table["p_t"]), p_wilcoxon_holm=holm(table["p_wilcoxon"]))
+_SIGNIFICANCE = [
+    *("model", "metric", "difference", "low", "high", "low_seeds", "high_seeds", "improvement", "detectable"),
+    *("p_t", "p_wilcoxon", "p_t_holm", "p_wilcoxon_holm", "p_t_fdr", "p_wilcoxon_fdr"),
+]
+
+
+def _against(
+    record: DatasetRecord, name: str, baseline: str, metric: str, of_baseline: np.ndarray
+) -> dict[str, str | float]:
+    """A model's row of `significance`, without what depends on the other rows."""
+    of_model = record.ranked.of_users(name, metric)
+    differences, test = of_model - of_baseline, paired_test(of_model, of_baseline)
+    low, high = interval_of_mean(differences)
+    low_seeds, high_seeds = interval_of_mean(_differences_of_seeds(record, name, baseline, metric))
+    mean = of_baseline.mean()
+    return {
+        **vars(test),
+        **{"model": name, "metric": metric, "improvement": improvement(record, name, baseline, metric)},
+        **{"low": low, "high": high, "low_seeds": low_seeds, "high_seeds": high_seeds},
+        "detectable": detectable_difference(differences) / mean if mean else np.nan,
+    }
+
+
+def _differences_of_seeds(record: DatasetRecord, name: str, baseline: str, metric: str) -> np.ndarray:
+    """A model's metric minus the baseline's, of each seed that both have: float64 [n_seeds]."""
+    of_seeds = []
+    for model in record.models:
+        if model.name in (name, baseline):
+            sign = 1 if model.name == name else -1
+            of_seeds.append(sign * pd.Series(model.metrics[metric].to_numpy(), index=list(model.runs)))
+    return pd.concat(of_seeds, axis=1).dropna().sum(axis=1).to_numpy()
 
 
 def improvement(record: DatasetRecord, name: str, baseline: str, metric: str) -> float:
@@ -80,7 +136,7 @@ def cost(record: DatasetRecord) -> pd.DataFrame:
         trainable_parameters, parameters, tpme. TPME takes the memory of the GPU if all models ran on one.
     """
     rows = []
-    for model in record.models:
+    for model in record.trained:
         memory, gpu_memory = model.memory_mb
         rows.append(
             {
@@ -130,6 +186,21 @@ def by_popularity(record: DatasetRecord) -> pd.DataFrame:
     return _by_part(record, parts, labels)
 
 
+def by_slice(record: DatasetRecord) -> pd.DataFrame:
+    """All metrics of ranks by whether the train part knows the user and the target.
+
+    Returns:
+        Columns model, part, rows, metric, value; empty where it knows all users.
+    """
+    description, ranked = record.plan.description, record.ranked
+    parts = slice_of(description.known_user[ranked.users], description.train_count[ranked.items] > 0)
+    if description.known_user[ranked.users].all():
+        return pd.DataFrame(columns=["model", "part", "rows", "metric", "value"])
+    labels = dict(enumerate(SLICES))
+    tables = [_by_part(record, parts, labels, name).assign(metric=name) for name in ranked.names]
+    return pd.concat(tables, ignore_index=True)[["model", "part", "rows", "metric", "value"]]
+
+
 def popularity_borders(counts: np.ndarray) -> tuple[int, int]:
     """Least number of train interactions of head and of torso items; items with equal numbers stay together.
 
@@ -143,8 +214,10 @@ def popularity_borders(counts: np.ndarray) -> tuple[int, int]:
     return int(sold[last[0]]), int(sold[last[1]])
 
 
-def _by_part(record: DatasetRecord, parts: np.ndarray, labels: dict[int, str]) -> pd.DataFrame:
-    column = record.ranked.names.index(record.main_metric)
+def _by_part(
+    record: DatasetRecord, parts: np.ndarray, labels: dict[int, str], metric: str | None = None
+) -> pd.DataFrame:
+    column = record.ranked.names.index(metric or record.main_metric)
     rows = []
     for number, label in labels.items():
         inside = parts == number
@@ -158,13 +231,15 @@ def by_group(record: DatasetRecord, baseline: str) -> pd.DataFrame:
     """The main metric in the user groups of models that have several, beside the baseline with the same seed.
 
     Returns:
-        Columns model, seed, group, rows, value, baseline, rand_index (of the run's groups and the true ones; NaN if
-        they are not known).
+        Columns model, seed, group, rows, value, baseline, low and high (bootstrap interval of the gain over the
+        baseline, over the group's rows), rand_index (of the run's groups and the true ones; NaN if they are not
+        known).
     """
     truth = record.plan.description.true_group
     parts = []
     for (model, seed), groups in record.ranked.groups.items():
-        if np.ptp(groups) == 0:
+        is_in_one = groups >= 0  # users without train items are in none
+        if len(np.unique(groups[is_in_one])) < 2:
             continue
         nowhere = np.full(len(groups), np.nan)
         table = pd.DataFrame(
@@ -173,9 +248,16 @@ def by_group(record: DatasetRecord, baseline: str) -> pd.DataFrame:
                 "value": record.ranked.by_seed[model, seed],
                 "baseline": record.ranked.by_seed.get((baseline, seed), nowhere),
             }
-        ).groupby("group", as_index=False)
-        agreement = np.nan if truth is None else adjusted_rand_score(truth[record.ranked.users], groups)
+        )
+        table = table[is_in_one]
+        gains = (table["value"] - table["baseline"]).groupby(table["group"])
+        ends = np.array([interval_of_mean(gain.dropna().to_numpy()) for _, gain in gains])
+        table = table.groupby("group", as_index=False)
+        agreement = np.nan
+        if truth is not None:
+            agreement = adjusted_rand_score(truth[record.ranked.users[is_in_one]], groups[is_in_one])
         sizes = table.size()["size"]
-        parts.append(table.mean().assign(model=model, seed=seed, rows=sizes, rand_index=agreement))
-    columns = ["model", "seed", "group", "rows", "value", "baseline", "rand_index"]
+        numbers = {"rows": sizes, "low": ends[:, 0], "high": ends[:, 1], "rand_index": agreement}
+        parts.append(table.mean().assign(model=model, seed=seed, **numbers))
+    columns = ["model", "seed", "group", "rows", "value", "baseline", "low", "high", "rand_index"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)

@@ -12,6 +12,7 @@ import pandas as pd
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import alone
 from recbole_perpeft.runs.config import DEFAULT_DATASET
+from recbole_perpeft.studies.compare.lists import list_run, parse_lists
 from recbole_perpeft.studies.compare.plan import plan
 from recbole_perpeft.studies.compare.records import DatasetRecord, collect
 from recbole_perpeft.studies.compare.report import write_report
@@ -27,8 +28,9 @@ class Comparison:
         folder: where the report is.
         baseline: name of the model that the others are compared with.
         records: finished runs by data set.
-        tables: the numbers of the report's CSV files by their names: `runs`, `quality`, `significance`, `cost`,
-            `history`, `popularity`, `groups`; without those that have nothing to show.
+        tables: the numbers of the report's CSV files by their names: `runs`, `quality`, `intervals`, `significance`,
+            `cost`, `history`, `popularity`, `slices`, `groups`, `stability`, `splits`; without those that have nothing
+            to show.
     """
 
     folder: Path
@@ -53,6 +55,9 @@ def compare(
     config_dict: Mapping[str, Any] | None = None,
     true_group_field: str | None = None,
     code_version: str | None = None,
+    splits: Sequence[str] = (),
+    lists: Sequence[str] = (),
+    controls: bool = False,
     when_done: Callable[[int, int, Outcome], None] = lambda number, total, outcome: None,
 ) -> Comparison:
     """Train models under one protocol and write a report.
@@ -75,6 +80,11 @@ def compare(
             the models' groups agree with it.
         code_version: stands for the code where runs are looked up, so that runs of other code with the same name are
             used again; by default a hash of the code.
+        splits: kinds of splits, such as LS and GT, each with all runs and then side by side; by default that of the
+            settings alone.
+        lists: files with columns user, item and score that another tool made, `lists.csv` or `lists.csv as NAME`, each
+            a row of all tables under the same protocol.
+        controls: whether every model of content brings its controls along as further rows.
         when_done: called after every run with its number, the number of runs and the outcome.
 
     Returns:
@@ -90,7 +100,12 @@ def compare(
     datasets = [dataset] if isinstance(dataset, str) else dataset
     baseline = choose(specs, [baseline or specs[0].name])[0].name
     of_all = (n_seeds, config_file_list, config_dict, true_group_field, code_version)
-    plans = [plan(specs, name, *of_all) for name in datasets]
+    kinds = dict.fromkeys(splits) or [None]
+    plans = [plan(specs, name, *of_all, split, controls) for name in datasets for split in kinds]
+    files = parse_lists(lists, [spec.name for spec in specs])
+    if files and len(plans) > 1:
+        raise PerPEFTError("--lists are made for one data set and one split: name one dataset, and leave out --splits")
+    foreign = {file.name: list_run(file, plans[0]) for file in files}
     # All seeds one after the other: whoever stops early has whole rows of models.
     jobs = sorted((job for part in plans for job in part.jobs), key=lambda job: job.seed)
     total = len({job.folder for job in jobs})
@@ -105,5 +120,5 @@ def compare(
         if all(outcome.error is not None for outcome in outcomes):
             errors = dict.fromkeys(f"{outcome.job}: {outcome.error}" for outcome in outcomes)
             raise PerPEFTError("no run succeeded:\n  " + "\n  ".join(errors))
-        records = [collect(part, outcomes) for part in plans]
+        records = [collect(part, outcomes, foreign) for part in plans]
         return Comparison(Path(output), baseline, records, write_report(Path(output), records, baseline))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,17 @@ from recbole.utils import ModelType
 from recbole_perpeft.core.digest import code_fingerprint, data_fingerprint, digest
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.plugins import plugin_digest
+from recbole_perpeft.core.protocol import with_split
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import defaults_of, keys_of_kind
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.atomic import prepare_dataset_folder
 from recbole_perpeft.data.atomic_table import read_table
-from recbole_perpeft.data.dataset import history_of
+from recbole_perpeft.data.history import HistoryIndex, history_of
+from recbole_perpeft.data.split import RowHistories
 from recbole_perpeft.runs.config import Config, changed, properties_folder, settings_file
 from recbole_perpeft.runs.run import create_dataset
+from recbole_perpeft.studies.compare.controls import controls_of
 from recbole_perpeft.studies.compare.specs import ModelSpec
 
 # What must be the same for models to be compared: interactions, split, candidates, metrics, choice of the epoch.
@@ -45,6 +49,7 @@ class Job:
         key: identifies the numbers of the run; runs with one key are one run.
         folder: the run folder.
         settings: all settings, as plain types.
+        split: kind of the split, where several are compared.
     """
 
     dataset: str
@@ -53,9 +58,27 @@ class Job:
     key: str
     folder: Path
     settings: Mapping[str, Any]
+    split: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.spec.name} on {self.dataset}, seed {self.seed}"
+        return f"{self.spec.name} on {_title(self.dataset, self.split)}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class TestRows:
+    """Test rows with one target each, by the numbers of a `DataDescription`.
+
+    Attributes:
+        users: int64 [n].
+        items: the targets, int64 [n].
+        histories: what each row's user had before.
+    """
+
+    __test__ = False  # no class of tests
+
+    users: np.ndarray
+    items: np.ndarray
+    histories: RowHistories
 
 
 @dataclass(frozen=True)
@@ -65,16 +88,20 @@ class DataDescription:
     Attributes:
         users: tokens.
         items: tokens.
-        history_length: int64 [n_users], interactions before the test items.
+        history_length: int64 [n_users], interactions before the (first) test item.
         train_count: int64 [n_items], interactions in the train part.
+        known_user: bool [n_users], whether the train part has the user.
         true_group: [n_users], the group that the data set names; None if it is not asked for.
+        test_rows: the test part; None where users have several targets at once.
     """
 
     users: pd.Index
     items: pd.Index
     history_length: np.ndarray
     train_count: np.ndarray
+    known_user: np.ndarray
     true_group: np.ndarray | None = None
+    test_rows: TestRows | None = None
 
 
 @dataclass(frozen=True)
@@ -86,12 +113,23 @@ class DatasetPlan:
         protocol: values of `PROTOCOL_KEYS`.
         description: what the breakdowns need to know about users and items.
         jobs: the runs, by model and then by seed.
+        split: kind of the split, where several are compared.
     """
 
     dataset: str
     protocol: Mapping[str, Any]
     description: DataDescription
     jobs: Sequence[Job]
+    split: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What the report calls it."""
+        return _title(self.dataset, self.split)
+
+
+def _title(dataset: str, split: str | None) -> str:
+    return dataset if split is None else f"{dataset} split by {split}"
 
 
 def plan(
@@ -102,6 +140,8 @@ def plan(
     config_dict: Mapping[str, Any] | None = None,
     true_group_field: str | None = None,
     code_version: str | None = None,
+    split: str | None = None,
+    controls: bool = False,
 ) -> DatasetPlan:
     """Check all settings and read the data of one data set.
 
@@ -113,15 +153,20 @@ def plan(
         config_dict: settings of all models; they win over the files.
         true_group_field: column of the `.user` file that names the users' true groups.
         code_version: stands for the code in the runs' keys; by default `code_fingerprint()`.
+        split: kind of the split, see `protocol.with_split`; by default what the settings say.
+        controls: whether models of content bring their controls along.
 
     Raises:
         PerPEFTError: settings or data are wrong, or a model sets something that belongs to the protocol.
     """
     shared = _files_and_words(config_file_list, config_dict or {})
+    shared = shared if split is None else with_split(shared, split)
     reference = _reference(dataset, shared)
     protocol = {key: reference[key] for key in PROTOCOL_KEYS}
-    configs = {}
-    for spec in specs:
+    configs: dict[str, Config] = {}
+    waiting, every = deque(specs), []
+    while waiting:
+        spec = waiting.popleft()
         _check_overrides(spec)
         layers = shared | dict(spec.settings) | _protocol_layer(dataset, shared)
         try:
@@ -129,12 +174,16 @@ def plan(
         except PerPEFTError as error:
             raise PerPEFTError(f"{spec.name} on {dataset}: {error}") from error
         _check_protocol(spec, configs[spec.name], protocol)
+        every.append(spec)
+        if controls and spec in specs:
+            added = controls_of(spec, configs[spec.name], true_group_field)
+            waiting.extendleft(control for control in reversed(added) if control.name not in configs)
     prepare_dataset_folder(reference)
     code = code_version or code_fingerprint() + plugin_digest(shared.get("plugin"))
     fingerprints = data_fingerprint(reference.dataset_folder, dataset), code
     seeds = range(reference["seed"], reference["seed"] + n_seeds)
-    jobs = [_job(spec, configs[spec.name], seed, *fingerprints) for spec in specs for seed in seeds]
-    return DatasetPlan(dataset, protocol, describe(reference, true_group_field), jobs)
+    jobs = [_job(spec, configs[spec.name], seed, *fingerprints, split) for spec in every for seed in seeds]
+    return DatasetPlan(dataset, protocol, describe(reference, true_group_field), jobs, split)
 
 
 def describe(config, true_group_field: str | None = None) -> DataDescription:
@@ -149,15 +198,39 @@ def describe(config, true_group_field: str | None = None) -> DataDescription:
     """
     dataset = create_dataset(config)
     built = dataset.build()
-    _, train_items = history_of(built, "valid").pairs()
+    trained = history_of(built, "valid")
     users = pd.Index(dataset.field2id_token[dataset.uid_field][1:].astype(str))
     return DataDescription(
         users=users,
         items=pd.Index(dataset.field2id_token[dataset.iid_field][1:].astype(str)),
-        history_length=history_of(built, "test").lengths[1:],
-        train_count=np.bincount(train_items, minlength=dataset.item_num)[1:],
+        history_length=_lengths_before_test(built)[1:],
+        train_count=np.bincount(trained.items, minlength=dataset.item_num)[1:],
+        known_user=trained.lengths[1:] > 0,
         true_group=None if true_group_field is None else _true_groups(config, users, true_group_field),
+        test_rows=_test_rows(built),
     )
+
+
+def _test_rows(built: Sequence[Any]) -> TestRows | None:
+    part, before = built[2], built[2].row_histories
+    users, items = (part.inter_feat[field].numpy() for field in (part.uid_field, part.iid_field))
+    if part.row_targets is not None or before is None and len(np.unique(users)) < len(users):
+        return None
+    if before is None:
+        history = history_of(built, "test")
+        before = RowHistories(history, users, history.lengths[users])
+    log = HistoryIndex(before.log.indptr[1:], before.log.items - 1)
+    return TestRows(users - 1, items - 1, RowHistories(log, users - 1, before.lengths))
+
+
+def _lengths_before_test(built: Sequence[Any]) -> np.ndarray:
+    """Interactions of each user before his first test target, int64 [n_users]."""
+    lengths = history_of(built, "test").lengths
+    if built[2].row_histories is not None:
+        rows = built[2].row_histories
+        lengths[rows.users] = np.iinfo(np.int64).max
+        np.minimum.at(lengths, rows.users, rows.lengths)
+    return lengths
 
 
 def _true_groups(config: Config, users: pd.Index, field: str) -> np.ndarray:
@@ -247,9 +320,9 @@ def run_key(settings: Mapping[str, Any], device: str, data: str, code: str) -> s
     return digest(text.encode(), size=8).hexdigest()
 
 
-def _job(spec: ModelSpec, config: Config, seed: int, data: str, code: str) -> Job:
+def _job(spec: ModelSpec, config: Config, seed: int, data: str, code: str, split: str | None) -> Job:
     settings = {"model": config["model"], "dataset": config["dataset"]} | config.to_dict() | {"seed": seed}
     settings["show_progress"] = False
     key = run_key(settings, config["device"].type, data, code)
     folder = Path(config["runs_folder"]) / f"{config['model']}-{config['dataset']}-{key}-seed{seed}"
-    return Job(config["dataset"], spec, seed, key, folder, settings)
+    return Job(config["dataset"], spec, seed, key, folder, settings, split)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial, reduce
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs.record import RunRecord
+from recbole_perpeft.studies.compare.lists import ListRun
 from recbole_perpeft.studies.compare.plan import DataDescription, DatasetPlan
 from recbole_perpeft.studies.compare.runs import Outcome
 from recbole_perpeft.studies.compare.statistics import is_rank_metric, metric_of_ranks
@@ -23,10 +26,12 @@ class ModelRecord:
     Attributes:
         name: what the tables call it.
         runs: finished runs by seed.
+        is_trained: whether they are runs; else they are lists of another tool.
     """
 
     name: str
-    runs: Mapping[int, RunRecord]
+    runs: Mapping[int, Any]
+    is_trained: bool = True
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -83,12 +88,19 @@ class DatasetRecord:
         models: models with at least one finished run, in the order of the comparison.
         failures: runs that failed.
         rows: metrics of test rows; None where users had several targets.
+        remarks: sentences about rows of the tables.
     """
 
     plan: DatasetPlan
     models: Sequence[ModelRecord]
     failures: Sequence[Outcome]
     rows: RowMetrics | None
+    remarks: Sequence[str] = ()
+
+    @property
+    def trained(self) -> list[ModelRecord]:
+        """The models without what is no run."""
+        return [model for model in self.models if model.is_trained]
 
     @property
     def main_metric(self) -> str:
@@ -111,13 +123,22 @@ class DatasetRecord:
         return next((model for model in self.models if model.name == name), None)
 
 
-def collect(plan: DatasetPlan, outcomes: Iterable[Outcome]) -> DatasetRecord:
+def collect(
+    plan: DatasetPlan, outcomes: Iterable[Outcome], lists: Mapping[str, ListRun] = MappingProxyType({})
+) -> DatasetRecord:
     """Read what the runs on a data set left.
+
+    Args:
+        plan: the part of the comparison.
+        outcomes: of all runs.
+        lists: of other tools, by what the tables call them.
 
     Raises:
         PerPEFTError: a run folder is damaged.
     """
-    outcomes = [outcome for outcome in outcomes if outcome.job.dataset == plan.dataset]
+    outcomes = [
+        outcome for outcome in outcomes if (outcome.job.dataset, outcome.job.split) == (plan.dataset, plan.split)
+    ]
     by_name: dict[str, dict[int, RunRecord]] = {}
     for outcome in outcomes:
         if outcome.error is None:
@@ -125,8 +146,10 @@ def collect(plan: DatasetPlan, outcomes: Iterable[Outcome]) -> DatasetRecord:
             run.check()
             by_name.setdefault(outcome.job.spec.name, {})[outcome.job.seed] = run
     models = [ModelRecord(name, runs) for name, runs in by_name.items()]
+    models += [ModelRecord(name, {plan.jobs[0].seed: found}, False) for name, found in lists.items()]
     failures = [outcome for outcome in outcomes if outcome.error is not None]
-    return DatasetRecord(plan, models, failures, _row_metrics(plan, models))
+    remarks = [found.remark(name) for name, found in lists.items()]
+    return DatasetRecord(plan, models, failures, _row_metrics(plan, models), remarks)
 
 
 @dataclass(frozen=True)
@@ -138,7 +161,7 @@ class _Ranks:
     groups: np.ndarray | None  # int32 [n]
 
     @classmethod
-    def of(cls, run: RunRecord, description: DataDescription) -> _Ranks | None:
+    def of(cls, run: RunRecord | ListRun, description: DataDescription) -> _Ranks | None:
         table = run.ranks()
         if table is None:
             return None

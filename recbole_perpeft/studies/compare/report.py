@@ -13,6 +13,8 @@ from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.studies.compare import analysis
 from recbole_perpeft.studies.compare.records import DatasetRecord
 from recbole_perpeft.studies.compare.sections import plots, protocol_sentence, tables
+from recbole_perpeft.studies.compare.splits import kendall, side_by_side
+from recbole_perpeft.studies.compare.stability import stability
 from recbole_perpeft.studies.report.escape import in_csv, in_latex, in_markdown
 from recbole_perpeft.studies.report.page import Chapter, to_html
 
@@ -26,7 +28,7 @@ def write_report(folder: Path, records: Sequence[DatasetRecord], baseline: str) 
     |---|---|
     | `report.html` | tables and plots |
     | `report.md`, `tables.tex` | the tables |
-    | `quality.csv`, `significance.csv`, `cost.csv`, `history.csv`, `popularity.csv`, `groups.csv` | all numbers |
+    | `quality.csv`, `significance.csv`, `cost.csv`, `history.csv`, `popularity.csv`, `groups.csv` ... | all numbers |
     | `runs.csv` | a row a run, with its folder |
     | `ranks.parquet` | rank of every test item in every run: significance can be computed again from it |
 
@@ -43,6 +45,8 @@ def write_report(folder: Path, records: Sequence[DatasetRecord], baseline: str) 
     """
     folder.mkdir(parents=True, exist_ok=True)
     chapters = [_chapter(record, baseline) for record in records]
+    if beside := side_by_side(records):
+        chapters.insert(0, Chapter("Splits side by side", [], beside, {}))
     _write(folder / "report.md", to_markdown(chapters))
     _write(folder / "tables.tex", to_latex(chapters))
     _write(folder / "report.html", to_html(TITLE, chapters))
@@ -56,8 +60,8 @@ def write_report(folder: Path, records: Sequence[DatasetRecord], baseline: str) 
 
 def _chapter(record: DatasetRecord, baseline: str) -> Chapter:
     return Chapter(
-        title=record.plan.dataset,
-        paragraphs=[protocol_sentence(record.plan.protocol)],
+        title=record.plan.title,
+        paragraphs=[protocol_sentence(record.plan.protocol), *record.remarks],
         tables=tables(record, baseline),
         figures=plots(record, baseline),
     )
@@ -84,26 +88,33 @@ def _numbers(records: Sequence[DatasetRecord], baseline: str) -> dict[str, pd.Da
     kinds = {
         "runs": _runs,
         "quality": analysis.quality,
+        "intervals": analysis.intervals,
         "significance": lambda record: analysis.significance(record, baseline),
         "cost": analysis.cost,
     }
     with_rows = {
         "history": analysis.by_history,
         "popularity": analysis.by_popularity,
+        "slices": analysis.by_slice,
         "groups": lambda record: analysis.by_group(record, baseline),
+        "stability": stability,
     }
     made = {name: [(record, of(record)) for record in records] for name, of in kinds.items()}
     made |= {name: [(record, of(record)) for record in records if record.has_parts] for name, of in with_rows.items()}
-    return {
+    numbers = {
         name: pd.concat([_with_dataset(record, table) for record, table in parts if len(table)], ignore_index=True)
         for name, parts in made.items()
         if any(len(table) for _, table in parts)
     }
+    agreement = kendall(records)
+    return numbers if agreement.empty else numbers | {"splits": agreement}
 
 
 def _with_dataset(record: DatasetRecord, table: pd.DataFrame) -> pd.DataFrame:
     table = table.copy()
     table.insert(0, "dataset", record.plan.dataset)
+    if record.plan.split is not None:
+        table.insert(1, "split", record.plan.split)
     return table
 
 
@@ -130,7 +141,7 @@ def _write_ranks(path: Path, records: Sequence[DatasetRecord]) -> None:
                 for seed, run in model.runs.items():
                     ranks = run.ranks()
                     if ranks is not None:
-                        place = {"dataset": record.plan.dataset, "model": model.name, "seed": seed}
+                        place = {"dataset": record.plan.title, "model": model.name, "seed": seed}
                         table = ranks[["user", "item", "rank"]].assign(**place)[schema.names]
                         writer.write_table(pa.Table.from_pandas(table, schema, preserve_index=False))
 

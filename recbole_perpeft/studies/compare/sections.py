@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 from plotly.graph_objects import Figure
 
+from recbole_perpeft.core.protocol import DEFAULT_TARGET
 from recbole_perpeft.studies.compare import analysis
 from recbole_perpeft.studies.compare.records import DatasetRecord
+from recbole_perpeft.studies.compare.stability import stability_table
 from recbole_perpeft.studies.compare.statistics import TPME_WEIGHTS
 from recbole_perpeft.studies.report.escape import in_html
 from recbole_perpeft.studies.report.page import COLOURS, add_curve, new_figure
@@ -32,12 +34,17 @@ def tables(record: DatasetRecord, baseline: str) -> list[Table]:
         made += [
             _parts(record, "By length of the user's history", analysis.by_history(record), _HISTORY_NOTE),
             _parts(record, "By popularity of the target", analysis.by_popularity(record), _POPULARITY_NOTE),
+            _slices(record),
             _groups(record, baseline),
+            stability_table(record),
         ]
     return [table for table in made if table.rows]
 
 
 _HISTORY_NOTE = "Number of a user's interactions before the test item; bins hold about as many users each."
+_SLICES_NOTE = (
+    "Test targets whose user or item has no interaction in the train part, beside the others; all metrics: slices.csv."
+)
 _POPULARITY_NOTE = (
     "Interactions of the test item in the train part. Head: the most popular tenth of the items sold; torso: the next "
     "four tenths; items with as many interactions stay together. Cold: never sold in the train part."
@@ -48,6 +55,8 @@ def protocol_sentence(protocol: Mapping[str, Any]) -> str:
     """The protocol in one sentence."""
     arguments = protocol["eval_args"]
     split = ", ".join(f"{kind} {value}" for kind, value in arguments["split"].items())
+    if "GT" in arguments["split"]:
+        split += f" (all users at one time; {arguments.get('target') or DEFAULT_TARGET} of what is after it)"
     mode = arguments["mode"]
     mode = mode["test"] if isinstance(mode, dict) else mode
     return (
@@ -93,23 +102,34 @@ def _with_sd(mean: float, sd: float) -> str:
 def _significance(record: DatasetRecord, baseline: str) -> Table:
     table = analysis.significance(record, baseline)
     names = metric_names(record)
+    shown = table[table["metric"] == record.main_metric]
     rows = [
         [
             Cell(row.model),
             Cell(names.get(row.metric, row.metric)),
             Cell("" if np.isnan(row.improvement) else f"{row.improvement:+.1%}"),
-            *(Cell(_p(p)) for p in (row.p_t, row.p_t_holm, row.p_wilcoxon, row.p_wilcoxon_holm)),
+            Cell("" if np.isnan(row.low) else f"{row.low:+.4f} … {row.high:+.4f}"),
+            Cell("" if np.isnan(row.detectable) else f"{row.detectable:.1%}"),
+            *(Cell(_p(p)) for p in (row.p_t, row.p_t_holm, row.p_t_fdr)),
+            *(Cell(_p(p)) for p in (row.p_wilcoxon, row.p_wilcoxon_holm, row.p_wilcoxon_fdr)),
             Cell("yes" if max(row.p_t_holm, row.p_wilcoxon_holm) < _LEVEL else "no"),
         ]
-        for row in table[table["metric"] == record.main_metric].itertuples()
+        for row in shown.itertuples()
     ]
-    header = ["model", "metric", "improvement", "p (t)", "p (t, Holm)", "p (Wilcoxon)", "p (Wilcoxon, Holm)"]
+    tests = [f"p ({test}{kind})" for test in ("t", "Wilcoxon") for kind in ("", ", Holm", ", FDR")]
+    header = ["model", "metric", "improvement", "95 % interval", "detectable", *tests]
     n_users = 0 if record.rows is None else len(np.unique(record.rows.users))
     note = (
-        f"Paired tests over {n_users:,} users, each user's metric averaged over seeds; Holm's correction for "
-        f"{len(rows)} comparisons; significant: both corrected p-values below {_LEVEL}. "
-        "Other metrics: significance.csv."
+        f"Paired tests over {n_users:,} users, each user's metric averaged over seeds; Holm's correction and that of "
+        f"the false discovery rate for {len(rows)} comparisons; significant: both p-values by Holm below {_LEVEL}. "
+        "Interval of the difference: bootstrap over users. "
     )
+    if shown["detectable"].notna().any():
+        note += (
+            f"With {n_users:,} users, differences below {shown['detectable'].min():.1%} of {baseline} cannot be seen "
+            "(detectable: found with power 0.8 at the level 0.05, from the deviation of the paired differences). "
+        )
+    note += "Other metrics, and intervals over seeds: significance.csv."
     if record.rows is not None and record.rows.n_left_out:
         note += f" {record.rows.n_left_out:,} test rows that not all models have are left out."
     return Table(f"Against {baseline}", [*header, "significant"], rows, note)
@@ -146,7 +166,7 @@ def _cost(record: DatasetRecord) -> Table:
 
 
 def _machine(record: DatasetRecord) -> str:
-    machines = {run.machine for model in record.models for run in model.runs.values()}
+    machines = {run.machine for model in record.trained for run in model.runs.values()}
     warning = " Times of different machines do not compare." if len(machines) > 1 else ""
     return f"Measured on {'; '.join(sorted(machines))}.{warning}"
 
@@ -163,6 +183,14 @@ def _parts(record: DatasetRecord, title: str, table: pd.DataFrame, note: str) ->
     return Table(title, header, list(zip(*columns, strict=True)), f"{metric}, mean over seeds. {note}")
 
 
+def _slices(record: DatasetRecord) -> Table:
+    table = analysis.by_slice(record)
+    table = table[table["metric"] == record.main_metric]
+    if table.empty:
+        return Table("New users and items", [], [])
+    return _parts(record, "New users and items", table, _SLICES_NOTE)
+
+
 def _groups(record: DatasetRecord, baseline: str) -> Table:
     table = analysis.by_group(record, baseline)
     table = table[table["seed"] == table["seed"].min()]
@@ -171,11 +199,18 @@ def _groups(record: DatasetRecord, baseline: str) -> Table:
     for row in table.itertuples():
         gain = row.value / row.baseline - 1 if row.baseline > 0 else np.nan
         cells = [row.model, f"{row.group}", f"{row.rows:,}", number(row.value), number(row.baseline)]
-        cells += ["" if np.isnan(gain) else f"{gain:+.1%}", *([number(row.rand_index)] if with_truth else [])]
+        cells += ["" if np.isnan(gain) else f"{gain:+.1%}"]
+        cells += [
+            "" if np.isnan(row.low) else f"{row.low:+.4f} … {row.high:+.4f}",
+            *([number(row.rand_index)] if with_truth else []),
+        ]
         rows.append([Cell(text) for text in cells])
     metric = metric_names(record)[record.main_metric]
-    header = ["model", "group", "users", metric, f"{metric} of {baseline}", "improvement"]
-    note = "Groups of the run with the first seed, and the baseline's run with the same seed; all seeds: groups.csv."
+    header = ["model", "group", "users", metric, f"{metric} of {baseline}", "improvement", "95 % interval"]
+    note = (
+        "Groups of the run with the first seed, and the baseline's run with the same seed; all seeds: groups.csv. "
+        "Interval of the difference: bootstrap over the group's users."
+    )
     if with_truth:
         header.append("Rand index")
         note += " Rand index: agreement of the run's groups with the true ones, adjusted for chance, 1 for the same."
@@ -230,7 +265,7 @@ def _quality_against(record: DatasetRecord, column: str, title: str) -> Figure:
     table = analysis.quality(record)
     table = table[table["metric"] == metric].set_index("model")
     for name, style in _styles(record).items():
-        if values[name] > 0:  # zero has no place on a logarithmic axis
+        if values.get(name, 0) > 0:  # zero has no place on a logarithmic axis
             spread = {"type": "data", "array": [0 if table["sd"].isna()[name] else table["sd"][name]]}
             figure.add_scatter(
                 x=[values[name]],
@@ -246,7 +281,7 @@ def _quality_against(record: DatasetRecord, column: str, title: str) -> Figure:
 def _learning_curves(record: DatasetRecord) -> Figure:
     metric = record.main_metric
     figure = new_figure("epoch", f"valid {metric_names(record).get(metric, metric)}", tickformat="d")
-    for model in record.models:
+    for model in record.trained:
         style = _styles(record)[model.name]
         curves = {seed: run.epochs[metric] for seed, run in model.runs.items() if metric in run.epochs}
         for place, (seed, curve) in enumerate(curves.items()):

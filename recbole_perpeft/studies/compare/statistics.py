@@ -13,6 +13,8 @@ from scipy import stats
 from recbole_perpeft.core.errors import PerPEFTError
 
 TPME_WEIGHTS = (0.45, 0.10, 0.45)
+_RESAMPLES, _SEED = 2000, 0
+_MOST_AT_ONCE = 4_000_000  # counts of distinct values held at a time
 _NAME = re.compile(r"(?P<metric>[a-z]+)@(?P<cut>\d+)")
 
 
@@ -113,6 +115,61 @@ def _p_of_t(differences: np.ndarray) -> float:
     if np.ptp(differences) == 0:  # everybody gains the same; the statistic is infinite
         return 0.0
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def false_discovery(p_values: Sequence[float]) -> np.ndarray:
+    """Correction that bounds the share of false findings among the findings, where Holm's bounds the chance of any.
+
+    Args:
+        p_values: [m] p-values of one family of tests.
+
+    Returns:
+        float64 [m], adjusted p-values. Source: Benjamini and Hochberg (1995), JRSS B 57.
+    """
+    return np.asarray(stats.false_discovery_control(np.asarray(p_values, dtype=np.float64)))
+
+
+def interval_of_mean(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Bootstrap interval (percentiles) of a mean.
+
+    Resampling values is drawing how often each distinct value occurs, so that the cost is that of distinct values, of
+    which metrics of ranks have few. The same values always give the same interval.
+
+    Args:
+        values: float64 [n].
+        level: how often such intervals hold the mean.
+
+    Returns:
+        Lower and upper end; NaN for fewer than two values. Source: Efron and Tibshirani (1993), chapter 13.
+    """
+    if len(values) < 2:
+        return np.nan, np.nan
+    distinct, counts = np.unique(values, return_counts=True)
+    generator, means = np.random.default_rng(_SEED), np.empty(_RESAMPLES)
+    at_once = max(1, _MOST_AT_ONCE // len(distinct))
+    for start in range(0, _RESAMPLES, at_once):
+        part = means[start : start + at_once]
+        part[:] = generator.multinomial(len(values), counts / len(values), len(part)) @ distinct / len(values)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def detectable_difference(differences: np.ndarray, level: float = 0.05, power: float = 0.8) -> float:
+    """The least true difference of means that a paired test over these many users would find.
+
+    Args:
+        differences: float64 [n_users], a model's metric minus the baseline's.
+        level: of the two-sided test.
+        power: how often such a difference is found.
+
+    Returns:
+        `(z(1 - level / 2) + z(power)) * sd / sqrt(n)`, of the differences' standard deviation; NaN for fewer than two
+        users. Source: Cohen (1988), Statistical Power Analysis, chapter 2.
+    """
+    if len(differences) < 2:
+        return np.nan
+    quantiles = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
+    return float(quantiles * differences.std(ddof=1) / np.sqrt(len(differences)))
 
 
 def tpme(

@@ -214,3 +214,19 @@ def test_popularity_is_that_of_the_groups_own_interactions(prepare):
         assert torch.allclose(found[1:].double(), (expected / expected.sum()).log(), atol=1e-6)
     model.set_groups(torch.where(model.user_group >= 0, 0, -1), model.group_centroids)
     assert torch.equal(model.log_popularity_of(0)(0.5), model.log_popularity_of(None)(0.5))
+
+
+def test_a_user_without_train_items_is_scored_by_the_nearest_group(prepare):
+    prepared = prepare()
+    model = prepared.personalise().eval()
+    interaction, *_ = next(iter(prepared.test_data))
+    users = interaction["user_id"]
+    vectors = model.user_vectors(interaction["item_id_list"], interaction["item_length"], model.catalogue(None))
+    nearest = model.nearest_group(vectors).cpu()
+    groups = model.user_group.clone()
+    groups[users[:4]] = -1
+    model.set_groups(groups, model.group_centroids)
+    scores = model.full_sort_predict(interaction)
+    groups[users[:4]] = nearest[:4]
+    model.set_groups(groups, model.group_centroids)
+    assert torch.equal(scores, model.full_sort_predict(interaction))

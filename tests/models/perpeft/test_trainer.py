@@ -65,6 +65,7 @@ def test_a_resumed_run_ends_with_the_same_numbers(aspects_settings, monkeypatch,
     resumed = resume(folder)
     pd.testing.assert_frame_equal(epochs_of(resumed), epochs_of(expected))
     assert resumed["test_result"] == expected["test_result"]
+    assert resumed.get("regroupings") == expected.get("regroupings")
     ours, theirs = (torch.load(f"{r['run_folder']}/best.pth", weights_only=True) for r in (resumed, expected))
     for name, tensor in theirs["state_dict"].items():
         if isinstance(tensor, torch.Tensor):
@@ -114,8 +115,12 @@ def test_validation_items_enter_the_grouping_only_on_request(aspects_settings, m
 
 def test_regrouping_moves_users_and_says_so(aspects_settings, caplog):
     caplog.set_level(logging.INFO)
-    run(model="PerPEFT", config_dict=aspects_settings | {"regroup_every": 1, "learning_rate": 0.01})
+    result = run(model="PerPEFT", config_dict=aspects_settings | {"regroup_every": 1, "learning_rate": 0.01})
     assert "regrouped:" in caplog.text
+    assert [move["epoch"] for move in result["regroupings"]] == [2, 3]
+    first, second = result["regroupings"]
+    assert first["rand_index"] == first["rand_index_first"] <= 1 and (first["rand_index"] < 1) == bool(first["moved"])
+    assert second["rand_index_first"] <= 1
 
 
 def test_a_user_of_several_rows_has_one_group_one_vector_and_one_likelihood(aspects_settings, monkeypatch):

@@ -31,6 +31,7 @@ def toy_runs(tmp_path):
         items=pd.Index([f"i{item}" for item in range(N_ITEMS)]),
         history_length=rng.integers(2, 30, N_USERS),
         train_count=np.concatenate([[0, 0, 90, 70], rng.integers(1, 40, N_ITEMS - 4)]),
+        known_user=np.ones(N_USERS, dtype=bool),
         true_group=np.arange(N_USERS) % 3,
     )
     ranks, outcomes = {}, []

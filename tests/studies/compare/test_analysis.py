@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.runs.slices import SLICES
 from recbole_perpeft.studies.compare import analysis
 from recbole_perpeft.studies.compare.records import collect
 
@@ -44,6 +45,22 @@ def test_significance_over_users(toy_runs, toy_record):
         assert row["improvement"] == pytest.approx(np.mean(users[model]) / np.mean(users["base"]) - 1)
     smallest = min(p_t, key=p_t.get)
     assert table.loc[(smallest, "ndcg@5"), "p_t_holm"] == pytest.approx(2 * p_t[smallest])
+    assert table.loc[(smallest, "ndcg@5"), "p_t_fdr"] == pytest.approx(min(2 * p_t[smallest], max(p_t.values())))
+
+
+def test_intervals_and_what_can_be_seen(toy_runs, toy_record):
+    ranks = toy_runs[2]
+    row = analysis.significance(toy_record, "base").set_index(["model", "metric"]).loc[("good", "ndcg@5")]
+    assert row["low"] < row["difference"] < row["high"]
+    by_seed = [np.mean([ndcg(rank) for rank in ranks["good", seed]]) for seed in (1, 2)]
+    base = [np.mean([ndcg(rank) for rank in ranks["base", seed]]) for seed in (1, 2)]
+    differences = sorted(np.subtract(by_seed, base))
+    assert [row["low_seeds"], row["high_seeds"]] == pytest.approx(differences)  # of two seeds, both ends
+    users = [mean_ndcg(ranks, "good", user) - mean_ndcg(ranks, "base", user) for user in range(60)]
+    assert row["detectable"] == pytest.approx(2.8016 * np.std(users, ddof=1) / 60**0.5 / np.mean(base), rel=1e-3)
+    own = analysis.intervals(toy_record).set_index(["model", "metric"])
+    assert own["low"]["good", "ndcg@5"] < own["mean"]["good", "ndcg@5"] < own["high"]["good", "ndcg@5"]
+    assert np.isnan(own["low"]["good", "giniindex@5"])
 
 
 def test_cost_and_tpme(toy_record):
@@ -154,3 +171,17 @@ def test_damaged_run_folders(toy_runs, file, content):
 
 def test_directions_of_metrics():
     assert analysis.bigger_is_better("ndcg@20") and not analysis.bigger_is_better("giniindex@5")
+
+
+def test_new_users_and_items_have_parts_of_their_own(toy_record):
+    assert analysis.by_slice(toy_record).empty
+    description = toy_record.plan.description
+    description.known_user[:10] = False
+    table = analysis.by_slice(toy_record)
+    cold = description.train_count[toy_record.ranked.items] == 0
+    new = toy_record.ranked.users < 10
+    for part, inside in zip(SLICES, (~new & ~cold, ~new & cold, new & ~cold, new & cold), strict=True):
+        rows = table[(table["part"] == part) & (table["model"] == "good") & (table["metric"] == "hit@5")]
+        assert rows["rows"].tolist() == ([int(inside.sum())] if inside.any() else [])
+        values = toy_record.ranked.values["good"][inside, toy_record.ranked.names.index("hit@5")]
+        assert rows["value"].tolist() == ([pytest.approx(values.mean())] if inside.any() else [])

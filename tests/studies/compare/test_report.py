@@ -23,7 +23,17 @@ def report(toy_record, tmp_path):
 
 
 def test_files_of_a_report(report, toy_record):
-    tables_of_numbers = {"runs", "quality", "significance", "cost", "history", "popularity", "groups"}
+    tables_of_numbers = {
+        "runs",
+        "quality",
+        "intervals",
+        "significance",
+        "cost",
+        "history",
+        "popularity",
+        "groups",
+        "stability",
+    }
     names = {f"{name}.csv" for name in tables_of_numbers} | {"report.md", "report.html", "tables.tex", "ranks.parquet"}
     assert {path.name for path in report.iterdir()} == names
     quality = pd.read_csv(report / "quality.csv")
@@ -51,6 +61,7 @@ def test_tables_of_a_report(report, toy_record):
         "By length of the user's history",
         "By popularity of the target",
         "By user group",
+        "Stability of groups",
     ]
     text = (report / "report.md").read_text()
     assert all(f"### {title}" in text for title in titles)
@@ -68,7 +79,7 @@ def test_groups_that_keep_the_global_module_are_named(toy_runs):
     (first,) = [outcome.job for outcome in outcomes if (outcome.job.spec.name, outcome.job.seed) == ("good", 1)]
     file = first.folder / "result.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"group_best_epochs": [2, None, None]}))
-    note = tables(collect(plan, outcomes), "base")[-1].note
+    (note,) = (table.note for table in tables(collect(plan, outcomes), "base") if table.title == "By user group")
     assert "Groups of good that keep the global module: 1, 2." in note
 
 

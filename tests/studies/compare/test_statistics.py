@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.studies.compare.statistics import holm, is_rank_metric, metric_of_ranks, paired_test, tpme
+from recbole_perpeft.studies.compare.statistics import (
+    detectable_difference,
+    false_discovery,
+    holm,
+    interval_of_mean,
+    is_rank_metric,
+    metric_of_ranks,
+    paired_test,
+    tpme,
+)
 
 RANKS = np.array([1, 2, 3, 10, 11, 500])
 OF_ONE = {
@@ -135,3 +144,34 @@ def test_tpme_is_between_zero_and_one_as_by_the_formula(models):
 def test_bad_input_of_tpme(columns, weights, message):
     with pytest.raises(PerPEFTError, match=message):
         tpme(*columns, weights)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_false_discovery_equals_its_definition(p_values):
+    adjusted = false_discovery(p_values)
+    ordered = sorted(p_values)
+    for p, found in zip(p_values, adjusted, strict=True):
+        steps = [ordered[i] * len(p_values) / (i + 1) for i in range(len(p_values)) if ordered[i] >= p]
+        assert found == pytest.approx(min([1.0, *steps]))
+    assert (adjusted <= holm(p_values) + 1e-12).all()
+
+
+@pytest.mark.parametrize("n_distinct", [3, 200])
+def test_an_interval_is_that_of_drawing_users(n_distinct):
+    values = np.random.default_rng(3).integers(0, n_distinct, 200) / n_distinct
+    low, high = interval_of_mean(values)
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", random_state=1)
+    expected, width = theirs.confidence_interval, np.ptp(theirs.confidence_interval)
+    assert [low, high] == pytest.approx(list(expected), abs=0.1 * width)
+    assert interval_of_mean(values) == (low, high)
+    assert np.isnan(interval_of_mean(values[:1])).all() and interval_of_mean(np.ones(4)) == (1.0, 1.0)
+
+
+def test_a_difference_that_is_detectable_is_found_four_times_in_five():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.3, (600, 150))
+    shift = detectable_difference(noise[0] / noise[0].std(ddof=1) * 0.3)
+    assert np.isclose(shift, 2.8016 * 0.3 / np.sqrt(150), rtol=1e-3)
+    found = stats.ttest_1samp(noise + shift, 0.0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.05)
+    assert np.isnan(detectable_difference(np.zeros(1)))

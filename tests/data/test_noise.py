@@ -1,0 +1,84 @@
+"""Controls of data: content that says nothing, and histories in another order."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.content import ItemContent
+from recbole_perpeft.data.noise import noise_of
+from recbole_perpeft.data.split import all_but_last, shuffled_within_users
+from recbole_perpeft.runs.run import create_dataset
+
+
+def test_noise_has_the_form_of_content_and_is_drawn_once(tmp_path):
+    titles = ["red round mug", "", "blue lamp", "a mug"]
+    content = ItemContent("shop", tmp_path, list("abcd"), titles, [Path("a.png"), None, None, None])
+    noisy = noise_of(content, tmp_path / "cache", 7)
+    assert [len(title.split()) for title in noisy.titles] == [3, 0, 2, 2] and content.titles == titles
+    assert {word for title in noisy.titles for word in title.split()} <= set(" ".join(titles).split())
+    photos = [np.asarray(Image.open(path)) for path in noisy.image_paths]
+    assert photos[0].shape == (32, 32, 3) and not np.array_equal(photos[0], photos[1])
+    stamps = noisy.image_stamps()
+    again = noise_of(content, tmp_path / "cache", 7)
+    assert again.titles == noisy.titles and np.array_equal(again.image_stamps(), stamps)
+    assert noise_of(content, tmp_path / "cache", 8).image_paths != noisy.image_paths
+    text_alone = ItemContent("shop", tmp_path, ["a"], ["x"], [None], fields=("title",))
+    assert noise_of(text_alone, tmp_path / "cache", 7).image_paths == [None]
+
+
+@given(users=st.lists(st.integers(0, 4), min_size=1, max_size=30), n_last=st.integers(0, 2))
+def test_train_rows_of_leave_one_out(users, n_last):
+    users = np.array(users)
+    found = all_but_last(users, n_last)
+    for user in np.unique(users):
+        rows = np.flatnonzero(users == user)
+        n_train = max(len(rows) - n_last, min(len(rows), 2))
+        assert found[rows].tolist() == [True] * n_train + [False] * (len(rows) - n_train)
+
+
+@given(users=st.lists(st.integers(0, 3), max_size=30), seed=st.integers(0, 99))
+def test_rows_change_places_within_their_user(users, seed):
+    users = np.array(users, dtype=np.int64)
+    chosen = np.random.default_rng(seed).random(len(users)) < 0.7
+    order = shuffled_within_users(users, chosen, seed)
+    assert sorted(order) == list(range(len(users))) and (users[order] == users).all()
+    assert (order[~chosen] == np.flatnonzero(~chosen)).all()
+
+
+@pytest.mark.parametrize("model", ["SASRec", "GlobalPEFT"])
+@given(split=st.sampled_from([{"LS": "valid_and_test"}, {"GT": 0.7}]))
+@settings(max_examples=2, deadline=None)
+def test_the_rows_that_are_tested_stay(log_folder, model, split):
+    rows = [(user, f"i{number:02}", number) for user in "abc" for number in range(12)]
+    log_folder.write(rows)
+    built = {}
+    for shuffle in (False, True):
+        config = log_folder.config(
+            model, eval_args={"split": split}, shuffle_histories=shuffle, MAX_ITEM_LIST_LENGTH=20
+        )
+        built[shuffle] = create_dataset(config).build()
+    for plain, mixed in zip(built[False], built[True], strict=True):
+        assert sorted(zip(*plain.phase_history.pairs(), strict=True)) == sorted(
+            zip(*mixed.phase_history.pairs(), strict=True)
+        )
+    for plain, mixed in zip(built[False][1:], built[True][1:], strict=True):
+        for field in ("user_id", "item_length"):
+            assert plain.inter_feat[field].tolist() == mixed.inter_feat[field].tolist()
+        targets = [
+            part.dataset_name and part.id2token("item_id", part.inter_feat["item_id"]) for part in (plain, mixed)
+        ]
+        assert list(targets[0]) == list(targets[1])
+    texts = [part[0].id2token("item_id", part[0].phase_history.items).tolist() for part in built.values()]
+    assert texts[0] != texts[1]
+
+
+def test_histories_of_shares_are_not_shuffled(log_folder):
+    log_folder.write([("a", f"i{number}", number) for number in range(9)])
+    config = log_folder.config("SASRec", eval_args={"split": {"RS": [8, 1, 1]}}, shuffle_histories=True)
+    with pytest.raises(PerPEFTError, match="shuffle_histories needs a split {LS"):
+        create_dataset(config).build()
