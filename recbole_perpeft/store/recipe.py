@@ -12,6 +12,7 @@ import numpy as np
 
 from recbole_perpeft.core.digest import checksum
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.run_settings import USUAL_LIMITS, PhotoLimits
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.photos.decode import DECODING
@@ -31,6 +32,7 @@ class Chunk:
     tokens: list[str]
     texts: list[str]
     image_paths: list[Path | None]
+    limits: PhotoLimits = USUAL_LIMITS
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ class Recipe(ABC):
             content.tokens[rows],
             [] if self.texts is None else self.texts[rows],
             content.image_paths[rows] if self.reads_images else [],
+            content.limits,
         )
 
     def range(self, index: int) -> tuple[int, int]:
