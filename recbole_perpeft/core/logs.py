@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import unlinked
 
 LOGGER = logging.getLogger("recbole_perpeft")
 SHORT_TIME = "%d %b %H:%M:%S"
@@ -35,6 +36,13 @@ def level_of(name: str | None) -> int:
     return level
 
 
+class _OwnFile(logging.FileHandler):
+    """A file that is no link to one of somebody else."""
+
+    def _open(self):
+        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=unlinked)
+
+
 @contextmanager
 def logged(
     file: Path, line: str, time: str | None = None, level: int = logging.INFO, ending: str | None = None
@@ -50,7 +58,7 @@ def logged(
             it none is told. A command prints the error itself.
     """
     root = logging.getLogger()
-    written = logging.FileHandler(file, encoding="utf-8")
+    written = _OwnFile(file, encoding="utf-8")
     written.setFormatter(_PlainFormatter(line, time))
     shown: list[logging.Handler] = [] if root.handlers else [logging.StreamHandler(sys.stderr)]
     for handler in shown:

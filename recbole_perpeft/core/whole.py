@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.files import read_regular
+from recbole_perpeft.core.files import read_regular, unlinked
 from recbole_perpeft.core.logs import LOGGER
 
 _LONGEST_SIGNATURE = 300  # bytes of a lock that are read
@@ -204,7 +204,7 @@ class Journal:
         Raises:
             OSError: the disk does not take them.
         """
-        with open(self.file, "a", encoding="utf-8") as file:
+        with open(self.file, "a", encoding="utf-8", opener=unlinked) as file:
             file.write(_lines(entries))
 
     def resume(self, header: dict[str, Any]) -> list[dict[str, Any]] | None:

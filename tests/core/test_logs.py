@@ -21,6 +21,18 @@ def root_without_handlers(monkeypatch):
     return root
 
 
+def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path):
+    theirs = tmp_path / "theirs"
+    for target in (theirs, tmp_path / "missing"):
+        theirs.write_text("mine")
+        (tmp_path / "run.log").symlink_to(target)
+        with pytest.raises(PerPEFTError, match=r"run\.log is a link, .* delete the link"):
+            with logged(tmp_path / "run.log", "%(message)s"):
+                LOGGER.info("ours")
+        (tmp_path / "run.log").unlink()
+    assert theirs.read_text() == "mine" and not (tmp_path / "missing").exists()
+
+
 def test_file_and_terminal(root_without_handlers, tmp_path, capsys):
     root = root_without_handlers()
     before = root.level
