@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from recbole_perpeft.core.errors import PerPEFTError
@@ -37,10 +37,24 @@ def level_of(name: str | None) -> int:
 
 
 class _OwnFile(logging.FileHandler):
-    """A file that is no link to one of somebody else."""
+    """A file that is no link to one of somebody else, and whose lines are given up where the disk takes no more."""
+
+    _is_given_up = False
 
     def _open(self):
         return open(self.baseFilename, self.mode, encoding=self.encoding, opener=unlinked)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._is_given_up:
+            self._is_given_up = True
+            print(f"{self.baseFilename} cannot be written any more: {error.strerror or error}", file=sys.stderr)
+
+    def close(self) -> None:
+        with suppress(OSError):  # of what could not be written before
+            super().close()
 
 
 @contextmanager

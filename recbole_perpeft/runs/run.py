@@ -21,6 +21,7 @@ from recbole_perpeft.core.plugins import check_recorded_plugins, load_plugins
 from recbole_perpeft.core.protocol import protocol_line
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import keys_of_kind
+from recbole_perpeft.core.whole import full_disk
 from recbole_perpeft.data.atomic import prepare_dataset_folder
 from recbole_perpeft.data.dataset import SequenceDataset
 from recbole_perpeft.data.history import PHASES, union_of
@@ -71,7 +72,7 @@ def run(
     """
     config = Config(model, dataset, config_file_list, config_dict)
     folder = RunFolder.create(config)
-    with folder.alone():
+    with full_disk(folder.path), folder.alone():
         return _run(config, folder, saved, callback_fn, with_test)
 
 
@@ -97,7 +98,7 @@ def resume(
         PerPEFTError: no such run, a run of another model or data set, or one that another process is writing.
     """
     folder = RunFolder.open(source)
-    with folder.alone():
+    with full_disk(folder.path), folder.alone():
         return _resume(folder, config_dict, callback_fn, with_test)
 
 

@@ -17,6 +17,7 @@ from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.photos.decode import DECODING
 from recbole_perpeft.data.photos.images import digest_of_file
+from recbole_perpeft.store.arrays import write_array
 from recbole_perpeft.store.rows import Layout, RowFiles
 
 STAMP = "image_stamp"
@@ -185,6 +186,6 @@ class Recipe(ABC):
         if np.array_equal(stamps, files.map(STAMP)):
             return is_changed
         # A folder that may only be read is looked at anew the next time.
-        with suppress(PerPEFTError), written_whole(files.path(STAMP)) as draft, draft.open("wb") as file:
-            np.save(file, stamps, allow_pickle=False)
+        with suppress(PerPEFTError), written_whole(files.path(STAMP)) as draft:
+            write_array(draft, stamps)
         return is_changed

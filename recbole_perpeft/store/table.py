@@ -18,11 +18,11 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import read_regular
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.schema import misfit
-from recbole_perpeft.core.whole import Journal, alone, put_in_place, remove, written_whole
+from recbole_perpeft.core.whole import Journal, alone, is_full, put_in_place, remove, written_whole
 from recbole_perpeft.data.content import PAD_TOKEN
 from recbole_perpeft.data.photos.decode import DECODING
 from recbole_perpeft.store.recipe import DECODED, STAMP, ComputedChunk, FinishedChunk, Recipe
-from recbole_perpeft.store.rows import MappedRows, RowFiles, UnusableRowsError, draft_of_cache, is_full
+from recbole_perpeft.store.rows import MappedRows, RowFiles, UnusableRowsError, draft_of_cache
 
 MANIFEST, JOURNAL = "manifest.json", "journal.jsonl"
 # Types of the entries of a manifest, and of what it says of a chunk.

@@ -1,6 +1,8 @@
 """Where the lines of the log go."""
 
+import errno
 import logging
+import os
 import re
 
 import pytest
@@ -70,3 +72,15 @@ def test_levels():
     assert level_of(None) == level_of("info") == logging.INFO and level_of("DEBUG") == logging.DEBUG
     with pytest.raises(PerPEFTError, match="state must be DEBUG, .*, not 'LOUD'"):
         level_of("LOUD")
+
+
+def test_a_disk_that_takes_no_more_lines_is_told_once(capsys, monkeypatch, tmp_path):
+    def full(handler):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(logging.FileHandler, "flush", full)
+    with logged(tmp_path / "run.log", "%(message)s"):
+        LOGGER.info("one")
+        LOGGER.info("two")
+    said = [line for line in capsys.readouterr().err.splitlines() if line not in ("one", "two")]
+    assert said == [f"{tmp_path / 'run.log'} cannot be written any more: No space left on device"]
