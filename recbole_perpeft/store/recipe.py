@@ -164,15 +164,24 @@ class Recipe(ABC):
         """Whether the images of a table with these values were decoded as they would be now."""
         return not self.reads_images or values.get(DECODED) == DECODING
 
-    def changed_rows(self, files: RowFiles, values: dict[str, Any]) -> np.ndarray:
+    def changed_rows(
+        self, files: RowFiles, values: dict[str, Any], marks: dict[str, np.ndarray], among: np.ndarray | None = None
+    ) -> np.ndarray:
         """Rows of a table with these values whose content has changed, or is decoded otherwise now.
 
         Stamps of images that were only touched or copied are renewed.
+
+        Args:
+            files: Of the table.
+            values: Of the table.
+            marks: As they are now.
+            among: The rows that are looked at, bool [n_rows]; all by default.
         """
-        marks = self.marks()
         is_changed = {name: (files.map(name) != found).any(axis=1) for name, found in marks.items()}
         if STAMP in marks and not self.is_decoded_as_now(values):
             is_changed[STAMP][:] = True
+        if among is not None:
+            is_changed = {name: found & among for name, found in is_changed.items()}
         if STAMP in marks and is_changed[STAMP].any():
             is_changed[STAMP] = self._renewed_stamps(files, marks[STAMP], is_changed[STAMP])
         return np.flatnonzero(np.any([np.zeros(files.n_rows, dtype=bool), *is_changed.values()], axis=0))
