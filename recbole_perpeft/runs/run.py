@@ -185,8 +185,16 @@ def data_preparation(config: Config, dataset) -> tuple:
 
     Returns:
         Train, valid and test loader.
+
+    Raises:
+        PerPEFTError: there is nothing to train on.
     """
     built = dataset.build()
+    if not len(built[0]):
+        raise PerPEFTError(
+            f"{config['dataset']}: the train part of eval_args has no row for {config['model']}, as where users have a "
+            "single interaction: choose another split, or data in which users have more"
+        )
     if isinstance(dataset, SequenceDataset):
         train_data = train_loader(config, built[0], config.model_class.train_draws(config))
     else:
