@@ -192,8 +192,8 @@ def data_preparation(config: Config, dataset) -> tuple:
     built = dataset.build()
     if not len(built[0]):
         raise PerPEFTError(
-            f"{config['dataset']}: the train part of eval_args has no row for {config['model']}, as where users have a "
-            "single interaction: choose another split, or data in which users have more"
+            f"{config['dataset']}: the train part of eval_args has no row for {config['model']}, as if all users have "
+            "a single interaction: choose another split, or data in which users have more"
         )
     if isinstance(dataset, SequenceDataset):
         train_data = train_loader(config, built[0], config.model_class.train_draws(config))
