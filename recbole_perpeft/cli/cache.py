@@ -10,6 +10,7 @@ from typing import get_args
 
 from recbole_perpeft.cli.flags import Flags
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.run_settings import PhotoLimits
 from recbole_perpeft.data.atomic import BUNDLED_DATASET
 from recbole_perpeft.data.atomic_table import read_table
 from recbole_perpeft.data.content import IMAGE, MISSING_CONTENT, TITLE, ItemContent
@@ -57,6 +58,10 @@ def _add_data(group) -> None:
         default=MISSING_CONTENT[0],
         help="items without text or image: an error, or blank content (%(default)s)",
     )
+    for limit in PhotoLimits.declared():
+        group.add_argument(
+            f"--{limit.name}", type=limit.plain_type, default=limit.default, help=f"{limit.help} (%(default)s)"
+        )
 
 
 def _add_states(group) -> None:
@@ -171,7 +176,8 @@ def _content(options: argparse.Namespace, fields: list[str]) -> ItemContent:
         make_aspects(folder, exist_ok=True, show_progress=not options.no_progress)
     if not folder.is_dir():
         raise PerPEFTError(f"there is no data set {options.dataset}: {folder} is missing; set --data_path")
-    return ItemContent.load(folder, options.dataset, _item_tokens(folder), options.missing_content, fields)
+    limits = PhotoLimits(options.photo_seconds, options.photo_memory)
+    return ItemContent.load(folder, options.dataset, _item_tokens(folder), options.missing_content, fields, limits)
 
 
 def _item_tokens(folder: Path) -> list[str]:

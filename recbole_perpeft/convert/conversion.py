@@ -22,7 +22,8 @@ from recbole_perpeft.core.digest import file_hash, sha256
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import checked_name
 from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.core.settings import Settings, setting
+from recbole_perpeft.core.run_settings import PhotoLimits
+from recbole_perpeft.core.settings import Settings, same_as, setting
 from recbole_perpeft.core.whole import alone, clear, disk_errors, draft_of, put_in_place, remove
 from recbole_perpeft.data.photos.images import IMAGE_FOLDER
 
@@ -41,6 +42,8 @@ class ConversionSettings(Settings):
     max_side: int | None = setting(None, "make images smaller whose longer side has more pixels", least=16)
     unescape_titles: bool = setting(False, "make HTML entities in texts characters")
     overwrite: bool = setting(False, "replace an earlier conversion")
+    photo_seconds: float = same_as(PhotoLimits, "photo_seconds")
+    photo_memory: int = same_as(PhotoLimits, "photo_memory")
     workers: int | None = setting(None, "processes for images; by default as many as pay", least=1)
     show_progress: bool = setting(True, "show bars")
 
@@ -175,7 +178,10 @@ def _images(source: Source, items: Items, draft: Path, settings: ConversionSetti
     finished: list[FinishedImage] = []
     if references:
         kept = draft / _IMAGES
-        finished = convert_images(references, kept, settings.max_side, settings.workers, settings.show_progress)
+        limits = PhotoLimits(settings.photo_seconds, settings.photo_memory)
+        finished = convert_images(
+            references, kept, settings.max_side, settings.workers, settings.show_progress, limits
+        )
         (kept / JOURNAL).unlink()
         kept.rename(draft / IMAGE_FOLDER)
         _list_rejected(draft / REJECTED_IMAGES, finished)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -134,14 +135,11 @@ class EventSpool:
         Raises:
             PerPEFTError: an id or a number cannot be used, or there are no interactions.
         """
-        files = {name: open(self._folder / name, "wb") for name in _NUMBERS}
-        try:
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(open(self._folder / name, "wb")) for name in _NUMBERS}
             with pq.ParquetWriter(self._folder / "names", _NAMES, compression="zstd") as names:
                 for events in batches:
                     self._add(events, files, names)
-        finally:
-            for file in files.values():
-                file.close()
         if not self.n_events:
             raise PerPEFTError("the source has no interactions")
         return self._coded()
@@ -157,12 +155,12 @@ class EventSpool:
         for name, values in (("time", events.times), ("rating", events.ratings)):
             if values is not None:
                 _check_numbers(events, name, values)
-                values.astype(_NUMBERS[name]).tofile(files[name])
+                files[name].write(values.astype(_NUMBERS[name]).data)  # `tofile` says nothing of a full disk
         coded = {}
         for name, values in (("user", events.users), ("item", events.items)):
             coded[name] = values.dictionary_encode()
             _check_ids(events, name, coded[name])
-            _hashes(coded[name]).astype(_NUMBERS[name]).tofile(files[name])
+            files[name].write(_hashes(coded[name]).astype(_NUMBERS[name]).data)
         names.write_table(pa.table({name: column.cast(pa.string()) for name, column in coded.items()}, _NAMES))
         self.n_events += len(events.lines)
 

@@ -7,8 +7,10 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from urllib.parse import quote
 
 from joblib import cpu_count
@@ -19,7 +21,9 @@ from tqdm import tqdm
 from recbole_perpeft.convert.reading.image_files import ImageReference
 from recbole_perpeft.core.digest import sha256
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.run_settings import USUAL_LIMITS, PhotoLimits
 from recbole_perpeft.core.whole import Journal, remove, written_whole
+from recbole_perpeft.data.photos.apart import Apart, ApartError, damaged
 from recbole_perpeft.data.photos.decode import DECODING, DamagedImageError
 from recbole_perpeft.store.workers import finished_tasks
 
@@ -27,6 +31,7 @@ JOURNAL = "journal.jsonl"
 CHUNK_IMAGES = 32
 IMAGES_WORTH_A_WORKER = 500
 N_TASKS_A_WORKER = 2
+LONGEST_CHUNK = 300  # seconds
 JPEG_QUALITY = 92
 MAX_STEM = 150
 _PLAIN_STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -65,16 +70,18 @@ class ImageWriter:
     Args:
         folder: where to.
         max_side: longest side in pixels; larger images are made smaller. `None` leaves all sizes.
+        limits: of decoding.
     """
 
     folder: Path
     max_side: int | None
+    limits: PhotoLimits = USUAL_LIMITS
 
     def write(self, token: str, reference: ImageReference) -> FinishedImage:
         """Verify an image by decoding it wholly, and write it; as it is where possible."""
         stamp = reference.stamp()
         try:
-            data, image = reference.load()
+            data, image = reference.load(self.limits)
         except DamagedImageError as error:
             return FinishedImage(token, stamp, problem=str(error))
         suffix = None if data is None else _suffix_of(data)
@@ -130,6 +137,7 @@ def convert_images(
     max_side: int | None = None,
     n_workers: int | None = None,
     show_progress: bool = False,
+    limits: PhotoLimits = USUAL_LIMITS,
 ) -> list[FinishedImage]:
     """Write the images of items, and go on where an earlier run with the same settings stopped.
 
@@ -139,32 +147,34 @@ def convert_images(
         max_side: see `ImageWriter`.
         n_workers: processes; by default as many as there are cores and as starting them pays.
         show_progress: show a bar.
+        limits: of decoding.
 
     Returns:
         One result an item, in the order of `references`.
 
     Raises:
         UnfinishedImagesError: a worker process died.
+        PerPEFTError: a file that is mapped into memory is damaged.
         OSError: the disk does not take it.
     """
     folder.mkdir(exist_ok=True)
     journal = Journal(folder / JOURNAL)
-    finished = _resumed(journal, references, folder, max_side)
+    writer = ImageWriter(folder, max_side, limits)
+    finished = _resumed(journal, references, writer)
     todo = [item for item in references.items() if item[0] not in finished]
     bar = tqdm(total=len(references), initial=len(finished), desc="Images", unit="image", disable=not show_progress)
     with bar:
-        for results in _in_chunks(ImageWriter(folder, max_side), todo, _usable_workers(n_workers, len(todo))):
+        for results in _in_chunks(writer, todo, _usable_workers(n_workers, len(todo))):
             finished |= {result.token: result for result in results}
             journal.add(map(asdict, results))
             bar.update(len(results))
     return [finished[token] for token in references]
 
 
-def _resumed(
-    journal: Journal, references: dict[str, ImageReference], folder: Path, max_side: int | None
-) -> dict[str, FinishedImage]:
+def _resumed(journal: Journal, references: dict[str, ImageReference], writer: ImageWriter) -> dict[str, FinishedImage]:
     """Results of an earlier run whose images have not changed since; the journal is left with these alone."""
-    header, finished = {"max_side": max_side, "decoding": DECODING}, {}
+    folder, finished = writer.folder, {}
+    header = {"max_side": writer.max_side, "decoding": DECODING, "limits": asdict(writer.limits)}
     for result in (FinishedImage(**entry) for entry in journal.resume(header) or ()):
         reference = references.get(result.token)
         is_there = not result.file or (folder / result.file).is_file()
@@ -185,7 +195,11 @@ def _usable_workers(n_workers: int | None, n_images: int) -> int:
 def _in_chunks(
     writer: ImageWriter, todo: list[tuple[str, ImageReference]], n_workers: int
 ) -> Iterator[list[FinishedImage]]:
-    chunks = (todo[start : start + CHUNK_IMAGES] for start in range(0, len(todo), CHUNK_IMAGES))
+    chunks = [todo[start : start + CHUNK_IMAGES] for start in range(0, len(todo), CHUNK_IMAGES)]
+    mapped = next((path for _, reference in todo if (path := reference.mapped())), None)
+    if mapped is not None:
+        yield from _apart(writer, chunks, max(1, n_workers), mapped)
+        return
     if n_workers < 2:
         yield from (_write_chunk(writer, chunk) for chunk in chunks)
         return
@@ -204,6 +218,30 @@ def _in_workers(
     executor = ProcessPoolExecutor(n_workers, timeout=20, env={"OMP_NUM_THREADS": "1"})
     write = functools.partial(_write_chunk, writer)
     yield from finished_tasks(executor, write, chunks, N_TASKS_A_WORKER * n_workers)
+
+
+def _apart(
+    writer: ImageWriter, chunks: list[list[tuple[str, ImageReference]]], n_children: int, mapped: Path
+) -> Iterator[list[FinishedImage]]:
+    """Results in the order of the chunks, from child processes that a damaged file may end or keep busy."""
+    children = SimpleQueue[Apart]()
+    for _ in range(n_children):
+        children.put(Apart(LONGEST_CHUNK))
+
+    def write(chunk: list[tuple[str, ImageReference]]) -> list[FinishedImage]:
+        child = children.get()
+        try:
+            return child(_write_chunk, writer, chunk)
+        finally:
+            children.put(child)
+
+    threads = ThreadPoolExecutor(n_children)
+    try:
+        yield from threads.map(write, chunks)
+    except ApartError as error:
+        raise PerPEFTError(damaged(mapped, error)) from error
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _write_chunk(writer: ImageWriter, chunk: list[tuple[str, ImageReference]]) -> list[FinishedImage]:

@@ -18,15 +18,19 @@ release of RecBole that closes the hole makes the entry a no-op.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse import dok_matrix
+
+from recbole_perpeft.core.files import unlinked
 
 _NUMPY_NAMES = {
     "bool": np.bool_,
@@ -98,11 +102,23 @@ def tensorboard_in(folder: Path) -> Iterator[None]:
     RecBole's trainers ask a module-level function for their writer; it would make `./log_tensorboard`.
     """
     from recbole.trainer import trainer
-    from torch.utils.tensorboard import SummaryWriter
 
     original = trainer.get_tensorboard
-    trainer.get_tensorboard = lambda logger: SummaryWriter(str(folder))
+    trainer.get_tensorboard = lambda logger: events_in(folder)
     try:
         yield
     finally:
         trainer.get_tensorboard = original
+
+
+def events_in(folder: Path) -> Any:
+    """A writer of TensorBoard's events to a folder, which is made where it is missing.
+
+    Raises:
+        PerPEFTError: the folder is a link.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    os.close(unlinked(folder))
+    return SummaryWriter(str(folder))

@@ -1,4 +1,4 @@
-"""Files of others: only regular ones are opened, and what names them cannot leave its folder."""
+"""Files of others: only regular ones are opened, what names them stays in its folder, no link of them is followed."""
 
 from __future__ import annotations
 
@@ -40,6 +40,23 @@ def read_regular(path: Path) -> bytes:
     """The bytes of a file; raises as `open_regular`."""
     with open_regular(path) as file:
         return file.read()
+
+
+def unlinked(path: str | Path, flags: int = os.O_RDONLY) -> int:
+    """Open a file or folder of ours, as `opener` of `open` for instance; not what a link in its place leads to.
+
+    In a folder that others may write to, somebody may have made the link beforehand.
+
+    Raises:
+        PerPEFTError: it is a link.
+        OSError: it cannot be opened.
+    """
+    try:
+        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        if os.path.islink(path):
+            raise PerPEFTError(f"{path} is a link, and what it leads to is not written: delete the link") from error
+        raise
 
 
 def is_inside(relative: str) -> bool:

@@ -6,10 +6,11 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import unlinked
 
 LOGGER = logging.getLogger("recbole_perpeft")
 SHORT_TIME = "%d %b %H:%M:%S"
@@ -35,6 +36,27 @@ def level_of(name: str | None) -> int:
     return level
 
 
+class _OwnFile(logging.FileHandler):
+    """A file that is no link to one of somebody else, and whose lines are given up where the disk takes no more."""
+
+    _is_given_up = False
+
+    def _open(self):
+        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=unlinked)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._is_given_up:
+            self._is_given_up = True
+            print(f"{self.baseFilename} cannot be written any more: {error.strerror or error}", file=sys.stderr)
+
+    def close(self) -> None:
+        with suppress(OSError):  # of what could not be written before
+            super().close()
+
+
 @contextmanager
 def logged(
     file: Path, line: str, time: str | None = None, level: int = logging.INFO, ending: str | None = None
@@ -50,7 +72,7 @@ def logged(
             it none is told. A command prints the error itself.
     """
     root = logging.getLogger()
-    written = logging.FileHandler(file, encoding="utf-8")
+    written = _OwnFile(file, encoding="utf-8")
     written.setFormatter(_PlainFormatter(line, time))
     shown: list[logging.Handler] = [] if root.handlers else [logging.StreamHandler(sys.stderr)]
     for handler in shown:

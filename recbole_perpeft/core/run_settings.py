@@ -8,10 +8,28 @@ from typing import Literal
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.protocol import check_eval_args, places_of_parts
-from recbole_perpeft.core.settings import Settings, setting
+from recbole_perpeft.core.settings import Settings, same_as, setting
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+@dataclass(frozen=True)
+class PhotoLimits(Settings):
+    """What decoding a photo may take that was made to take for ever; plain ones are bounded by their pixels."""
+
+    photo_seconds: float = setting(
+        60.0, "Seconds that decoding a photo may take; one that takes longer cannot be used.", above=0, kind="device"
+    )
+    photo_memory: int = setting(
+        2048,
+        "MiB of memory that decoding a photo may take; one that takes more cannot be used.",
+        least=1,
+        kind="device",
+    )
+
+
+USUAL_LIMITS = PhotoLimits()
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,8 @@ class RunSettings(Settings):
     missing_content: Literal["error", "blank"] = setting(
         "error", "Items without a readable image or title: error, or blank to go on without it."
     )
+    photo_seconds: float = same_as(PhotoLimits, "photo_seconds")
+    photo_memory: int = same_as(PhotoLimits, "photo_memory")
     MAX_ITEM_LIST_LENGTH: int = setting(50, "Number of latest items a sequential model sees.", least=1)
 
     epochs: int = setting(300, "Largest number of epochs.", least=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.files import read_regular
+from recbole_perpeft.core.files import read_regular, unlinked
 from recbole_perpeft.core.logs import LOGGER
 
 _LONGEST_SIGNATURE = 300  # bytes of a lock that are read
@@ -44,6 +45,27 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise PerPEFTError(
             f"cannot write {place}: {error.strerror or error}; free space or choose another folder"
         ) from error
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk has no space left, or none for this user."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def full_disk(folder: Path) -> Iterator[None]:
+    """Name the folder that is written to where a library tells of a full disk and not of the file.
+
+    Raises:
+        PerPEFTError: in place of an `OSError` of a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        with disk_errors(folder):
+            raise
 
 
 @contextmanager
@@ -204,7 +226,7 @@ class Journal:
         Raises:
             OSError: the disk does not take them.
         """
-        with open(self.file, "a", encoding="utf-8") as file:
+        with open(self.file, "a", encoding="utf-8", opener=unlinked) as file:
             file.write(_lines(entries))
 
     def resume(self, header: dict[str, Any]) -> list[dict[str, Any]] | None:

@@ -58,9 +58,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise PerPEFTError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if settings is None:
         return {}
-    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+    if not isinstance(settings, dict):
         raise PerPEFTError(f"{path} must hold lines of the form `key: value`")
+    if not all(isinstance(key, str) and key.strip() for key in settings):
+        raise PerPEFTError(
+            f"{path}{_place_of_no_name(text)}: a key is empty or no text; write `name_of_a_setting: value`"
+        )
     return settings
+
+
+def _place_of_no_name(text: str) -> str:
+    """The line of the first key of a mapping that is empty or no text, for a message."""
+    root = yaml.compose(text, Loader=SettingsLoader)
+    for key, _ in root.value if root else ():
+        is_text = key.tag in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+        if not is_text or not str(key.value).strip():
+            return f", line {key.start_mark.line + 1}"
+    return ""
 
 
 def parse_value(key: str, text: str) -> Any:

@@ -18,6 +18,7 @@ from recbole_perpeft.core.digest import Digest, columns_digest
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import composed, is_inside, read_regular
 from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.core.run_settings import USUAL_LIMITS, PhotoLimits
 from recbole_perpeft.data.content_report import ContentReport, Problem
 from recbole_perpeft.data.photos.images import IMAGE_FOLDER, choose_images, file_stamp, is_no_file_name
 
@@ -68,6 +69,7 @@ class ItemContent:
         self.image_paths = image_paths
         self.missing_content = missing_content
         self.report = ContentReport() if report is None else report
+        self.limits = USUAL_LIMITS
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -80,6 +82,7 @@ class ItemContent:
         item_tokens: Sequence[str],
         missing_content: str = "error",
         fields: Sequence[str] = (TITLE, IMAGE),
+        limits: PhotoLimits = USUAL_LIMITS,
     ) -> "ItemContent":
         """Read `<folder>/<name>.item` and find the images.
 
@@ -95,6 +98,7 @@ class ItemContent:
             missing_content: `error`, or `blank` to put blank images and empty titles where there are none.
             fields: what is needed of an item: `image`, and columns of text such as `title`. What is not asked for is
                 neither read nor missed.
+            limits: of decoding the images.
 
         Raises:
             PerPEFTError: the item file is missing or has no usable header. All other problems are gathered in
@@ -119,7 +123,9 @@ class ItemContent:
             image_paths = _find_images(folder, rows, report)
         _compare_with_interactions(tokens, item_tokens, file, report)
         titles = texts.get(TITLE, [""] * len(rows))
-        return cls(name, folder, tokens, titles, image_paths, missing_content, report, texts, fields)
+        content = cls(name, folder, tokens, titles, image_paths, missing_content, report, texts, fields)
+        content.limits = limits
+        return content
 
     def read_as_titles(self, field: str) -> "ItemContent":
         """The same items with the texts of a field in the place of titles; with `image`, they stay as they are."""

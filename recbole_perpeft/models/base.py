@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.run_settings import PhotoLimits
 from recbole_perpeft.core.settings import Settings, setting, settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.dataset import SequenceDataset
@@ -71,6 +72,7 @@ class ContentRecommender(SequentialRecommender):
             item_tokens[1:],
             config["missing_content"],
             self.content_fields(config),
+            settings_from(config, PhotoLimits),
         )
         self.item_tokens_with_content = content.tokens
         self.item_encoder = self.build_item_encoder(config, content, item_tokens)

@@ -7,6 +7,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
+from recbole_perpeft.core.run_settings import PhotoLimits
 from recbole_perpeft.core.settings import Settings, setting, settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.dataset import SequenceDataset
@@ -52,7 +53,8 @@ class ContentKNN(SequentialRecommender):
         encoders = settings_from(config, EncoderSettings)
         tokens = dataset.field2id_token[self.ITEM_ID]
         missing, folder = config["missing_content"], config.dataset_folder
-        content = ItemContent.load(folder, config["dataset"], tokens[1:], missing, encoders.fields)
+        limits = settings_from(config, PhotoLimits)
+        content = ItemContent.load(folder, config["dataset"], tokens[1:], missing, encoders.fields, limits)
         encoder = stored_content(encoders, Surroundings.of(config, content, tokens), UnitVectors)
         vectors = [encoder(items, None) for items in torch.arange(len(tokens)).split(encoders.encoder_chunk_size)]
         self.register_buffer("content", torch.cat(vectors), persistent=False)  # [n_items, width]; the pad is zero

@@ -22,6 +22,7 @@ from recbole_perpeft.core.plugins import check_recorded_plugins, load_plugins
 from recbole_perpeft.core.protocol import protocol_line
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import keys_of_kind
+from recbole_perpeft.core.whole import full_disk
 from recbole_perpeft.data.atomic import is_log_there, prepare_dataset_folder
 from recbole_perpeft.data.dataset import SequenceDataset
 from recbole_perpeft.data.history import PHASES, union_of
@@ -75,7 +76,7 @@ def run(
     """
     config = Config(model, dataset, config_file_list, config_dict)
     folder = RunFolder.create(config)
-    with folder.alone():
+    with full_disk(folder.path), folder.alone():
         return _run(config, folder, saved, callback_fn, with_test)
 
 
@@ -101,7 +102,7 @@ def resume(
         PerPEFTError: no such run, a run of another model or data set, or one that another process is writing.
     """
     folder = RunFolder.open(source)
-    with folder.alone():
+    with full_disk(folder.path), folder.alone():
         return _resume(folder, config_dict, callback_fn, with_test)
 
 
@@ -199,8 +200,16 @@ def data_preparation(config: Config, dataset) -> tuple:
 
     Returns:
         Train, valid and test loader.
+
+    Raises:
+        PerPEFTError: there is nothing to train on.
     """
     built = dataset.build()
+    if not len(built[0]):
+        raise PerPEFTError(
+            f"{config['dataset']}: the train part of eval_args has no row for {config['model']}, as if all users have "
+            "a single interaction: choose another split, or data in which users have more"
+        )
     if isinstance(dataset, SequenceDataset):
         train_data = train_loader(config, built[0], config.model_class.train_draws(config))
     else:

@@ -73,3 +73,15 @@ def _header(file: BinaryIO) -> _Header:
     if found != wanted:
         raise ValueError(f"it should have {wanted:,} bytes for {dtype} {shape}, and has {found:,}")
     return _Header(shape, "F" if is_fortran else "C", dtype, offset)
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    """Write an array as `.npy`. A full disk is an error, of which `np.save` to a file says nothing.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    values = np.ascontiguousarray(values)
+    with open(path, "wb") as file:
+        npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(values))
+        file.write(values.data)

@@ -107,7 +107,7 @@ class StateEncoder:
 
     def _prepare_images(self, chunk: Chunk, size: tuple[int, int]) -> _Inputs:
         with ThreadPoolExecutor(cpu_count()) as decoders:
-            images = process_images(chunk.image_paths, self._processor.image, size, decoders.map)
+            images = process_images(chunk.image_paths, self._processor.image, size, decoders.map, chunk.limits)
         damaged = {str(chunk.start + place): why for place, why in images.damaged.items()}
         return _Inputs(chunk, {"pixel_values": images.pixels}, {DIGEST: images.digests, STAMP: images.stamps}, damaged)
 

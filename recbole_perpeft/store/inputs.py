@@ -166,7 +166,7 @@ def process_chunk(files: RowFiles, processor: Processor, chunk: Chunk) -> Finish
     rows: dict[str, np.ndarray] = {}
     damaged: dict[str, str] = {}
     if processor.image_size is not None:
-        images = process_images(chunk.image_paths, processor.image, processor.image_size)
+        images = process_images(chunk.image_paths, processor.image, processor.image_size, limits=chunk.limits)
         rows |= {PIXELS: images.pixels, DIGEST: images.digests, STAMP: images.stamps}
         damaged = {str(chunk.start + place): why for place, why in images.damaged.items()}
     if chunk.texts:

@@ -17,6 +17,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.pretrained.families import Family, added_families, register_family
 from recbole_perpeft.store.encode import HiddenStateSettings, StateEncoder
 from recbole_perpeft.store.recipe import Chunk, ComputedChunk
+from recbole_perpeft.store.workers import RAY_OF_THIS_MACHINE
 
 
 class _Worker:
@@ -45,7 +46,9 @@ def encode_with_ray(kind: str, settings: HiddenStateSettings, chunks: list[Chunk
         PerPEFTError: Ray is not installed, or as `StateEncoder.encode`.
     """
     try:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        own = {} if "RAY_ADDRESS" in os.environ else RAY_OF_THIS_MACHINE
+        for key, value in ({"RAY_USAGE_STATS_ENABLED": "0"} | own).items():
+            os.environ.setdefault(key, value)
         import ray
         import ray.data
     except ImportError as error:

@@ -12,10 +12,12 @@ import numpy as np
 
 from recbole_perpeft.core.digest import checksum
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.run_settings import USUAL_LIMITS, PhotoLimits
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.photos.decode import DECODING
 from recbole_perpeft.data.photos.images import digest_of_file
+from recbole_perpeft.store.arrays import write_array
 from recbole_perpeft.store.rows import Layout, RowFiles
 
 STAMP = "image_stamp"
@@ -31,6 +33,7 @@ class Chunk:
     tokens: list[str]
     texts: list[str]
     image_paths: list[Path | None]
+    limits: PhotoLimits = USUAL_LIMITS
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ class Recipe(ABC):
             content.tokens[rows],
             [] if self.texts is None else self.texts[rows],
             content.image_paths[rows] if self.reads_images else [],
+            content.limits,
         )
 
     def range(self, index: int) -> tuple[int, int]:
@@ -160,15 +164,24 @@ class Recipe(ABC):
         """Whether the images of a table with these values were decoded as they would be now."""
         return not self.reads_images or values.get(DECODED) == DECODING
 
-    def changed_rows(self, files: RowFiles, values: dict[str, Any]) -> np.ndarray:
+    def changed_rows(
+        self, files: RowFiles, values: dict[str, Any], marks: dict[str, np.ndarray], among: np.ndarray | None = None
+    ) -> np.ndarray:
         """Rows of a table with these values whose content has changed, or is decoded otherwise now.
 
         Stamps of images that were only touched or copied are renewed.
+
+        Args:
+            files: Of the table.
+            values: Of the table.
+            marks: As they are now.
+            among: The rows that are looked at, bool [n_rows]; all by default.
         """
-        marks = self.marks()
         is_changed = {name: (files.map(name) != found).any(axis=1) for name, found in marks.items()}
         if STAMP in marks and not self.is_decoded_as_now(values):
             is_changed[STAMP][:] = True
+        if among is not None:
+            is_changed = {name: found & among for name, found in is_changed.items()}
         if STAMP in marks and is_changed[STAMP].any():
             is_changed[STAMP] = self._renewed_stamps(files, marks[STAMP], is_changed[STAMP])
         return np.flatnonzero(np.any([np.zeros(files.n_rows, dtype=bool), *is_changed.values()], axis=0))
@@ -182,6 +195,6 @@ class Recipe(ABC):
         if np.array_equal(stamps, files.map(STAMP)):
             return is_changed
         # A folder that may only be read is looked at anew the next time.
-        with suppress(PerPEFTError), written_whole(files.path(STAMP)) as draft, draft.open("wb") as file:
-            np.save(file, stamps, allow_pickle=False)
+        with suppress(PerPEFTError), written_whole(files.path(STAMP)) as draft:
+            write_array(draft, stamps)
         return is_changed

@@ -1,6 +1,5 @@
 """Arrays on disk with one row an item: written by ranges of rows, and mapped to be read."""
 
-import errno
 import io
 import json
 import mmap
@@ -19,7 +18,7 @@ from recbole_perpeft.core.digest import checksum, value_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import read_regular
 from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.core.whole import alone, draft_of, remove, written_whole
+from recbole_perpeft.core.whole import alone, draft_of, is_full, remove, written_whole
 from recbole_perpeft.store.arrays import map_array
 
 # Mapped pages that were read count as memory of the process until they are released.
@@ -176,11 +175,6 @@ class RowFiles:
 
     def _position(self, name: str, row: int) -> int:
         return len(self._header(name)) + row * self._row_bytes(name)
-
-
-def is_full(error: OSError) -> bool:
-    """Whether the disk has no space left, or none for this user."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class MappedRows:

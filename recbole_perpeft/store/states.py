@@ -19,7 +19,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import IMAGE, ItemContent
 from recbole_perpeft.pretrained.locate import locate_encoder, weights_fingerprint
 from recbole_perpeft.pretrained.tower import Backbone
-from recbole_perpeft.store.arrays import read_array
+from recbole_perpeft.store.arrays import read_array, write_array
 from recbole_perpeft.store.encode import (
     DIGEST,
     FINAL,
@@ -274,7 +274,7 @@ class StatesRecipe(Recipe):
         if FIRST_STATE not in files.layout or not self._is_first_constant(files):
             return {"is_first_shared": False}
         shared = files.read(FIRST_STATE, 0, 1)[0]
-        np.save(files.folder / SHARED_STATE, shared, allow_pickle=False)
+        write_array(files.folder / SHARED_STATE, shared)
         return {"is_first_shared": True, "shared_checksum": checksum([shared])}
 
     def _is_first_constant(self, files: RowFiles) -> bool:

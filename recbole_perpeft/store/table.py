@@ -18,11 +18,11 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import read_regular
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.schema import misfit
-from recbole_perpeft.core.whole import Journal, alone, put_in_place, remove, written_whole
+from recbole_perpeft.core.whole import Journal, alone, is_full, put_in_place, remove, written_whole
 from recbole_perpeft.data.content import PAD_TOKEN
 from recbole_perpeft.data.photos.decode import DECODING
 from recbole_perpeft.store.recipe import DECODED, STAMP, ComputedChunk, FinishedChunk, Recipe
-from recbole_perpeft.store.rows import MappedRows, RowFiles, UnusableRowsError, draft_of_cache, is_full
+from recbole_perpeft.store.rows import MappedRows, RowFiles, UnusableRowsError, draft_of_cache
 
 MANIFEST, JOURNAL = "manifest.json", "journal.jsonl"
 # Types of the entries of a manifest, and of what it says of a chunk.
@@ -121,11 +121,9 @@ class Table(MappedRows):
             if isinstance(error, PerPEFTError):
                 raise
             raise UnusableRowsError(f"{folder / MANIFEST}: is no manifest of such a table ({error!r}).") from error
-        changed = recipe.changed_rows(table.files, manifest.values)
+        changed = recipe.changed_rows(table.files, manifest.values, recipe.marks())
         if len(changed):
-            named = ", ".join(repr(table.tokens[row]) for row in changed[:N_NAMED])
-            more = ", ..." if len(changed) > N_NAMED else ""
-            raise UnusableRowsError(f"{folder}: {recipe.field} of {len(changed)} items changed ({named}{more}).")
+            raise UnusableRowsError(f"{folder}: {recipe.field} of {_named(table.tokens, changed)}.")
         table._remember_verified(manifest, recipe)
         if Manifest.read(folder, recipe).chunks != manifest.chunks:
             raise UnusableRowsError(f"{folder}: was replaced while it was opened.")
@@ -190,6 +188,12 @@ def _decoded(recipe: Recipe) -> dict[str, int]:
     return {DECODED: DECODING} if recipe.reads_images else {}
 
 
+def _named(tokens: Sequence[str], changed: np.ndarray) -> str:
+    """How many items changed, and which."""
+    named = ", ".join(repr(tokens[row]) for row in changed[:N_NAMED])
+    return f"{len(changed)} items changed ({named}{', ...' if len(changed) > N_NAMED else ''})"
+
+
 class _Build:
     """The building of a table beside its folder, which survives a kill and is continued by the next run."""
 
@@ -238,6 +242,13 @@ class _Build:
             self._journal.start(header)
             return {}
         chunks = {entry["index"]: FinishedChunk(**entry) for entry in entries}
+        among = np.zeros(self._files.n_rows, dtype=bool)
+        for index in chunks:
+            among[slice(*self._recipe.range(index))] = True
+        changed = self._recipe.changed_rows(self._files, self._values, self._marks, among)
+        if len(changed):
+            named = _named(self._recipe.content.tokens, changed)
+            LOGGER.warning(f"{self._folder}: {self._recipe.field} of {named} since its computation was interrupted.")
         return {index: chunk for index, chunk in chunks.items() if self._is_right(chunk, self._read(chunk))}
 
     def _keep(self, finished: dict[int, FinishedChunk]) -> None:
@@ -254,7 +265,7 @@ class _Build:
             return
         stale: set[int] = set()  # what now would be decoded otherwise looks unchanged to `_is_right`
         if not recipe.is_decoded_as_now(manifest.values):
-            stale |= set((recipe.changed_rows(earlier, manifest.values) // recipe.chunk_rows).tolist())
+            stale |= set((recipe.changed_rows(earlier, manifest.values, self._marks) // recipe.chunk_rows).tolist())
         for chunk in manifest.chunks:
             if chunk.index in finished or chunk.index in stale:
                 continue

@@ -6,10 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from recbole_perpeft.convert.images import convert_images
-from recbole_perpeft.convert.reading import image_lmdb
 from recbole_perpeft.convert.reading.image_lmdb import images_of
 from recbole_perpeft.core.errors import PerPEFTError
 
@@ -56,23 +57,64 @@ def test_images_of_lmdb(tmp_path):
         assert np.abs(np.asarray(image).astype(int) - pixels).max() <= 3
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"size": (10**6, 10**6)},
-        {"size": None},
-        {"size": (0, 5)},
-        {"size": (2, 1000)},
-        {"image": "text"},
-        {"image": b""},
-    ],
-)
-def test_stored_images_with_odd_fields_are_damaged(tmp_path, change):
-    stored = LMDB_Image(np.zeros((4, 4, 3), dtype=np.uint8), "a")
-    vars(stored).update(change)
-    path = write_lmdb(tmp_path / "x.lmdb", {"a": pickle.dumps(stored)})
-    (result,) = convert_images(images_of(path, ["a"]), tmp_path / "out")
-    assert result.problem and not result.file
+ODD_FIELDS = [
+    {"size": (10**6, 10**6)},
+    {"size": None},
+    {"size": (0, 5)},
+    {"size": (2, 1000)},
+    {"image": "text"},
+    {"image": b""},
+]
+
+
+def test_stored_images_with_odd_fields_are_damaged(tmp_path):
+    values = {}
+    for number, change in enumerate(ODD_FIELDS):
+        stored = LMDB_Image(np.zeros((4, 4, 3), dtype=np.uint8), "a")
+        vars(stored).update(change)
+        values[str(number)] = pickle.dumps(stored)
+    results = convert_images(images_of(write_lmdb(tmp_path / "x.lmdb", values), list(values)), tmp_path / "out")
+    assert len(results) == len(ODD_FIELDS) and all(result.problem and not result.file for result in results)
+
+
+def many_images(tmp_path):
+    pixels = np.full((40, 40, 3), 90, dtype=np.uint8)
+    return write_lmdb(tmp_path / "x.lmdb", {f"i{n:03}": pickle.dumps(LMDB_Image(pixels, n)) for n in range(100)})
+
+
+def test_a_file_that_was_cut_off_is_named(tmp_path):
+    path = many_images(tmp_path)
+    references = images_of(path, [f"i{n:03}" for n in range(100)])
+    os.truncate(path, path.stat().st_size // 8 // 4096 * 4096)
+    message = r"x\.lmdb: reading it ends the process that does it \(SIGBUS\): .* copy or download it again"
+    with pytest.raises(PerPEFTError, match=message):
+        images_of(path, ["i050"])
+    with pytest.raises(PerPEFTError, match=message):
+        convert_images(references, tmp_path / "out")
+
+
+def test_a_file_that_holds_up_its_reader_is_named(tmp_path, monkeypatch):
+    path = many_images(tmp_path)
+    references = images_of(path, ["i001"])
+    monkeypatch.setattr("recbole_perpeft.convert.images.LONGEST_CHUNK", 1e-4)
+    with pytest.raises(PerPEFTError, match=r"x\.lmdb: reading it takes longer than 0\.0001 seconds"):
+        convert_images(references, tmp_path / "out")
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=200))
+def test_a_changed_file_gives_images_or_one_error(tmp_path, changes):
+    path = many_images(tmp_path)
+    data = bytearray(path.read_bytes())
+    for place, value in changes:
+        data[place % len(data)] = value
+    path.unlink()
+    path.write_bytes(data)
+    try:
+        images_of(path, ["i001", "i090"])
+    except PerPEFTError as error:
+        assert "x.lmdb" in str(error)
+    path.unlink()
 
 
 def test_unusable_image_folders_are_errors(tmp_path, monkeypatch):
@@ -90,6 +132,5 @@ def test_unusable_image_folders_are_errors(tmp_path, monkeypatch):
     with pytest.raises(PerPEFTError, match="no key is an item id"):
         images_of(path, ["a"])
     monkeypatch.setitem(sys.modules, "lmdb", None)
-    image_lmdb._opened.cache_clear()
     with pytest.raises(PerPEFTError, match=r"pip install 'recbole-perpeft\[convert\]'"):
         images_of(path, ["b"])

@@ -122,7 +122,7 @@ def test_a_second_run_does_only_what_is_missing_or_has_changed(tmp_path, make_im
     (tmp_path / "out" / "half.jpg.draft").touch()
     loaded = []
     load = ImageFile.load
-    monkeypatch.setattr(ImageFile, "load", lambda self: (loaded.append(self.path.stem), load(self))[1])
+    monkeypatch.setattr(ImageFile, "load", lambda self, limits: (loaded.append(self.path.stem), load(self))[1])
     second = convert_images(references, tmp_path / "out")
     assert loaded == ["a", "b"]
     assert second[0] == first[0] and second[1] != first[1] and second[2] == first[2]
@@ -151,7 +151,7 @@ from recbole_perpeft.convert.sources.table import TableSource
 from recbole_perpeft.convert import images
 images.CHUNK_IMAGES = 1
 load = ImageFile.load
-def slow(self):
+def slow(self, limits):
     time.sleep(0.05)
     return load(self)
 ImageFile.load = slow

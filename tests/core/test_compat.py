@@ -9,6 +9,7 @@ from recbole.data.interaction import Interaction
 from scipy.sparse import dok_matrix
 
 from recbole_perpeft.core import compat
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs.run import load, run
 
 
@@ -64,6 +65,14 @@ def test_tensorboard_goes_where_it_is_told(tmp_path, monkeypatch):
     assert list((tmp_path / "events").iterdir())
     assert not (tmp_path / "log_tensorboard").exists()
     assert trainer.get_tensorboard is original
+
+
+def test_a_link_in_the_place_of_the_folder_of_events_is_not_followed(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "tensorboard").symlink_to(tmp_path / "theirs")
+    with pytest.raises(PerPEFTError, match="tensorboard is a link, .* delete the link"):
+        compat.events_in(tmp_path / "tensorboard")
+    assert not list((tmp_path / "theirs").iterdir())
 
 
 def test_importing_a_model_leaves_anomaly_detection_off():

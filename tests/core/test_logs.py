@@ -1,6 +1,8 @@
 """Where the lines of the log go."""
 
+import errno
 import logging
+import os
 import re
 
 import pytest
@@ -19,6 +21,18 @@ def root_without_handlers(monkeypatch):
         return root
 
     return root
+
+
+def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path):
+    theirs = tmp_path / "theirs"
+    for target in (theirs, tmp_path / "missing"):
+        theirs.write_text("mine")
+        (tmp_path / "run.log").symlink_to(target)
+        with pytest.raises(PerPEFTError, match=r"run\.log is a link, .* delete the link"):
+            with logged(tmp_path / "run.log", "%(message)s"):
+                LOGGER.info("ours")
+        (tmp_path / "run.log").unlink()
+    assert theirs.read_text() == "mine" and not (tmp_path / "missing").exists()
 
 
 def test_file_and_terminal(root_without_handlers, tmp_path, capsys):
@@ -58,3 +72,15 @@ def test_levels():
     assert level_of(None) == level_of("info") == logging.INFO and level_of("DEBUG") == logging.DEBUG
     with pytest.raises(PerPEFTError, match="state must be DEBUG, .*, not 'LOUD'"):
         level_of("LOUD")
+
+
+def test_a_disk_that_takes_no_more_lines_is_told_once(capsys, monkeypatch, tmp_path):
+    def full(handler):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(logging.FileHandler, "flush", full)
+    with logged(tmp_path / "run.log", "%(message)s"):
+        LOGGER.info("one")
+        LOGGER.info("two")
+    said = [line for line in capsys.readouterr().err.splitlines() if line not in ("one", "two")]
+    assert said == [f"{tmp_path / 'run.log'} cannot be written any more: No space left on device"]

@@ -1,5 +1,6 @@
 """Files, folders and journals that appear whole or not at all."""
 
+import errno
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.whole import Journal, alone, clear, draft_of, put_in_place, remove, written_whole
+from recbole_perpeft.core.whole import Journal, alone, clear, draft_of, full_disk, put_in_place, remove, written_whole
 
 
 def names_in(folder):
@@ -212,3 +213,12 @@ def test_a_line_of_a_journal_that_is_none(tmp_path, line):
     with open(journal.file, "a") as file:
         file.write(f"{line}\n")
     assert journal.resume({"key": 1}) == [{"index": 0}]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_with_the_folder_where_a_library_names_no_file(tmp_path, number):
+    with pytest.raises(PerPEFTError, match=f"^cannot write {tmp_path}: .*; free space or choose another folder"):
+        with full_disk(tmp_path):
+            raise OSError(number, os.strerror(number))
+    with pytest.raises(FileNotFoundError), full_disk(tmp_path):  # of a file that is read
+        (tmp_path / "none").read_bytes()

@@ -66,7 +66,7 @@ def test_the_yaml_loaders_of_others_are_left_alone():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [1", "not valid YAML"), ("- a", "key: value"), (None, "cannot read"), ("1: 2", "key: value")],
+    [("a: [1", "not valid YAML"), ("- a", "key: value"), (None, "cannot read"), ("1: 2", "line 1: a key")],
 )
 def test_broken_settings_files_are_named(tmp_path, text, message):
     path = tmp_path / "broken.yaml"

@@ -8,7 +8,8 @@ import pytest
 from recbole.utils import init_seed
 
 from recbole_perpeft.cli.main import main
-from recbole_perpeft.runs.run import get_trainer, load
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.runs.run import get_trainer, load, run
 
 # Users with few ratings only: 7,600 of 100,000 ratings, so that a model trains within seconds.
 FLAGS = ["--dataset=ml-100k", "--user_inter_num_interval=[20,40]", "--epochs=2", "--show_progress=False"]
@@ -56,3 +57,12 @@ def test_the_history_leaves_the_candidates_if_asked(run_line, model):
 def test_click_models_are_evaluated_on_labels(run_line):
     _, result = run_line("DeepFM")
     assert result["test_result"].keys() == {"auc", "logloss"}
+
+
+def test_users_of_one_interaction_alone_leave_nothing_to_train_on(toy_settings, toy_path):
+    lines = "".join(f"u{user}\ti{user % 5}\t1\n" for user in range(30))
+    (toy_path / "toy" / "toy.inter").write_text(f"user_id:token\titem_id:token\ttimestamp:float\n{lines}")
+    with pytest.raises(
+        PerPEFTError, match="toy: the train part of eval_args has no row for SASRec, .* choose another"
+    ):
+        run("SASRec", config_dict=toy_settings)

@@ -18,6 +18,7 @@ from PIL import Image
 from recbole_perpeft.convert.reading.image_files import ImageReference
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import check_regular
+from recbole_perpeft.core.run_settings import USUAL_LIMITS, PhotoLimits
 from recbole_perpeft.data.photos.decode import DamagedImageError, decode_image
 from recbole_perpeft.data.photos.images import MAX_FILE_BYTES, choose_images
 
@@ -88,7 +89,7 @@ class ZippedImage:
     def stamp(self) -> str:
         return f"{self.member} {self.checksum}"
 
-    def load(self) -> tuple[bytes | None, Image.Image]:
+    def load(self, limits: PhotoLimits = USUAL_LIMITS) -> tuple[bytes | None, Image.Image]:
         try:
             archive = _open_in_worker(self.archive)
             if archive.getinfo(self.member).file_size > MAX_FILE_BYTES:
@@ -96,9 +97,12 @@ class ZippedImage:
             data = archive.read(self.member)
         except (OSError, *_READ_ERRORS) as error:
             raise DamagedImageError(f"cannot be unpacked: {error}") from error
-        return data, decode_image(data)
+        return data, decode_image(data, limits)
 
     def file(self) -> Path | None:
+        return None
+
+    def mapped(self) -> Path | None:
         return None
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.core.run_settings import USUAL_LIMITS, PhotoLimits
 from recbole_perpeft.data.photos.decode import decode_image
 from recbole_perpeft.data.photos.images import choose_images, is_no_file_name, read_image_file
 
@@ -23,8 +24,11 @@ class ImageReference(Protocol):
         """Differs when the image has changed."""
         ...
 
-    def load(self) -> tuple[bytes | None, Image.Image]:
+    def load(self, limits: PhotoLimits = USUAL_LIMITS) -> tuple[bytes | None, Image.Image]:
         """Bytes of the image file, `None` if there is no such file, and the RGB image.
+
+        Args:
+            limits: of decoding it.
 
         Raises:
             DamagedImageError: the image cannot be used.
@@ -33,6 +37,10 @@ class ImageReference(Protocol):
 
     def file(self) -> Path | None:
         """The file that holds the bytes and nothing else, if there is one."""
+        ...
+
+    def mapped(self) -> Path | None:
+        """The file that is mapped into memory to read the image: a damaged one may end the process."""
         ...
 
 
@@ -49,12 +57,15 @@ class ImageFile:
             return ""
         return f"{self.path.name} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
 
-    def load(self) -> tuple[bytes | None, Image.Image]:
+    def load(self, limits: PhotoLimits = USUAL_LIMITS) -> tuple[bytes | None, Image.Image]:
         data = read_image_file(self.path)
-        return data, decode_image(data)
+        return data, decode_image(data, limits)
 
     def file(self) -> Path | None:
         return self.path
+
+    def mapped(self) -> Path | None:
+        return None
 
 
 def images_of_folder(folder: Path, tokens: Sequence[str]) -> dict[str, ImageReference]:

@@ -1,8 +1,14 @@
-"""Images in the LMDB files of the IISAN and MicroLens authors, beside folders."""
+"""Images in the LMDB files of the IISAN and MicroLens authors, beside folders.
+
+LMDB maps its file into memory and believes what is in it: one that was cut off or changed ends the process that reads
+it, or keeps it busy for ever. Only child processes read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +20,13 @@ from recbole_perpeft.convert.reading.image_files import ImageReference, images_o
 from recbole_perpeft.convert.reading.pickles import UnsafePickleError, load_stored_image
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import check_regular
+from recbole_perpeft.core.run_settings import USUAL_LIMITS, PhotoLimits
+from recbole_perpeft.data.photos.apart import Apart, ApartError, damaged
 from recbole_perpeft.data.photos.decode import MAX_ASPECT_RATIO, MAX_PIXELS, DamagedImageError
 
 MAX_STORED_BYTES = 3 * MAX_PIXELS + 2**16
+LONGEST_READING = 60  # seconds
+_KEYS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -30,14 +40,8 @@ class StoredImage:
         status = self.database.stat()
         return f"{self.token} {status.st_size} {status.st_mtime_ns}"
 
-    def load(self) -> tuple[bytes | None, Image.Image]:
-        with _opened(self.database).begin(buffers=True) as transaction:
-            stored = transaction.get(self.token.encode())
-            if stored is None:
-                raise DamagedImageError("is not in the database any more")
-            if len(stored) > MAX_STORED_BYTES:
-                raise DamagedImageError(f"{len(stored):,} bytes are too many")
-            pickled = bytes(stored)
+    def load(self, limits: PhotoLimits = USUAL_LIMITS) -> tuple[bytes | None, Image.Image]:
+        pickled = _stored(self.database, self.token)
         try:
             return None, _image(load_stored_image(pickled, self.token))
         except UnsafePickleError as error:
@@ -45,6 +49,9 @@ class StoredImage:
 
     def file(self) -> Path | None:
         return None
+
+    def mapped(self) -> Path | None:
+        return self.database
 
 
 def _image(stored: dict[str, Any]) -> Image.Image:
@@ -61,17 +68,38 @@ def _image(stored: dict[str, Any]) -> Image.Image:
 
 @lru_cache(maxsize=1)
 def _opened(path: Path) -> Any:
+    import lmdb
+
+    check_regular(path)
+    return lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False, max_spare_txns=1)
+
+
+@contextmanager
+def _transaction(path: Path) -> Iterator[Any]:
+    import lmdb
+
     try:
-        import lmdb
-    except ImportError as error:
-        raise PerPEFTError(
-            f"{path}: LMDB files need the package lmdb: pip install 'recbole-perpeft[convert]'"
-        ) from error
-    try:
-        check_regular(path)
-        return lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False, max_spare_txns=1)
+        with _opened(path).begin(buffers=True) as transaction:
+            yield transaction
     except (OSError, lmdb.Error) as error:
         raise PerPEFTError(f"{path}: not an LMDB file that can be read ({error})") from error
+
+
+def _stored(path: Path, token: str) -> bytes:
+    with _transaction(path) as transaction:
+        stored = transaction.get(token.encode())
+        if stored is None:
+            raise DamagedImageError("is not in the database any more")
+        if len(stored) > MAX_STORED_BYTES:
+            raise DamagedImageError(f"{len(stored):,} bytes are too many")
+        return bytes(stored)
+
+
+def _known(path: Path, tokens: Sequence[str]) -> list[str]:
+    """Those of some item ids that are keys."""
+    with _transaction(path) as transaction, transaction.cursor() as cursor:
+        longest = _opened(path).max_key_size()
+        return [token for token in tokens if len(token.encode()) <= longest and cursor.set_key(token.encode())]
 
 
 def images_of_lmdb(path: Path, tokens: Sequence[str]) -> dict[str, ImageReference]:
@@ -82,14 +110,15 @@ def images_of_lmdb(path: Path, tokens: Sequence[str]) -> dict[str, ImageReferenc
     """
     if not path.exists():
         raise PerPEFTError(f"{path} does not exist; it should hold images")
-    database = _opened(path)
-    longest = database.max_key_size()
-    with database.begin(buffers=True) as transaction, transaction.cursor() as cursor:
-        found: dict[str, ImageReference] = {
-            token: StoredImage(path, token)
-            for token in tokens
-            if len(token.encode()) <= longest and cursor.set_key(token.encode())
-        }
+    if importlib.util.find_spec("lmdb") is None:
+        raise PerPEFTError(f"{path}: LMDB files need the package lmdb: pip install 'recbole-perpeft[convert]'")
+    read, found = Apart(LONGEST_READING), dict[str, ImageReference]()
+    for start in range(0, len(tokens), _KEYS_AT_ONCE):
+        try:
+            known = read(_known, path, tokens[start : start + _KEYS_AT_ONCE])
+        except ApartError as error:
+            raise PerPEFTError(damaged(path, error)) from error
+        found |= {token: StoredImage(path, token) for token in known}
     if tokens and not found:
         raise PerPEFTError(f"{path}: no key is an item id, as {tokens[0]}")
     return found

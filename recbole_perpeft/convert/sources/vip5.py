@@ -19,7 +19,7 @@ from recbole_perpeft.core.files import path_inside, read_regular
 from recbole_perpeft.core.lines import line_error, text_lines
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.data.tables import text_of
-from recbole_perpeft.store.arrays import read_array
+from recbole_perpeft.store.arrays import read_array, write_array
 
 SEQUENCES, MAPS, META, EXPLANATIONS = "sequential_data.txt", "datamaps.json", "meta.json.gz", "exp_splits.pkl"
 # Table of the paper (arXiv 2305.14302), by the name of the folder.
@@ -132,7 +132,7 @@ class VIP5Source(Source):
             paths = {token: path_inside(self._features, f"{token}.npy", f"item {token!r}") for token in tokens}
             with_features = [token for token, path in paths.items() if path.is_file()]
             features = _read_features(self._features, [paths[token] for token in with_features])
-            np.save(folder / f"{name}.features.npy", features, allow_pickle=False)
+            write_array(folder / f"{name}.features.npy", features)
             lines = "".join(f"{token}\n" for token in with_features)
             (folder / f"{name}.features.txt").write_text(lines, encoding="utf-8")
             LOGGER.info(f"{len(with_features):,} of {len(tokens):,} items have features of {features.shape[1]}")

@@ -11,6 +11,7 @@ from PIL import Image
 from recbole_perpeft.core.digest import DIGEST_BYTES
 from recbole_perpeft.core.files import composed, open_regular
 from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.core.run_settings import USUAL_LIMITS, PhotoLimits
 from recbole_perpeft.data.photos.decode import DamagedImageError, decode_image, image_digest
 
 IMAGE_FOLDER = "images"
@@ -122,6 +123,7 @@ def process_images(
     process: Callable[[Image.Image], np.ndarray],
     size: tuple[int, int],
     run: Callable[..., Iterable[Any]] = map,
+    limits: PhotoLimits = USUAL_LIMITS,
 ) -> ProcessedImages:
     """Read, decode and process images.
 
@@ -130,6 +132,7 @@ def process_images(
         process: RGB image to uint8 [3, H, W].
         size: H and W.
         run: as `map`; that of an executor takes its threads.
+        limits: of decoding.
     """
     n = len(paths)
     pixels, digests = np.zeros((n, 3, *size), dtype=np.uint8), np.zeros((n, DIGEST_BYTES), dtype=np.uint8)
@@ -145,7 +148,7 @@ def process_images(
         try:
             data = read_image_file(path)
             digests[place] = image_digest(data)
-            pixels[place] = _processed(decode_image(data), process)
+            pixels[place] = _processed(decode_image(data, limits), process)
         except DamagedImageError as error:
             damaged[place] = str(error)
 

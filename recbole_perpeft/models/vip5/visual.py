@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.lines import text_lines
 from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.core.settings import Settings, same_as, setting
+from recbole_perpeft.core.run_settings import PhotoLimits
+from recbole_perpeft.core.settings import Settings, same_as, setting, settings_from
 from recbole_perpeft.data.content import IMAGE, TITLE, ItemContent
 from recbole_perpeft.models.towers import EncoderSettings
 from recbole_perpeft.store.arrays import map_array
@@ -185,7 +186,12 @@ def load_item_inputs(config, item_tokens: Sequence[str], settings: VisualSetting
     content = None
     if fields:
         content = ItemContent.load(
-            config.dataset_folder, config["dataset"], item_tokens[1:], config["missing_content"], fields
+            config.dataset_folder,
+            config["dataset"],
+            item_tokens[1:],
+            config["missing_content"],
+            fields,
+            settings_from(config, PhotoLimits),
         )
         if not encoder:
             content.check({})

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.whole import alone
+from recbole_perpeft.core.whole import alone, full_disk
 from recbole_perpeft.runs.config import DEFAULT_DATASET
 from recbole_perpeft.studies.compare.lists import list_run, parse_lists
 from recbole_perpeft.studies.compare.plan import plan
@@ -115,7 +115,7 @@ def compare(
         done.append(outcome)
         when_done(len(done), total, outcome)
 
-    with alone(Path(output), patience=0):
+    with full_disk(Path(output)), alone(Path(output), patience=0):
         outcomes = carry_out_all(jobs, n_parallel, tell)
         if all(outcome.error is not None for outcome in outcomes):
             errors = dict.fromkeys(f"{outcome.job}: {outcome.error}" for outcome in outcomes)

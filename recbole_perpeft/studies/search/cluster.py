@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.store.workers import RAY_OF_THIS_MACHINE
 
 _MB = 2**20
 _SMALLEST_STORE = 160 * _MB
@@ -57,7 +58,7 @@ def running_ray(address: str | None = None, store_bytes: int = 0, n_cpus: int | 
     Raises:
         PerPEFTError: Ray cannot be imported or started, or there is no cluster at the address.
     """
-    for key, value in (_SETTINGS | _WORKER_SETTINGS).items():
+    for key, value in (_SETTINGS | _WORKER_SETTINGS | ({} if address else RAY_OF_THIS_MACHINE)).items():
         os.environ.setdefault(key, value)
     try:
         import ray

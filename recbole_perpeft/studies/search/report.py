@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from recbole_perpeft.core.compat import events_in
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.run_settings import RunSettings
@@ -181,14 +182,12 @@ def _earlier_result(folder: Path, result: dict[str, Any]) -> dict[str, float] | 
 
 def _write_tensorboard(folder: Path, table: pd.DataFrame, parameters: tuple[str, ...], metric: str) -> None:
     """The table of parameters (HPARAMS); the curves of the trials are in their run folders."""
-    from torch.utils.tensorboard import SummaryWriter
-
     target = folder / "tensorboard"
     for _, row in table[table["score"].notna()].iterrows():
         if (target / row["trial"]).exists():
             continue
         values = {key: _tensorboard_value(row[key]) for key in parameters}
-        with SummaryWriter(str(target / row["trial"])) as writer:
+        with events_in(target / row["trial"]) as writer:
             writer.add_hparams(values, {f"best {metric}": float(row["score"])}, run_name=".")
     LOGGER.info(f"curves: tensorboard --logdir={folder}")
 

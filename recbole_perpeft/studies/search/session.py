@@ -15,7 +15,7 @@ import yaml
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER, SHORT_TIME, logged
 from recbole_perpeft.core.settings import Settings, setting, settings_from
-from recbole_perpeft.core.whole import alone, written_whole
+from recbole_perpeft.core.whole import alone, full_disk, written_whole
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.atomic import prepare_dataset_folder
 from recbole_perpeft.models import get_model
@@ -157,6 +157,7 @@ class _Search:
     def carry_out(self, folder: Path) -> SearchReport:
         """Run or resume the trials, then write the report, which an interrupted search has too."""
         with (
+            full_disk(folder),
             alone(folder, patience=0, file=folder / LOCK_FILE),
             logged(folder / "search.log", "%(asctime)s %(message)s", SHORT_TIME),
         ):

@@ -198,7 +198,9 @@ def read_space(source: Path | Mapping[str, Any]) -> SearchSpace:
     place, entries = (source, _entries(source)) if isinstance(source, Path) else ("the search space", dict(source))
     parameters: list[Parameter] = []
     fixed: dict[str, Any] = {}
-    for key, value in entries.items():
+    for number, (key, value) in enumerate(entries.items(), start=1):
+        if not isinstance(key, str) or not key.strip():
+            raise PerPEFTError(f"{place}: the key {key!r} of entry {number} is no name of a setting")
         where = f"{place}: {key}"
         kind = _kind_in(value, where)
         if kind is None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from recbole_perpeft.core.digest import row_digests
+from recbole_perpeft.core.run_settings import PhotoLimits
 from recbole_perpeft.data.photos import decode
 from recbole_perpeft.data.photos.decode import DamagedImageError, decode_image, image_digest
 
@@ -166,3 +167,55 @@ def test_damaged_files_give_one_error_or_an_image(name, place, value, end):
         assert str(error)
     else:
         assert image.mode == "RGB"
+
+
+def jpeg_of_many_scans():
+    """A progressive photo of 12 megapixels, one of whose scans is repeated."""
+    data = encoded(Image.new("L", (4000, 3000)), format="JPEG", progressive=True)
+    *begin, last = data.split(b"\xff\xda")
+    return b"\xff\xda".join([*begin, *[last.removesuffix(b"\xff\xd9")] * 3000]) + b"\xff\xd9"
+
+
+def gif_of_long_comments():
+    plain = encoded(Image.new("L", SIZE), format="GIF")
+    comment = b"\x21\xfe" + (b"\xff" + bytes(255)) * 60_000 + b"\0"
+    head = 13 + 3 * 2 ** ((plain[10] & 7) + 1)
+    return plain[:head] + comment + plain[head:]
+
+
+def exif_of(n_tags, size):
+    """EXIF each of whose tags claims the same bytes."""
+    tags = b"".join(struct.pack("<HHII", 0x9000 + tag, 7, size, 8) for tag in range(n_tags))
+    return b"II*\0" + struct.pack("<IH", 8, n_tags) + tags + bytes(4 + size)
+
+
+def png_of_much_exif():
+    plain = encoded(Image.new("RGB", (3000, 3000)), format="PNG")
+    return plain[:33] + chunk(b"eXIf", exif_of(2000, 2**20)) + plain[33:]
+
+
+@pytest.mark.parametrize(
+    ("make", "limits", "message"),
+    [
+        (jpeg_of_many_scans, PhotoLimits(photo_seconds=0.5), "takes longer than 0.5 seconds"),
+        (gif_of_long_comments, PhotoLimits(photo_seconds=0.01), "takes longer than 0.01 seconds"),
+        (png_of_much_exif, PhotoLimits(photo_memory=5), "takes more than 5 MiB of memory"),
+    ],
+)
+def test_what_may_take_for_ever_is_ended(make, limits, message):
+    with pytest.raises(
+        DamagedImageError, match=f"{message}: save it anew, or raise photo_seconds or photo_memory and"
+    ):
+        decode_image(make(), limits)
+
+
+def test_what_is_decoded_in_a_child_looks_the_same(monkeypatch):
+    photos = [
+        encoded(grey_of_16_bits(np.arange(20) * 3000), format="TIFF"),
+        *(make() for make in TRANSPARENT.values()),
+    ]
+    here = [(decode_image(data).tobytes(), image_digest(data).tobytes()) for data in photos]
+    monkeypatch.setattr(decode, "_is_bounded", lambda data: False)
+    assert [(decode_image(data).tobytes(), image_digest(data).tobytes()) for data in photos] == here
+    with pytest.raises(DamagedImageError, match="files of PDF are not read"):
+        decode_image(b"%PDF-")

@@ -1,13 +1,15 @@
 """Processes end with the program that has started them, however that ends; the size of the object store."""
 
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.studies.search.cluster import ended_with_this_program, store_size
+from recbole_perpeft.studies.search.cluster import ended_with_this_program, running_ray, store_size
 
 MB = 2**20
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -52,6 +54,15 @@ with ended_with_this_program([psutil.Process({sleeper.pid})]):
         assert sleeper.poll() is None
         killed.kill()
     assert sleeper.wait(timeout=60) != 0
+
+
+def test_a_ray_of_this_machine_listens_to_it_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: True))
+    for address, expected in ((None, "0"), ("auto", None)):
+        with monkeypatch.context() as patched:
+            patched.setattr("os.environ", {})
+            with running_ray(address):
+                assert os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == expected
 
 
 def test_the_object_store_is_small_unless_data_are_shipped():

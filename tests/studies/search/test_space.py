@@ -128,11 +128,19 @@ def test_entries_of_a_dictionary_are_set_beside_the_others():
         ("a: 3", "searches over nothing"),
         ("", "searches over nothing"),
         ("a: [", "not valid YAML"),
+        ("a: {choice: [1]}\n'': {choice: [2]}", "yaml, line 2: a key is empty or no text"),
+        ("a: {choice: [1]}\n\nnull: {choice: [2]}", "yaml, line 3: a key is empty or no text"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(space_of, text, message):
     with pytest.raises(PerPEFTError, match=message):
         space_of(text)
+
+
+@pytest.mark.parametrize("key", ["", " ", None, 3])
+def test_a_key_of_a_mapping_that_is_no_name_is_refused(key):
+    with pytest.raises(PerPEFTError, match=f"the search space: the key {key!r} of entry 2 is no name of a setting"):
+        read_space({"a": {"choice": [1]}, key: {"choice": [2]}})
 
 
 def test_a_missing_file_is_refused(tmp_path):
