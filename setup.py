@@ -49,6 +49,10 @@ setup(
     description="Multimodal sequential recommendation with personalised parameter-efficient fine-tuning, for RecBole",
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
+    author="The recbole_perpeft authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    keywords="recommender-systems multimodal peft lora sequential-recommendation recbole",
     python_requires=">=3.10",
     packages=[
         *find_packages(include=["recbole_perpeft", "recbole_perpeft.*"]),
@@ -86,7 +90,15 @@ setup(
         ]
     },
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

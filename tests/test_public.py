@@ -35,5 +35,6 @@ def test_importing_the_package_imports_nothing_heavy():
 
 def test_the_version_has_one_source():
     assert not re.search(r"version=\"\d", (ROOT / "setup.py").read_text(encoding="utf-8"))
-    done = subprocess.run([sys.executable, "setup.py", "--version"], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.split()[-1] == recbole_perpeft.__version__
+    words = [sys.executable, "setup.py", "--license", "--version"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split()[-2:] == ["MIT", recbole_perpeft.__version__]
