@@ -5,6 +5,8 @@ from pathlib import Path
 
 import yaml
 
+import recbole_perpeft
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -27,3 +29,10 @@ def test_every_library_that_is_required_stands_on_the_page_of_licences():
     names = re.findall(r'^    "([\w-]+)', block, re.MULTILINE)
     assert len(names) > 15
     assert not [name for name in names if re.sub(r"[-_]", "", name.lower()) not in page]
+
+
+def test_the_list_of_changes_has_this_version_and_one_place_for_what_comes():
+    headings = re.findall(r"^## \[([^\]]+)\]", read("CHANGELOG.md"), re.MULTILINE)
+    assert headings[0] == "Unreleased" and recbole_perpeft.__version__ in headings
+    kinds = {*re.findall(r"^### (\w+)", read("CHANGELOG.md"), re.MULTILINE)}
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
