@@ -12,13 +12,13 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "recbole_perpeft/__init__
 REQUIRES = [
     # RecBole 1.2.1 pins a Ray that current NumPy and Python do not run; a current Ray therefore selects 1.2.0.
     "recbole>=1.2.0,<1.3",
-    "ray[tune]>=2.40",
+    "ray[tune]>=2.41",  # ray.tune has RunConfig, Checkpoint and report from here on
     "kmeans_pytorch>=0.3",  # imported by RecBole 1.2.0, which does not declare it
     "torch>=2.6",  # earlier ones can run code of a checkpoint even with weights_only (CVE-2025-32434)
     "transformers>=4.49",
     "peft>=0.15",
-    "safetensors>=0.4",
-    "pillow>=10",
+    "safetensors>=0.4.1",
+    "pillow>=11.2.1",  # knows of AVIF
     "numpy>=1.26",
     "pandas>=2.0,<3",  # RecBole fills missing values in place
     "scipy>=1.11",
@@ -41,6 +41,7 @@ TIMM_REQUIRES = ["timm>=1.0.20"]  # its image models as encoders
 CONVERT_REQUIRES = ["lmdb>=1.4"]  # images that authors store so
 SEARCH_REQUIRES = ["optuna>=4", "hyperopt>=0.3"]  # searchers that learn from earlier trials
 TEST_REQUIRES = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
+DOCS_REQUIRES = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"]
 DEV_REQUIRES = ["mypy>=1.13", "ruff>=0.6", "types-psutil", "types-PyYAML", "types-tabulate"]
 
 setup(
@@ -79,6 +80,7 @@ setup(
         "timm": TIMM_REQUIRES,
         "convert": CONVERT_REQUIRES,
         "search": SEARCH_REQUIRES,
+        "docs": DOCS_REQUIRES,
         "test": TEST_REQUIRES + CONVERT_REQUIRES + SEARCH_REQUIRES,
         "dev": TEST_REQUIRES + CONVERT_REQUIRES + SEARCH_REQUIRES + DEV_REQUIRES,
     },
