@@ -1,0 +1,40 @@
+"""Links of the repository become those of the site."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).resolve().parents[2] / "scripts" / "docs_hooks.py"
+
+
+@pytest.fixture(scope="module")
+def in_site():
+    spec = importlib.util.spec_from_file_location("docs_hooks", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.in_site
+
+
+LINKS = {
+    "a page beside": ("docs/api.md", "[a](search.md#measured)", "[a](search.md#measured)"),
+    "a page above": ("docs/models/perpeft.md", "[a](../perpeft.md)", "[a](../perpeft.md)"),
+    "from the top": ("README.md", "![a](docs/perpeft.svg) [b](docs/api.md)", "![a](perpeft.svg) [b](api.md)"),
+    "to the top": ("docs/public.md", "[a](../CHANGELOG.md)", "[a](changelog.md)"),
+    "to the top from below": ("docs/models/index.md", "[a](../../README.md#flags)", "[a](../readme.md#flags)"),
+    "a file outside": ("docs/licences.md", "[MIT](../LICENSE)", "MIT (`LICENSE`)"),
+    "its own name": ("docs/architecture.md", "[`tests/test_docs.py`](../tests/test_docs.py)", "`tests/test_docs.py`"),
+    "elsewhere": ("docs/api.md", "[a](https://recbole.io) [b](#here)", "[a](https://recbole.io) [b](#here)"),
+    "code": ("docs/api.md", "```\n[a](nowhere.md)\n```", "```\n[a](nowhere.md)\n```"),
+}
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_links(link, in_site):
+    page, there, here = LINKS[link]
+    assert in_site(there, page) == here
+
+
+def test_a_link_to_nothing_names_page_and_link(in_site):
+    with pytest.raises(FileNotFoundError, match=r"docs/api\.md links to nowhere\.md"):
+        in_site("[a](nowhere.md)", "docs/api.md")
