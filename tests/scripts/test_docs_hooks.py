@@ -1,20 +1,11 @@
 """Links of the repository become those of the site."""
 
-import importlib.util
+import runpy
 from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).resolve().parents[2] / "scripts" / "docs_hooks.py"
-
-
-@pytest.fixture(scope="module")
-def in_site():
-    spec = importlib.util.spec_from_file_location("docs_hooks", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.in_site
-
+in_site = runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "docs_hooks.py"))["in_site"]
 
 LINKS = {
     "a page beside": ("docs/api.md", "[a](search.md#measured)", "[a](search.md#measured)"),
@@ -30,11 +21,11 @@ LINKS = {
 
 
 @pytest.mark.parametrize("link", LINKS)
-def test_links(link, in_site):
+def test_links(link):
     page, there, here = LINKS[link]
     assert in_site(there, page) == here
 
 
-def test_a_link_to_nothing_names_page_and_link(in_site):
+def test_a_link_to_nothing_names_page_and_link():
     with pytest.raises(FileNotFoundError, match=r"docs/api\.md links to nowhere\.md"):
         in_site("[a](nowhere.md)", "docs/api.md")
