@@ -67,7 +67,7 @@ def test_requirements_are_those_of_setup_and_the_lowest_are_exact():
     words = [sys.executable, str(ROOT / "scripts" / "requirements.py"), "--lowest", "package", "test", "docs"]
     lowest = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
-    assert "torch==2.6" in lowest and "mkdocstrings[python]==0.27" in lowest
+    assert {"torch", "pytest", "mkdocs"} <= {requirement.partition("==")[0] for requirement in lowest}
     for requirement in lowest:
         name, _, version = requirement.partition("==")
         assert version and re.search(rf'"{re.escape(name)}>={re.escape(version)}[",]', setup), requirement
