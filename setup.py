@@ -12,13 +12,13 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "recbole_perpeft/__init__
 REQUIRES = [
     # RecBole 1.2.1 pins a Ray that current NumPy and Python do not run; a current Ray therefore selects 1.2.0.
     "recbole>=1.2.0,<1.3",
-    "ray[tune]>=2.40",
+    "ray[tune]>=2.41",  # ray.tune has RunConfig, Checkpoint and report from here on
     "kmeans_pytorch>=0.3",  # imported by RecBole 1.2.0, which does not declare it
-    "torch>=2.5",
+    "torch>=2.6",  # earlier ones can run code of a checkpoint even with weights_only (CVE-2025-32434)
     "transformers>=4.49",
     "peft>=0.15",
-    "safetensors>=0.4",
-    "pillow>=10",
+    "safetensors>=0.4.1",
+    "pillow>=11.2.1",  # knows of AVIF
     "numpy>=1.26",
     "pandas>=2.0,<3",  # RecBole fills missing values in place
     "scipy>=1.11",
@@ -43,6 +43,7 @@ EXPORT_REQUIRES = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]  # the 
 SEARCH_REQUIRES = ["optuna>=4", "hyperopt>=0.3"]  # searchers that learn from earlier trials
 SERVE_REQUIRES = ["fastapi>=0.115", "uvicorn>=0.30"]  # lists over HTTP
 TEST_REQUIRES = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
+DOCS_REQUIRES = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"]
 DEV_REQUIRES = ["mypy>=1.13", "ruff>=0.6", "types-psutil", "types-PyYAML", "types-tabulate"]
 
 setup(
@@ -51,6 +52,10 @@ setup(
     description="Multimodal sequential recommendation with personalised parameter-efficient fine-tuning, for RecBole",
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
+    author="The recbole_perpeft authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    keywords="recommender-systems multimodal peft lora sequential-recommendation recbole",
     python_requires=">=3.10",
     packages=[
         *find_packages(include=["recbole_perpeft", "recbole_perpeft.*"]),
@@ -79,6 +84,7 @@ setup(
         "export": EXPORT_REQUIRES,
         "search": SEARCH_REQUIRES,
         "serve": SERVE_REQUIRES,
+        "docs": DOCS_REQUIRES,
         "test": TEST_REQUIRES + CONVERT_REQUIRES + SEARCH_REQUIRES,
         "dev": TEST_REQUIRES + CONVERT_REQUIRES + SEARCH_REQUIRES + DEV_REQUIRES,
     },
@@ -90,7 +96,15 @@ setup(
         ]
     },
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

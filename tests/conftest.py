@@ -1,12 +1,15 @@
 """Fixtures that several test modules share."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
+# Processes that tests start import this checkout, whatever is installed and whatever folder they start in.
+_ROOT = str(Path(__file__).resolve().parents[1])
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))
 
 pytest_plugins = ("support.foundations", "support.logs", "support.prepared", "support.shop")
 

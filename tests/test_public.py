@@ -1,6 +1,5 @@
 """What `import recbole_perpeft` offers."""
 
-import os
 import re
 import subprocess
 import sys
@@ -26,14 +25,16 @@ def test_names_are_sorted_and_others_are_refused():
         recbole_perpeft.runn  # noqa: B018
 
 
-def test_importing_the_package_imports_nothing_heavy():
-    code = "import sys, recbole_perpeft; print({'torch', 'pandas', 'numpy', 'recbole'} & set(sys.modules))"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("set()\n", "")
+def test_importing_the_package_imports_nothing_heavy_and_tests_read_this_checkout(tmp_path):
+    code = "print({'torch', 'pandas', 'numpy', 'recbole'} & set(sys.modules), recbole_perpeft.__file__, sep='\\n')"
+    words = [sys.executable, "-c", f"import sys, recbole_perpeft; {code}"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout.splitlines(), done.stderr) == (["set()", recbole_perpeft.__file__], "")
+    assert Path(recbole_perpeft.__file__).parents[1] == ROOT
 
 
 def test_the_version_has_one_source():
     assert not re.search(r"version=\"\d", (ROOT / "setup.py").read_text(encoding="utf-8"))
-    done = subprocess.run([sys.executable, "setup.py", "--version"], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.split()[-1] == recbole_perpeft.__version__
+    words = [sys.executable, "setup.py", "--license", "--version"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split()[-2:] == ["MIT", recbole_perpeft.__version__]

@@ -55,8 +55,10 @@ class Setting:
         hint: its type.
         default: what it is where nobody sets it; `dataclasses.MISSING` if it must be set.
         help: a sentence about it.
-        least, most: bounds that it may reach.
-        above, below: bounds that it may not reach.
+        least: a lower bound that it may reach.
+        most: an upper bound that it may reach.
+        above: a lower bound that it may not reach.
+        below: an upper bound that it may not reach.
         choices: the values that are possible; empty for all of its type.
         kind: see `Kind`.
         variants: the settings classes that are read beside its own with some of its values.

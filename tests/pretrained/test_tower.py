@@ -196,6 +196,8 @@ def test_incomplete_or_unusable_models(bert_folder, monkeypatch):
     config = json.loads((bert_folder / "config.json").read_text())
     (bert_folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
     logging.disable(logging.WARNING)
-    with pytest.raises(PerPEFTError, match="lack 16 tensors of BertModel"):
-        Backbone.from_pretrained(bert_folder, "text")
-    logging.disable(logging.NOTSET)
+    try:
+        with pytest.raises(PerPEFTError, match="lack 16 tensors of BertModel"):
+            Backbone.from_pretrained(bert_folder, "text")
+    finally:
+        logging.disable(logging.NOTSET)

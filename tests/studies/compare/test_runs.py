@@ -45,7 +45,7 @@ def make_job(tmp_path, monkeypatch):
     """A maker of jobs that the stand-in carries out."""
     (tmp_path / "stand_in_worker.py").write_text(textwrap.dedent(WORKER))
     write_run(tmp_path / "finished", ["i1", "i2"], np.array([1, 3]))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(runs, "_WORKER", "stand_in_worker")
     return lambda name, **settings: Job("toy", ModelSpec(name, "BPR"), 1, name, tmp_path / name, settings)
 
