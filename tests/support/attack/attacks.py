@@ -122,12 +122,16 @@ def of_encoders(ground: Ground, rng: Random) -> tuple[str, str]:
 @attack("settings")
 def of_settings(ground: Ground, rng: Random) -> tuple[str, str]:
     place = ground.fresh()
-    file = place / "settings.yaml"
-    file.write_text(yaml.safe_dump(_SETTINGS, sort_keys=False))
-    what = mutate_file(rng, file)
+    what, file = _mutated_yaml(rng, place / "settings.yaml", _SETTINGS)
     model = rng.choice(("Pop", "SASRec"))
     words = lambda mark: ground.words(place, mark, model=model, config_files=file)  # noqa: E731
     return f"{what}, {model}", ground.judged(place, words, _names_in(file, what))[1]
+
+
+def _mutated_yaml(rng: Random, file: Path, content: dict) -> tuple[str, Path]:
+    """Write a file and mutate it; what was done, and the file."""
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return mutate_file(rng, file), file
 
 
 def _names_in(file: Path, what: str) -> list[str]:
@@ -145,9 +149,7 @@ def _names_in(file: Path, what: str) -> list[str]:
 @attack("list")
 def of_lists(ground: Ground, rng: Random) -> tuple[str, str]:
     place = ground.fresh()
-    file = place / "models.yaml"
-    file.write_text(yaml.safe_dump(_LIST, sort_keys=False))
-    what = mutate_file(rng, file)
+    what, file = _mutated_yaml(rng, place / "models.yaml", _LIST)
     words = lambda mark: ground.compare_words(place, models=f"@{file}")  # noqa: E731
     ending, end = ground.judged(place, words, _names_in(file, what))
     is_told = ending.status == 1 and "error: " not in ending.err and ": failed" in ending.err
@@ -157,9 +159,7 @@ def of_lists(ground: Ground, rng: Random) -> tuple[str, str]:
 @attack("space")
 def of_spaces(ground: Ground, rng: Random) -> tuple[str, str]:
     place = ground.fresh()
-    file = place / "space.yaml"
-    file.write_text(yaml.safe_dump(_SPACE, sort_keys=False))
-    what = mutate_file(rng, file)
+    what, file = _mutated_yaml(rng, place / "space.yaml", _SPACE)
     searcher = rng.choice(("random", "grid", "tpe"))
     own = {"model": "SASRec", "search": file, "searcher": searcher, "output": place / "search"}
     names = [*_names_in(file, what), "searcher"]

@@ -83,10 +83,10 @@ def _comparison_in(place: Path) -> Ends:
 def _search_in(place: Path) -> Ends:
     """Points, scores and epochs; the names of trials are drawn anew by every search."""
     table = pd.read_csv(place / "out" / "trials.csv")
-    rows = table[["status", "score", "best_epoch", "epochs", "learning_rate"]].astype(str).agg(" ".join, axis=1)
+    table = table[["status", "NDCG@10", "best_epoch", "epochs", "learning_rate"]].sort_values("learning_rate")
     result = json.loads((place / "out" / "result.json").read_text(encoding="utf-8"))
     epochs = sorted(epochs_of(path.parent) for path in place.glob("out/trials/*/run/metrics.csv"))
-    return {"trials": sorted(rows), "test_result": result["test_result"], "epochs": epochs}
+    return {"trials": table.to_csv(index=False), "test_result": result["test_result"], "epochs": epochs}
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:
@@ -138,7 +138,13 @@ class Programs:
             "VIP5": self._train(SETTINGS | own | t5 | {"model": "VIP5"}),
             "content": self._train(SETTINGS | final | {"epochs": 2}, marks="cache"),
             "cache": Program(self._cache, "cache", lambda place: files_in(place, "cache/*/*.npy")),
-            "convert": Program(self._convert, ".shop.draft", lambda place: files_in(place, "shop/**/*"), share=1.5),
+            "convert": Program(
+                self._convert,
+                ".shop.draft",
+                lambda place: files_in(place, "shop/**/*"),
+                resume=lambda place: [*self._convert(place), "--overwrite"],
+                begun="shop",
+            ),
             "compare": Program(ends=_comparison_in, share=0.8, **compare),
             "compare worker": Program(
                 ends=_comparison_in, worker="compare.runs", statuses=(0, 1), share=0.8, **compare
