@@ -129,7 +129,7 @@ class Programs:
         }
         both = own | {"models": "BPR,SASRec", "seeds": 1, "parallel": 2, "code_version": "x", "epochs": 6}
         compare = {"words": lambda place: self._compare(place, both), "marks": "runs/*/config.yaml"}
-        search = {"words": lambda place: self._search(place, trial), "marks": "out/trials/*"}
+        search = {"words": lambda place: self._search(place, trial), "marks": "out"}
         search |= {"resume": lambda place: ["search", f"--resume={place / 'out'}"], "begun": "out/search.yaml"}
         return {
             "PerPEFT": self._train(groups, 3),
