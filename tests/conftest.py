@@ -19,15 +19,20 @@ def pytest_addoption(parser):
     parser.addoption("--attack-count", type=int, default=32, help="how many mutated inputs in all (%(default)s)")
     parser.addoption("--attack-first", type=int, default=0, help="number of the first one of each kind")
     parser.addoption("--attack-seed", type=int, default=0, help="draws others")
+    parser.addoption("--kills", type=int, default=11, help="how many kills in all (%(default)s)")
+    parser.addoption("--kills-first", type=int, default=0, help="number of the first one of each program")
+    parser.addoption("--kills-seed", type=int, default=0, help="kills at other moments")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Attacks are left out unless the command line asks for them."""
-    if any("attack" in str(word) for word in config.invocation_params.args):
-        return
-    attacks = [item for item in items if item.get_closest_marker("attack")]
-    config.hook.pytest_deselected(items=attacks)
-    items[:] = [item for item in items if not item.get_closest_marker("attack")]
+    """Attacks and kills are left out unless the command line asks for them: with `-k` alone it does not."""
+    words = [str(word) for word in config.invocation_params.args]
+    asked = " ".join(word for word in words if not (config.option.keyword and word.endswith(config.option.keyword)))
+    for marker in ("attack", "kill"):
+        if marker not in asked:
+            left_out = [item for item in items if item.get_closest_marker(marker)]
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
 
 
 def write_toy_data(folder, n_users=40, n_items=30, seed=0):

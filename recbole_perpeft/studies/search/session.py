@@ -15,7 +15,7 @@ import yaml
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER, SHORT_TIME, logged
 from recbole_perpeft.core.settings import Settings, setting, settings_from
-from recbole_perpeft.core.whole import alone, full_disk, written_whole
+from recbole_perpeft.core.whole import alone, draft_of, full_disk, written_whole
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.atomic import prepare_dataset_folder
 from recbole_perpeft.models import get_model
@@ -99,14 +99,13 @@ def search(
     }
     session = _Search(settings, absolute_paths(fixed), chosen)
     folder = _new_folder(settings.output, config)
-    try:
+    # While the draft is there, what else is there belongs to a search that has not begun.
+    with written_whole(folder / SEARCH_FILE) as draft:
+        draft.write_text(_yaml({"search": _plain(settings), "settings": session.fixed}), encoding="utf-8")
         if isinstance(source, Path):
             shutil.copyfile(source, folder / f"space{source.suffix}")
         else:
-            _write_yaml(folder / "space.yaml", source)
-        _write_yaml(folder / SEARCH_FILE, {"search": _plain(settings), "settings": session.fixed})
-    except OSError as error:
-        raise PerPEFTError(f"cannot write to {folder}: {error}") from error
+            (folder / "space.yaml").write_text(_yaml(source), encoding="utf-8")
     return session.carry_out(folder)
 
 
@@ -274,7 +273,7 @@ def _new_folder(output: Path | None, config: Config) -> Path:
     folder = Path(output or Path("searches") / f"{config['model']}-{config['dataset']}-{time}").absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
+        if any(folder.iterdir()) and not _never_began(folder):
             is_search = (folder / SEARCH_FILE).is_file()
             hint = f", or go on with --resume={folder}" if is_search else ""
             raise PerPEFTError(f"the folder {folder} is not empty: choose another{hint}")
@@ -283,12 +282,16 @@ def _new_folder(output: Path | None, config: Config) -> Path:
     return folder
 
 
+def _never_began(folder: Path) -> bool:
+    """Whether a search was killed before its settings were there: it starts anew."""
+    draft = draft_of(folder / SEARCH_FILE)
+    return draft.exists() and all(path == draft or path.stem == "space" for path in folder.iterdir())
+
+
 def _plain(settings: SearchSettings) -> dict[str, Any]:
     values = dataclasses.asdict(settings)
     return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
 
 
-def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
-    with written_whole(path) as draft:
-        text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=119)
-        draft.write_text(text, encoding="utf-8")
+def _yaml(content: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=119)

@@ -141,3 +141,20 @@ def test_an_output_folder_is_not_overwritten(tmp_path, capsys, toy_path):
 def test_help(capsys):
     assert main(["search", "--help"]) == 0
     assert "--num_samples" in capsys.readouterr().out
+
+
+def test_a_search_that_was_killed_before_its_settings_were_written_starts_anew(
+    tmp_path, capsys, toy_path, monkeypatch
+):
+    monkeypatch.setattr("recbole_perpeft.studies.search.session._Search.carry_out", lambda self, folder: 1 / 0)
+    (tmp_path / "space.yaml").write_text("learning_rate: {uniform: [0.001, 0.1]}", encoding="utf-8")
+    output = tmp_path / "out"
+    output.mkdir()
+    for name in (".search.yaml.draft", "space.yaml", "mine"):
+        (output / name).write_text("learning_r")
+    words = ["--model=BPR", "--dataset=toy", f"--data_path={toy_path}", f"--search={tmp_path / 'space.yaml'}"]
+    assert main(["search", *words, f"--output={output}"]) == 2 and "is not empty" in capsys.readouterr().err
+    (output / "mine").unlink()
+    assert main(["search", *words, f"--output={output}"]) == 1 and "ZeroDivisionError" in capsys.readouterr().err
+    assert (output / "space.yaml").read_text() == (tmp_path / "space.yaml").read_text()
+    assert sorted(path.name for path in output.iterdir()) == ["search.yaml", "space.yaml"]

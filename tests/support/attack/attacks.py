@@ -18,7 +18,7 @@ from support.attack.mutate import copied
 
 Attack = Callable[[Ground, Random], tuple[str, str]]
 ATTACKS: dict[str, Attack] = {}
-_SETTINGS = {
+SETTINGS = {
     "learning_rate": 0.001,
     "train_batch_size": 32,
     "eval_batch_size": 64,
@@ -36,7 +36,7 @@ _SETTINGS = {
     "MAX_ITEM_LIST_LENGTH": 10,
     "learner": "adam",
 }
-_SPACE = {
+SPACE = {
     "learning_rate": {"loguniform": [1e-4, 1e-2]},
     "hidden_size": {"choice": [16, 32]},
     "n_layers": {"int": [1, 3]},
@@ -122,17 +122,21 @@ def of_encoders(ground: Ground, rng: Random) -> tuple[str, str]:
 @attack("settings")
 def of_settings(ground: Ground, rng: Random) -> tuple[str, str]:
     place = ground.fresh()
-    file = place / "settings.yaml"
-    file.write_text(yaml.safe_dump(_SETTINGS, sort_keys=False))
-    what = mutate_file(rng, file)
+    what, file = _mutated_yaml(rng, place / "settings.yaml", SETTINGS)
     model = rng.choice(("Pop", "SASRec"))
     words = lambda mark: ground.words(place, mark, model=model, config_files=file)  # noqa: E731
     return f"{what}, {model}", ground.judged(place, words, _names_in(file, what))[1]
 
 
+def _mutated_yaml(rng: Random, file: Path, content: dict) -> tuple[str, Path]:
+    """Write a file and mutate it; what was done, and the file."""
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return mutate_file(rng, file), file
+
+
 def _names_in(file: Path, what: str) -> list[str]:
     """The file, the keys that it has now and had before, and what was changed."""
-    names = {str(file), file.name, *_SETTINGS, *_SPACE, *_LIST, *re.findall(r"\w{3,}", what), "Hit", "NDCG", "split"}
+    names = {str(file), file.name, *SETTINGS, *SPACE, *_LIST, *re.findall(r"\w{3,}", what), "Hit", "NDCG", "split"}
     if file.is_file() and not file.is_symlink():
         try:
             content = yaml.safe_load(file.read_bytes())
@@ -145,9 +149,7 @@ def _names_in(file: Path, what: str) -> list[str]:
 @attack("list")
 def of_lists(ground: Ground, rng: Random) -> tuple[str, str]:
     place = ground.fresh()
-    file = place / "models.yaml"
-    file.write_text(yaml.safe_dump(_LIST, sort_keys=False))
-    what = mutate_file(rng, file)
+    what, file = _mutated_yaml(rng, place / "models.yaml", _LIST)
     words = lambda mark: ground.compare_words(place, models=f"@{file}")  # noqa: E731
     ending, end = ground.judged(place, words, _names_in(file, what))
     is_told = ending.status == 1 and "error: " not in ending.err and ": failed" in ending.err
@@ -157,9 +159,7 @@ def of_lists(ground: Ground, rng: Random) -> tuple[str, str]:
 @attack("space")
 def of_spaces(ground: Ground, rng: Random) -> tuple[str, str]:
     place = ground.fresh()
-    file = place / "space.yaml"
-    file.write_text(yaml.safe_dump(_SPACE, sort_keys=False))
-    what = mutate_file(rng, file)
+    what, file = _mutated_yaml(rng, place / "space.yaml", SPACE)
     searcher = rng.choice(("random", "grid", "tpe"))
     own = {"model": "SASRec", "search": file, "searcher": searcher, "output": place / "search"}
     names = [*_names_in(file, what), "searcher"]

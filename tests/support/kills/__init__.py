@@ -1,0 +1,1 @@
+"""Programs that are killed at moments drawn from a seed, then finished, and compared with what was left alone."""
