@@ -10,6 +10,7 @@ import torch
 
 from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.atomic import is_log_there
 from recbole_perpeft.runs.run import load
 from recbole_perpeft.use import lists as lists_module
 from recbole_perpeft.use.lists import FORMATS, write_lists
@@ -224,3 +225,14 @@ def test_json_lines_keep_ids_as_texts(toy_run, tmp_path):
     assert recommend(f"--run={toy_run('SASRec')}", "--history=i1", "--k=1", f"--output={tmp_path / 'l.jsonl'}") == 0
     row = json.loads((tmp_path / "l.jsonl").read_text())
     assert list(row) == ["row", "rank", "item_id", "score", "group"] and row["row"] == 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "names"), [(None, ["toy.inter"]), (["train", "test"], ["toy.train.inter", "toy.test.inter"])]
+)
+def test_a_log_in_parts_is_a_log(tmp_path, parts, names):
+    config = type("Settings", (dict,), {"dataset_folder": tmp_path})(dataset="toy", benchmark_filename=parts)
+    for name in names:
+        assert not is_log_there(config)
+        (tmp_path / name).touch()
+    assert is_log_there(config)

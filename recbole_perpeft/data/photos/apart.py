@@ -124,7 +124,8 @@ def serve(number: str, seconds: str, memory: str) -> None:
             try:
                 answer = (True, function(*arguments))
             except MemoryError:
-                answer = (False, ApartError(f"takes more than {int(memory) / 2**20:,.0f} MiB of memory"))
+                limit = f"{int(memory) / 2**20:,.0f} MiB of memory" if int(memory) else "the memory that there is"
+                answer = (False, ApartError(f"takes more than {limit}"))
             except Exception as error:
                 answer = (False, error)
             signal.setitimer(signal.ITIMER_REAL, 0)
