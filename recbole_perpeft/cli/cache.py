@@ -12,8 +12,8 @@ from recbole_perpeft.cli.flags import Flags
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.run_settings import PhotoLimits
 from recbole_perpeft.data.atomic import BUNDLED_DATASET
-from recbole_perpeft.data.atomic_table import read_table
 from recbole_perpeft.data.content import IMAGE, MISSING_CONTENT, TITLE, ItemContent
+from recbole_perpeft.data.files.atomic_table import read_table
 from recbole_perpeft.nn.layer_drop import LayerDropRule, LayerDropSettings
 from recbole_perpeft.pretrained.tower import POOLINGS, QUANTIZATIONS, describe_backbone
 from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.data.atomic_table import read_header
+from recbole_perpeft.data.files.atomic_table import read_header
 
 BUNDLED_DATASET = "aspects"
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import HistoryIndex
-from recbole_perpeft.data.json_lines import json_tables
+from recbole_perpeft.data.files.json_lines import json_tables
 
 SUFFIX = "explanations.jsonl"
 _REQUIRED = ("user_id", "item_id", "explanation")

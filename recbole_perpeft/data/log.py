@@ -17,7 +17,7 @@ from recbole_perpeft.core.digest import columns_digest, numbers_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.protocol import HELD_OUT, places_of_parts
-from recbole_perpeft.data.atomic_table import AtomicTable, numbers_in, read_table
+from recbole_perpeft.data.files.atomic_table import AtomicTable, numbers_in, read_table
 from recbole_perpeft.data.history import PHASES, HistoryIndex, interactions_of
 from recbole_perpeft.data.split import (
     LogSplit,

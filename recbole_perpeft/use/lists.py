@@ -18,7 +18,7 @@ from tqdm import tqdm
 from recbole_perpeft.core.digest import columns_digest, digest
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import Journal, alone, clear, disk_errors, remove, written_whole
-from recbole_perpeft.data.atomic_table import read_table
+from recbole_perpeft.data.files.atomic_table import read_table
 from recbole_perpeft.use.recommend import Lists, People, Recommender, Wanted
 
 _ROWS_AT_ONCE = 2**18  # of the table that is written

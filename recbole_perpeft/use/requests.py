@@ -11,8 +11,8 @@ import pandas as pd
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.lines import line_error
 from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.data.files.tables import DELIMITERS, JSON_LINES, PARQUET, id_text, seconds, table_rows
 from recbole_perpeft.data.history import HistoryIndex
-from recbole_perpeft.data.tables import DELIMITERS, JSON_LINES, PARQUET, id_text, seconds, table_rows
 from recbole_perpeft.use.recommend import People, Recommender
 
 USER, ITEM, TIME = "user_id", "item_id", "timestamp"

@@ -13,7 +13,7 @@ from recbole_perpeft.convert import download
 from recbole_perpeft.convert.download import check_address, download_images, fetch
 from recbole_perpeft.convert.sources.amazon2023 import REVIEW, Amazon2023Source, image_address
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data import json_lines as json_tables
+from recbole_perpeft.data.files import json_lines as json_tables
 
 URL = "https://m.media-amazon.com/images/I/"
 

@@ -12,7 +12,7 @@ from recbole_perpeft.convert.sources.perpeft_states import load_states
 from recbole_perpeft.core.digest import file_hash, large_file_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.lines import text_lines
-from recbole_perpeft.data.tables import table_rows
+from recbole_perpeft.data.files.tables import table_rows
 
 
 def zip_of(path):

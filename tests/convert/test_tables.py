@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from recbole_perpeft.convert.sources.table import TableColumns, TableSource
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.tables import id_text, table_rows, text_of
+from recbole_perpeft.data.files.tables import id_text, table_rows, text_of
 
 NUMBERS = st.integers(-(10**6), 10**6)
 SIMPLE = st.one_of(st.none(), st.text("ab ", max_size=4), NUMBERS)

@@ -21,8 +21,8 @@ from recbole_perpeft.convert.reading.image_files import ImageFile, ImageReferenc
 from recbole_perpeft.convert.source import Source
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.lines import column_place, csv_columns
-from recbole_perpeft.data.json_lines import json_tables
-from recbole_perpeft.data.tables import number
+from recbole_perpeft.data.files.json_lines import json_tables
+from recbole_perpeft.data.files.tables import number
 
 ITEM, USER, TIME, RATING = "parent_asin", "user_id", "timestamp", "rating"
 REVIEW = pa.schema([(USER, pa.string()), (ITEM, pa.string()), (TIME, pa.int64()), (RATING, pa.float64())])

@@ -13,7 +13,7 @@ from recbole_perpeft.convert.reading.image_lmdb import images_of
 from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.convert.sources.iisan import sequence_rows
 from recbole_perpeft.core.lines import csv_rows, find_file, line_error
-from recbole_perpeft.data.tables import number
+from recbole_perpeft.data.files.tables import number
 
 EXPECTED = {"MicroLens-100k": ExpectedCounts(100_000, 19_738, 719_405)}
 

@@ -16,7 +16,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import path_inside
 from recbole_perpeft.core.lines import line_error
 from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.data.tables import id_text, number, seconds, table_columns, table_rows, text_of
+from recbole_perpeft.data.files.tables import id_text, number, seconds, table_columns, table_rows, text_of
 
 TIME = "timestamp"
 

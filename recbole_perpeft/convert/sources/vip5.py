@@ -18,7 +18,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import path_inside, read_regular
 from recbole_perpeft.core.lines import line_error, text_lines
 from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.data.tables import text_of
+from recbole_perpeft.data.files.tables import text_of
 from recbole_perpeft.store.arrays import read_array, write_array
 
 SEQUENCES, MAPS, META, EXPLANATIONS = "sequential_data.txt", "datamaps.json", "meta.json.gz", "exp_splits.pkl"

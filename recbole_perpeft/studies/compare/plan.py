@@ -21,7 +21,7 @@ from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import defaults_of, keys_of_kind
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.atomic import prepare_dataset_folder
-from recbole_perpeft.data.atomic_table import read_table
+from recbole_perpeft.data.files.atomic_table import read_table
 from recbole_perpeft.data.history import HistoryIndex, history_of
 from recbole_perpeft.data.split import RowHistories
 from recbole_perpeft.runs.config import Config, changed, properties_folder, settings_file

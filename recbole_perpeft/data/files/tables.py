@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import check_regular
 from recbole_perpeft.core.lines import column_place, csv_columns, csv_rows, line_error, text_lines
-from recbole_perpeft.data.json_lines import json_object
+from recbole_perpeft.data.files.json_lines import json_object
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")

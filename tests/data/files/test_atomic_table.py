@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.atomic_table import numbers_in, read_table
+from recbole_perpeft.data.files.atomic_table import numbers_in, read_table
 from recbole_perpeft.runs.run import create_dataset
 
 HEADER = "user_id:token\titem_id:token\ttimestamp:float"
