@@ -10,7 +10,7 @@ from PIL import Image
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import ItemContent
-from recbole_perpeft.data.noise import noise_of
+from recbole_perpeft.data.photos.noise import noise_of
 from recbole_perpeft.data.split import all_but_last, shuffled_within_users
 from recbole_perpeft.runs.run import create_dataset
 
