@@ -148,11 +148,11 @@ class CheckedLog(Dataset):
 
     def _shuffle_histories(self, log: pd.DataFrame) -> None:
         """Gives every user's train rows another order in time; users, times and the rows that are tested stay."""
-        split, users = self._split_of_rows(log), log[self.uid_field].to_numpy()
-        n_held_out = len(HELD_OUT.get(self.config["eval_args"]["split"].get("LS"), ()))
-        if self.benchmark_filename_list is not None or split is None and not n_held_out:
+        (kind, how), *_ = self.config["eval_args"]["split"].items()
+        if self.benchmark_filename_list is not None or kind not in ("LS", "GT"):
             raise PerPEFTError("shuffle_histories needs a split {LS: ...} or {GT: ...} in eval_args")
-        is_train = all_but_last(users, n_held_out) if split is None else split.part == 0
+        split, users = self._split_of_rows(log), log[self.uid_field].to_numpy()
+        is_train = all_but_last(users, len(HELD_OUT[how])) if split is None else split.part == 0
         order = shuffled_within_users(users, is_train, self.config["seed"])
         self.inter_feat = log.iloc[order].reset_index(drop=True).assign(**{self.time_field: log[self.time_field]})
 

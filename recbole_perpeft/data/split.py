@@ -135,7 +135,7 @@ def split_at_one_time(arguments: Mapping[str, Any], users: np.ndarray, times: np
         PerPEFTError: a part is empty at these borders.
     """
     wanted = arguments["split"]["GT"]
-    borders = [_border(each, times, name) for each in (wanted if isinstance(wanted, list | tuple) else [wanted])]
+    borders = [_border(each, times) for each in (wanted if isinstance(wanted, list | tuple) else [wanted])]
     if sorted(borders) != borders:
         raise PerPEFTError(f"eval_args: split GT is {wanted}: the test part begins before the valid part; swap them")
     part = np.searchsorted(borders, times, side="right")
@@ -157,7 +157,8 @@ def split_at_one_time(arguments: Mapping[str, Any], users: np.ndarray, times: np
         if not (part == place).any():
             raise PerPEFTError(
                 f"{name}.inter has no interaction {what} the border {wanted} of eval_args.split GT; its times go from "
-                f"{times[0]:.0f} to {times[-1]:.0f}"
+                f"{times[0]:.0f} to {times[-1]:.0f} (a date counts as Unix seconds: where times have another unit, "
+                "give the border as a number)"
             )
     return LogSplit(part, is_row, is_target, True)
 
@@ -227,7 +228,7 @@ def shuffled_within_users(users: np.ndarray, chosen: np.ndarray, seed: int) -> n
     return order
 
 
-def _border(wanted: float | str, times: np.ndarray, name: str) -> float:
+def _border(wanted: float | str, times: np.ndarray) -> float:
     if isinstance(wanted, str):
         return seconds_of(wanted)
     return float(np.quantile(times, wanted, method="higher")) if wanted < 1 else float(wanted)

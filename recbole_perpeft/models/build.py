@@ -13,7 +13,6 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import Settings, same_as, setting, settings_from
 from recbole_perpeft.data.content import TITLE, ItemContent
-from recbole_perpeft.data.noise import noise_of
 from recbole_perpeft.models.towers import EncoderSettings, Tower
 from recbole_perpeft.nn.adapt.tuning import Method
 from recbole_perpeft.nn.content import ContentEncoder
@@ -24,6 +23,7 @@ from recbole_perpeft.nn.side_content import SideContent
 from recbole_perpeft.nn.side_network import SideNetworkSettings
 from recbole_perpeft.pretrained.processor import Processor
 from recbole_perpeft.store.inputs import ContentCache
+from recbole_perpeft.store.noise import noise_of
 from recbole_perpeft.store.states import HiddenStateCache
 
 

@@ -26,15 +26,21 @@ def controls_of(spec: ModelSpec, config: Config, true_group_field: str | None = 
     """
     if ContentControl not in config.settings_classes:
         return []
-    changes = dict(_of_content(spec, config)) | dict(_of_users(config, true_group_field))
+    changes = dict(_of_content(config)) | dict(_of_users(config, true_group_field))
     return [
         ModelSpec(f"{spec.name}, {title}", change.pop("model", spec.model), dict(spec.settings) | change)
         for title, change in changes.items()
     ]
 
 
-def _of_content(spec: ModelSpec, config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
-    kind = next(each for each in config.settings_classes if issubclass(each, EncoderSettings))
+def _of_content(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
+    kind = next((each for each in config.settings_classes if issubclass(each, EncoderSettings)), None)
+    if kind is None:  # a model of a project of its own, which reads content in its own way
+        yield from (
+            ("content of other items", {"shuffle_content": True}),
+            ("noise for content", {"noise_content": True}),
+        )
+        return
     encoders = settings_from(config, kind)
     if not encoders.fields:  # ids alone
         return

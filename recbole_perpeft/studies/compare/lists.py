@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,22 +171,22 @@ def _read(path: Path, description: DataDescription) -> tuple[HistoryIndex, np.nd
     ids = {}
     for name, tokens in (("user", description.users), ("item", description.items)):
         ids[name] = tokens.get_indexer(table[name])
-        _check(ids[name] < 0, table, path, first, lambda row, name=name: f"the data set has no {name} {row[name]!r}")
+        _check(ids[name] < 0, table, path, first, f"the data set has no {name} {{{name}!r}}")
     scores = pd.to_numeric(table["score"], errors="coerce").to_numpy(dtype=np.float64)
-    _check(~np.isfinite(scores), table, path, first, lambda row: f"the score {row['score']!r} is no finite number")
+    _check(~np.isfinite(scores), table, path, first, "the score {score!r} is no finite number")
     twice = pd.Series(ids["user"] * len(description.items) + ids["item"]).duplicated().to_numpy()
-    _check(twice, table, path, first, lambda row: f"{row['user']!r} has the item {row['item']!r} twice")
+    _check(twice, table, path, first, "{user!r} has the item {item!r} twice")
     order = np.argsort(ids["user"], kind="stable")
     return HistoryIndex.from_pairs(ids["user"], ids["item"], len(description.users)), scores[order]
 
 
-def _check(wrong: np.ndarray, table: pd.DataFrame, path: Path, first: int, reason: Callable[[pd.Series], str]) -> None:
+def _check(wrong: np.ndarray, table: pd.DataFrame, path: Path, first: int, reason: str) -> None:
+    """Refuse a file for its first wrong row; the reason has the names of columns in braces."""
     if wrong.any():
         place = int(np.argmax(wrong))
+        what = reason.format(**table.iloc[place].to_dict())
         more = f" ({int(wrong.sum())} such rows)" if wrong.sum() > 1 else ""
-        raise PerPEFTError(
-            f"{path}, row {place + first}: {reason(table.iloc[place])}{more}; mend or leave out the row"
-        )
+        raise PerPEFTError(f"{path}, row {place + first}: {what}{more}; mend or leave out the row")
 
 
 def _texts(path: Path, separator: str) -> pd.DataFrame:
