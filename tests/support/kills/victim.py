@@ -87,8 +87,8 @@ class Victim:
         if self.runs:
             os.kill(self.pid, signal.SIGUSR1)
 
-    def kill_worker(self, line: str, rng: Random) -> None:
-        """Kill a process that it has started, as soon as there is one.
+    def kill_worker(self, line: str, rng: Random) -> bool:
+        """Kill a process that it has started, as soon as there is one; whether there was one.
 
         Args:
             line: what its command line holds.
@@ -98,8 +98,9 @@ class Victim:
             workers = [each for each in self.session() if each.pid != self.pid and line in _line(each)]
             if workers:
                 rng.choice(workers).kill()
-                return
+                return True
             time.sleep(0.02)
+        return False
 
     def status(self) -> int:
         """Of its exit."""
