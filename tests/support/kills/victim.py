@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import random
 import signal
 import sys
 import time
@@ -40,13 +39,15 @@ def obey(words: Sequence[str], log: Path) -> None:
 
 
 def _killed_in_a_write(event: str, arguments: tuple) -> None:
-    """When a draft is opened or gets its name: a child kills this process within the next millisecond."""
+    """When a draft is opened or gets its name: half of the times at once, half by a child, a moment later."""
     global _is_dying
     if event in ("open", "os.rename") and str(arguments[0]).endswith(".draft") and not _is_dying:
         _is_dying = True
-        victim = os.getpid()
+        victim, drawn = os.getpid(), Random(os.urandom(8))  # the global generator belongs to the training
+        if drawn.random() < 0.5:
+            os.kill(victim, signal.SIGKILL)
         if os.fork() == 0:
-            time.sleep(random.random() / 1000)
+            time.sleep(drawn.random() / 1000)
             os.kill(victim, signal.SIGKILL)
             os._exit(0)
 
