@@ -27,7 +27,8 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     """Attacks and kills are left out unless the command line asks for them: with `-k` alone it does not."""
     words = [str(word) for word in config.invocation_params.args]
-    asked = " ".join(word for word in words if not (config.option.keyword and word.endswith(config.option.keyword)))
+    named = (word for word in words if not (config.option.keyword and word.endswith(config.option.keyword)))
+    asked = " ".join([config.option.markexpr, *named])
     for marker in ("attack", "kill"):
         if marker not in asked:
             left_out = [item for item in items if item.get_closest_marker(marker)]

@@ -61,9 +61,9 @@ class Campaign:
     def _one(self, place: Path, rng: Random) -> str:
         """Kill a program once or twice, and finish it; what is wrong, or nothing."""
         moments = []
-        for _ in range(1 + (rng.random() < AGAIN)):
+        for is_second in range(1 + (rng.random() < AGAIN)):
             victim = self._start(place)
-            moments.append(self._kill(victim, place, rng))
+            moments.append(self._kill(victim, place, rng, bool(is_second)))
             left = victim.left()
             if left:
                 return f"{moments}: left running: {left}"
@@ -85,21 +85,20 @@ class Campaign:
         words = program.resume(place) if program.resume and goes_on else program.words(place)
         return Victim(words, place.with_suffix(".log"))
 
-    def _kill(self, victim: Victim, place: Path, rng: Random) -> str:
+    def _kill(self, victim: Victim, place: Path, rng: Random, is_second: bool) -> str:
         """Kill within the time that the undisturbed program took; says when."""
         program, share, in_a_write = self.program, 0.95 * rng.random(), rng.random() < IN_A_WRITE
         clock = Clock(victim.pid, place, program.marks)
         while victim.runs and (clock.read() < share * self.seconds or not has(place, program.marks)):
             time.sleep(rng.random() * clock.pause)
+        known = set(drafts(place)) if is_second else set()  # what the first kill has left
         if program.worker:
-            victim.kill_worker(program.worker, rng)
-        elif in_a_write:
-            victim.kill_in_a_write()
+            late = not victim.kill_worker(program.worker, rng)
+            victim.status()
         else:
-            victim.kill()
-        status = victim.status()
-        late = status != SIGKILLED and not self.program.worker
-        written = drafts(place)
+            (victim.kill_in_a_write if in_a_write else victim.kill)()
+            late = victim.status() != SIGKILLED
+        written = [path for path in drafts(place) if path not in known]
         self.tally.counts["too late" if late else "kills"] += 1
         self.tally.counts["within a write"] += bool(written) and not late
         return f"after {share:.2f} of {self.seconds:.2f} s{', writing ' + written[0].name if written else ''}"

@@ -61,7 +61,7 @@ def epochs_of(folder: Path) -> str:
 def run_in(folder: Path) -> Ends:
     """Metrics, record of the epochs, ranks, and tensors of the best and the last model."""
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    ends: Ends = {name: result[name] for name in ("best_valid_result", "test_result", "epochs")}
+    ends: Ends = {name: result[name] for name in ("best_valid_result", "test_result")}
     ends |= {"epochs": epochs_of(folder), "ranks": pd.read_parquet(folder / "test_ranks.parquet").to_csv()}
     for name in ("best.pth", "last.pth"):
         for key, value in torch.load(folder / name, weights_only=True)["state_dict"].items():

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import random
 import signal
 import sys
 import time
@@ -40,13 +39,15 @@ def obey(words: Sequence[str], log: Path) -> None:
 
 
 def _killed_in_a_write(event: str, arguments: tuple) -> None:
-    """When a draft is opened or gets its name: a child kills this process within the next millisecond."""
+    """When a draft is opened or gets its name: half of the times at once, half by a child, a moment later."""
     global _is_dying
     if event in ("open", "os.rename") and str(arguments[0]).endswith(".draft") and not _is_dying:
         _is_dying = True
-        victim = os.getpid()
+        victim, drawn = os.getpid(), Random(os.urandom(8))  # the global generator belongs to the training
+        if drawn.random() < 0.5:
+            os.kill(victim, signal.SIGKILL)
         if os.fork() == 0:
-            time.sleep(random.random() / 1000)
+            time.sleep(drawn.random() / 1000)
             os.kill(victim, signal.SIGKILL)
             os._exit(0)
 
@@ -87,8 +88,8 @@ class Victim:
         if self.runs:
             os.kill(self.pid, signal.SIGUSR1)
 
-    def kill_worker(self, line: str, rng: Random) -> None:
-        """Kill a process that it has started, as soon as there is one.
+    def kill_worker(self, line: str, rng: Random) -> bool:
+        """Kill a process that it has started, as soon as there is one; whether there was one.
 
         Args:
             line: what its command line holds.
@@ -98,8 +99,9 @@ class Victim:
             workers = [each for each in self.session() if each.pid != self.pid and line in _line(each)]
             if workers:
                 rng.choice(workers).kill()
-                return
+                return True
             time.sleep(0.02)
+        return False
 
     def status(self) -> int:
         """Of its exit."""
