@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from recbole_perpeft.convert.reading.tables import table_columns, table_rows
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.files.atomic_table import read_table
+from recbole_perpeft.data.files.tables import table_columns, table_rows
 from recbole_perpeft.data.photos.decode import DamagedImageError, decode_image
 from recbole_perpeft.data.photos.images import read_image_file
 from recbole_perpeft.runs.record import RunRecord

@@ -28,11 +28,6 @@ def test_a_checkpoint_of_another_model(shop, sasrec_run):
     shop.fails("best.pth", "last.pth", words=[f"--resume={mine / 'best.pth'}"])
 
 
-def test_lists_from_a_checkpoint_of_another_model(shop, sasrec_run):
-    assert main(["recommend", "--model_file", str(sasrec_run / "best.pth"), "--users", "x"]) == 2
-    shop.check_error(shop.capsys.readouterr().err, [sasrec_run / "best.pth", "SASRec", "PerPEFT"])
-
-
 class Malice:
     """Runs code where it is unpickled."""
 

@@ -28,8 +28,8 @@ def told(capsys):
 
 
 def test_recommend(told, monkeypatch):
-    monkeypatch.setattr("recbole_perpeft.runs.recommend.Recommender.from_file", interrupted)
-    assert told("recommend", "--model_file=x", "--users=u1") == ["interrupted; start it again"]
+    monkeypatch.setattr("recbole_perpeft.use.recommend.Recommender.from_file", interrupted)
+    assert told("recommend", "--model_file=x", "--users=u1") == ["interrupted; the same command goes on from here"]
 
 
 def test_explain(told, monkeypatch, tmp_path):
@@ -38,7 +38,7 @@ def test_explain(told, monkeypatch, tmp_path):
         interrupted()
 
     report = SimpleNamespace(rows=SimpleNamespace(to_csv=half))
-    monkeypatch.setattr("recbole_perpeft.runs.explain.explain", lambda *args: report)
+    monkeypatch.setattr("recbole_perpeft.use.explain.explain", lambda *args: report)
     assert told("explain", "--model_file=x", f"--output={tmp_path / 'x.tsv'}") == ["interrupted; start it again"]
     assert not list(tmp_path.iterdir())
 
@@ -48,8 +48,9 @@ def test_export(told, monkeypatch, tmp_path):
         (folder / name).mkdir()
         interrupted()
 
-    monkeypatch.setattr("recbole_perpeft.runs.export.load", lambda run: ({}, SimpleNamespace(n_groups=0), None))
-    monkeypatch.setattr("recbole_perpeft.runs.export._banks", lambda model: {"": SimpleNamespace(export=half)})
+    monkeypatch.setattr("recbole_perpeft.use.export.load", lambda *args: ({}, SimpleNamespace(n_groups=0), None))
+    monkeypatch.setattr("recbole_perpeft.use.export.union_of", lambda parts: SimpleNamespace(items=[]))
+    monkeypatch.setattr("recbole_perpeft.use.export._banks", lambda model: {"": SimpleNamespace(export=half)})
     assert told("export", "--run=x", f"--output={tmp_path / 'out'}") == ["interrupted; start it again"]
     assert not list(tmp_path.iterdir())
 

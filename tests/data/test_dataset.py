@@ -232,13 +232,10 @@ def test_single_interactions_are_named_and_recboles_filter_helps(log_folder):
     assert (len(train), len(valid), len(test)) == (1, 0, 1)
 
 
-@pytest.mark.parametrize(
-    "eval_args",
-    [{"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO"}, {"split": {"LS": "valid_and_test"}, "order": "RO"}],
-)
-def test_other_splits_are_refused(log_folder, eval_args):
+def test_an_order_that_is_not_of_time_is_refused(log_folder):
     log_folder.write([("a", f"i{number}", number) for number in range(4)])
-    config = log_folder.config(eval_args=eval_args | {"mode": "full", "group_by": "user"})
+    arguments = {"split": {"LS": "valid_and_test"}, "order": "RO", "mode": "full", "group_by": "user"}
+    config = log_folder.config(eval_args=arguments)
     with pytest.raises(PerPEFTError, match="set eval_args"):
         SequenceDataset(config).build()
 
