@@ -66,9 +66,7 @@ class ItemEncoderSettings(EncoderSettings):
                 f"foundation_model or {' and '.join(named)}"
             )
         if self.id_dropout and self.reads_ids_alone:
-            raise PerPEFTError(
-                "id_dropout: with peft_type: ids an item without its id is nothing; set it to 0"
-            )
+            raise PerPEFTError("id_dropout: with peft_type: ids an item without its id is nothing; set it to 0")
         super().check()
 
     def as_towers(self, **changes: Any) -> EncoderSettings:
