@@ -76,8 +76,6 @@ class ContentRecommender(SequentialRecommender):
         )
         self.item_tokens_with_content = content.tokens
         self.item_encoder = self.build_item_encoder(config, content, item_tokens)
-        sold = torch.from_numpy(self._interactions.items)
-        self.item_encoder.set_sold(torch.bincount(sold, minlength=self.n_items) > 0)
         if self.id_settings.id_embedding_reg and self.item_encoder.id_embedding is None:
             raise PerPEFTError(f"id_embedding_reg: items of {type(self).__name__} have no id vectors; set it to 0")
         if self.loss.draws.catalogue and not self.item_encoder.content_encoder.reads_stored:

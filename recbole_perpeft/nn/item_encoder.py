@@ -58,18 +58,12 @@ class ItemEncoder(nn.Module):
             which it may sort.
         projector: Makes a module from the width of a content vector and d.
         has_ids: Whether items have id vectors beside their content.
-        id_dropout: Share of the items of a training step that go without their id vector, so that content learns to
-            do alone (DropoutNet: Volkovs, Yu and Poutanen, NeurIPS 2017). Items that were never sold then have none
-            at all: what their id would learn is only that nobody buys them.
 
     Attributes:
         projectors: `global`, and after `personalise` one a group, named by its number.
         id_embedding: Id vectors of all items, shared by all groups; None without ids.
-        was_sold: bool [n_items], the items that training shows as bought; all until `set_sold`.
         foundation_fingerprint: Identifies the weights of the foundation model.
     """
-
-    was_sold: Tensor
 
     def __init__(
         self,
@@ -80,7 +74,6 @@ class ItemEncoder(nn.Module):
         chunk_size: int = 64,
         projector: Callable[[int, int], nn.Module] = Projector,
         has_ids: bool = True,
-        id_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.n_items = n_items
@@ -89,8 +82,6 @@ class ItemEncoder(nn.Module):
         self.projectors = GroupModules(projector(content_encoder.content_size, hidden_size))
         self.id_embedding = nn.Embedding(n_items, hidden_size, padding_idx=0) if has_ids else None
         self.content_weight = content_weight
-        self.id_dropout = id_dropout
-        self.register_buffer("was_sold", torch.ones(n_items, dtype=torch.bool), persistent=False)
         self.chunk_size = chunk_size
         self.foundation_fingerprint = content_encoder.foundation_fingerprint
 
@@ -105,21 +96,7 @@ class ItemEncoder(nn.Module):
             [n, d]
         """
         vectors = self._project(self.content_encoder(items, group), group)
-        if self.id_embedding is None:
-            return vectors
-        items = items.to(vectors.device)
-        ids = self.id_embedding(items)
-        return vectors + (ids * self._has_id(items) if self.id_dropout else ids)
-
-    def _has_id(self, items: Tensor) -> Tensor:
-        has_id = self.was_sold[items]
-        if self.training:
-            has_id = has_id & (torch.rand(items.shape, device=items.device) >= self.id_dropout)
-        return has_id.unsqueeze(1)
-
-    def set_sold(self, was_sold: Tensor) -> None:
-        """Says which items training shows as bought, bool [n_items]."""
-        self.was_sold = was_sold.to(self.device)
+        return vectors if self.id_embedding is None else vectors + self.id_embedding(items.to(vectors.device))
 
     def _project(self, content: Tensor, group: int | None) -> Tensor:
         return self.content_weight * self.projectors.of(group)(content.to(self.device))

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from recbole_perpeft.nn.adapt.bank import AdapterBank
@@ -129,43 +128,6 @@ def test_catalogue_is_all_items_in_evaluation_mode(request, kind):
         assert all(projector.training is training for projector in encoder.projectors.values())
         torch.testing.assert_close(catalogue, expected, atol=1e-6, rtol=1e-5)
     assert (encoder.encode_catalogue(None) - expected).abs().max() > 1e-3
-
-
-class NumberContent(nn.Module):
-    """Content that is the item's number."""
-
-    content_size = 1
-    foundation_fingerprint = "numbers"
-
-    def forward(self, items, group):
-        return items.unsqueeze(1).float()
-
-
-def _with_id_dropout(share: float, n_items: int = 2000) -> ItemEncoder:
-    torch.manual_seed(0)
-    encoder = ItemEncoder(NumberContent(), n_items, hidden_size=4, id_dropout=share)
-    encoder.set_sold(torch.arange(n_items) % 2 == 0)
-    return encoder
-
-
-def test_a_share_of_a_training_step_goes_without_ids_and_what_was_never_sold_has_none():
-    encoder = _with_id_dropout(0.3)
-    items = torch.arange(1, encoder.n_items)
-    ids, content = encoder.id_embedding(items), encoder._project(items.unsqueeze(1).float(), None)
-    has_id = ((encoder.train()(items, None) - content).abs() > 1e-6).any(1)
-    torch.testing.assert_close(encoder(items, None)[~encoder.was_sold[items]], content[~encoder.was_sold[items]])
-    assert has_id[encoder.was_sold[items]].float().mean() == pytest.approx(0.7, abs=0.05)
-    # At evaluation every id that was learnt counts, as it is: no scaling makes up for those left out.
-    sold = encoder.was_sold[items].unsqueeze(1)
-    torch.testing.assert_close(encoder.eval()(items, None), content + ids * sold)
-
-
-def test_without_id_dropout_all_items_have_ids_and_nothing_is_drawn():
-    encoder, items = _with_id_dropout(0.0).train(), torch.arange(20)
-    state = torch.get_rng_state()
-    expected = encoder._project(items.unsqueeze(1).float(), None) + encoder.id_embedding(items)
-    torch.testing.assert_close(encoder(items, None), expected)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_training_mode_comes_back_after_an_error(make_adapted, monkeypatch):

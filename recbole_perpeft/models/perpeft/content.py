@@ -44,14 +44,6 @@ class ItemEncoderSettings(EncoderSettings):
     max_text_length: int | None = setting(None, "Title tokens; by default what the model can read.", least=1)
     hidden_size: int = same_as(TransformerSettings, "hidden_size")
     content_weight: float = setting(0.5, "Weight of the projected content beside the id embedding.", above=0)
-    id_dropout: float = setting(
-        0.0,
-        "Share of a step's items that go without their id, so that content learns to do alone; above 0, items that "
-        "were never sold have no id at all.",
-        least=0,
-        below=1,
-        kind="rate",
-    )
     cache_frozen_blocks: bool = setting(
         True, "Whether blocks below the first adapted one are computed once and stored."
     )
@@ -65,8 +57,6 @@ class ItemEncoderSettings(EncoderSettings):
                 f"foundation_model, {', '.join(named)}: a model has one dual encoder or towers; leave out "
                 f"foundation_model or {' and '.join(named)}"
             )
-        if self.id_dropout and self.reads_ids_alone:
-            raise PerPEFTError("id_dropout: with peft_type: ids an item without its id is nothing; set it to 0")
         super().check()
 
     def as_towers(self, **changes: Any) -> EncoderSettings:
@@ -178,5 +168,4 @@ def build_item_encoder(settings: ItemEncoderSettings, around: Surroundings) -> I
         settings.content_weight,
         settings.encoder_chunk_size,
         Projector if content.content_size else NoProjector,
-        id_dropout=settings.id_dropout,
     )

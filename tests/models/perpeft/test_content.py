@@ -157,8 +157,6 @@ def test_checkpoints_of_towers_hold_what_is_trained(build, towers):
         ({"content_weight": 0.0}, "content_weight is 0.0"),
         ({"content_weight": float("nan")}, "content_weight is nan"),
         ({"max_text_length": 0}, "max_text_length is 0"),
-        ({"id_dropout": 1.0}, "id_dropout is 1.0"),
-        ({"id_dropout": 0.5, "peft_type": "ids"}, "id_dropout: with peft_type: ids"),
         ({"text_encoder": "bert"}, "foundation_model, text_encoder: .*leave out foundation_model or text_encoder"),
         (
             {"towers": [{"field": "title", "encoder": "bert"}]},

@@ -37,17 +37,6 @@ def test_scores_equal_a_loop_over_users(prepare, personalised):
         torch.testing.assert_close(single[index], expected[row["item_id"]], atol=1e-5, rtol=1e-5)
 
 
-def test_ids_of_items_that_no_train_row_has_count_for_nothing(prepare):
-    prepared = prepare("GlobalPEFT", peft_type="none", id_dropout=0.2)
-    encoder, sold = prepared.model.item_encoder.eval(), set(prepared.train_data.dataset.interactions.items.tolist())
-    assert encoder.was_sold.nonzero().flatten().tolist() == sorted(sold)
-    new = 5
-    encoder.set_sold(torch.arange(prepared.model.n_items) != new)
-    token = prepared.dataset.field2id_token["item_id"][new]
-    with torch.no_grad():
-        torch.testing.assert_close(encoder(torch.tensor([new]), None), encoder.new_item_vectors([token], None))
-
-
 def test_groups_see_items_differently(prepare):
     model = prepare().personalise().eval()
     assert not torch.allclose(model.catalogue(0), model.catalogue(1), atol=1e-3)
