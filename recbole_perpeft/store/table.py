@@ -26,6 +26,7 @@ from recbole_perpeft.store.rows import MappedRows, RowFiles, UnusableRowsError, 
 
 MANIFEST, JOURNAL = "manifest.json", "journal.jsonl"
 # Types of the entries of a manifest, and of what it says of a chunk.
+_MOST_ROWS = 2**31  # of a chunk
 _SCHEMA = {"chunks": list[dict], "stamps": dict[str, list[int]], "chunk_rows": int, "tokens": list[str]}
 _CHUNK = {"index": int, "checksums": dict[str, int], "damaged": dict[str, str]}
 N_NAMED = 3
@@ -59,6 +60,8 @@ class Manifest:
                 wrong = wrong or next(filter(None, (misfit(chunk, _CHUNK) for chunk in chunks)), None)
                 if wrong:
                     raise TypeError(wrong)
+                if not 1 <= values.get("chunk_rows", 1) <= _MOST_ROWS:
+                    raise ValueError(f"chunk_rows is no number from 1 to {_MOST_ROWS:,}")
                 if missing := recipe.about.keys() - values.keys():
                     raise KeyError(*missing)
                 return cls(

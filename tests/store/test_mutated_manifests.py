@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recbole_perpeft.core.errors import PerPEFTError
@@ -24,6 +24,8 @@ def shop(tmp_path_factory):
     return folder, table, (table / MANIFEST).read_text()
 
 
+@example("chunk_rows", 2**70)
+@example("chunk_rows", 0)
 @given(st.sampled_from(["format", "chunk_rows", "chunks", "stamps", "tokens", *ENTRIES]), st.sampled_from(OTHERS))
 @settings(max_examples=40, deadline=None)
 def test_entries_that_are_not_what_was_written(shop, name, other):
