@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from recbole_perpeft.cli.flags import Flags
+from recbole_perpeft.cli.flags import Flags, changes_of
 from recbole_perpeft.core.errors import PerPEFTError
 
 
@@ -19,13 +19,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         "--run=runs/<run>",
         "--run=runs/<run> --items=ITEM1,ITEM2 --output=groups.html",
     )
-    flags.add_argument("--run", required=True, help="folder of a run, or its best.pth")
+    flags.add_run()
     flags.add_argument("--output", type=Path, help="HTML file to write (explore.html in the folder of the run)")
     flags.add_argument(
         "--items", help="items shown side by side, separated by commas (those that groups contest most)"
     )
     flags.add_argument("--n_items", type=int, default=8, help="how many of these (%(default)s)")
-    flags.add_argument("--data_path", help="where the data set is now, if it was moved")
     flags.add_argument("--no_progress", action="store_true", help="no progress bar")
     options = flags.parse(words)
     if options.n_items < 1:
@@ -37,14 +36,10 @@ def run(options: argparse.Namespace) -> int:
     """Write the page and say where."""
     from recbole_perpeft.studies.explore.explore import explore
 
-    run = Path(options.run)
-    folder = run if run.is_dir() else run.parent
+    folder = options.run if options.run.is_dir() else options.run.parent
     items = [item for item in (options.items or "").split(",") if item]
-    changes = {"show_progress": not options.no_progress}
-    if options.data_path:
-        changes["data_path"] = options.data_path
-    page = explore(
-        run, options.output or folder / "explore.html", items, options.n_items, changes, not options.no_progress
-    )
+    output, shows = options.output or folder / "explore.html", not options.no_progress
+    changes = changes_of(options) | {"show_progress": shows}
+    page = explore(options.run, output, items, options.n_items, changes, shows)
     print(page)
     return 0

@@ -18,9 +18,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         "--run=runs/<run> --output=model",
         "--run=runs/<run> --output=model --license=mit --push_to_hub=<owner>/<name>",
     )
-    flags.add_argument("--run", type=Path, required=True, help="folder of the run, or its best.pth")
+    flags.add_run()
     flags.add_argument("--output", type=Path, required=True, help="folder to make")
-    flags.add_argument("--data_path", help="folder of the data set's folder, where it has moved")
     flags.add_argument(
         "--onnx", action="store_true", default=None, help="insist on ONNX, which is written if its packages are there"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from recbole_perpeft.core.errors import PerPEFTError
@@ -42,6 +43,12 @@ class Flags(argparse.ArgumentParser):
             words |= {"choices": declared.possible} if declared.possible else {}
             self.add_argument(f"--{declared.name}", **words)
 
+    def add_run(self, *older_names: str) -> None:
+        """Adds the flags that name a finished run and where its data set is now."""
+        names = ("--run", *older_names)
+        self.add_argument(*names, dest="run", type=Path, required=True, help="folder of the run, or its best.pth")
+        self.add_argument("--data_path", help="folder of the data set's folder, where it has moved")
+
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """The values of the flags.
 
@@ -60,6 +67,11 @@ class Flags(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Wrong flags end as all wrong input does: in one line, without the usage."""
         raise PerPEFTError(f"{message}; see {self.prog} --help")
+
+
+def changes_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of `Flags.add_run` change of the run's settings."""
+    return {"data_path": options.data_path} if options.data_path else {}
 
 
 def settings_of(words: Sequence[str], switches: Sequence[str] = ("help", "list_models")) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recbole_perpeft.cli.flags import Flags
+from recbole_perpeft.cli.flags import Flags, changes_of
 from recbole_perpeft.core.errors import PerPEFTError
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         "--run=runs/<run> --histories=visitors.jsonl --output=lists.csv",
         '--run=runs/<run> --history="ITEM1 ITEM2 ITEM3" --include_new_items',
     )
-    flags.add_argument("--run", "--model_file", dest="run", required=True, help="folder of the run, or its best.pth")
-    flags.add_argument("--data_path", help="folder of the data set's folder, where it has moved")
+    flags.add_run("--model_file")
     flags.add_argument("--all_users", action="store_true", help="everybody in the log")
     flags.add_argument("--users", help="user ids, separated by commas, or a table of them")
     flags.add_argument("--histories", type=Path, help="table with user_id, item_id and timestamp, of anybody")
@@ -62,8 +61,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.output:
         check_format(options.output)
-    changes = {"data_path": options.data_path} if options.data_path else {}
-    recommender = Recommender.from_file(options.run, changes, bool(options.users or options.all_users))
+    needs_log = bool(options.users or options.all_users)
+    recommender = Recommender.from_file(options.run, changes_of(options), needs_log)
     requests = Requests(recommender, options.skip_unknown)
     wanted = Wanted(
         options.k,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 
-from recbole_perpeft.cli.flags import Flags
+from recbole_perpeft.cli.flags import Flags, changes_of
 from recbole_perpeft.core.errors import PerPEFTError
 
 PACKAGES = ("fastapi", "uvicorn")
@@ -21,8 +20,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         "What people had is in requests alone, not in the log.",
         "--run=runs/<run> --port=8000",
     )
-    flags.add_argument("--run", type=Path, required=True, help="folder of the run, or its best.pth")
-    flags.add_argument("--data_path", help="folder of the data set's folder, where it has moved")
+    flags.add_run()
     flags.add_argument("--host", default="127.0.0.1", help="address to listen at (%(default)s: this machine alone)")
     flags.add_argument("--port", type=int, default=8000, help="(%(default)s)")
     options = flags.parse(words)
@@ -41,7 +39,6 @@ def run(options: argparse.Namespace) -> int:
     from recbole_perpeft.use.server import app_of
     from recbole_perpeft.use.service import Service
 
-    changes = {"data_path": options.data_path} if options.data_path else {}
-    service = Service(Recommender.from_file(options.run, changes, needs_log=False))
+    service = Service(Recommender.from_file(options.run, changes_of(options), needs_log=False))
     uvicorn.run(app_of(service), host=options.host, port=options.port, access_log=False)
     return 0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import ItemContent
-from recbole_perpeft.models.perpeft.grouping import global_user_vectors, mean_vectors
+from recbole_perpeft.models.perpeft.grouping import global_user_vectors
 from recbole_perpeft.models.perpeft.model import PerPEFT
 from recbole_perpeft.pretrained.dual import FoundationModel
 from recbole_perpeft.pretrained.processor import Processor
@@ -75,9 +75,13 @@ class Exploration:
         self.titles = ["" if row is None else content.titles[row] for row in rows]
         self.album = Album([None if row is None else content.image_paths[row] for row in rows])
 
+    def name_of(self, item: int) -> str:
+        """The title of an item, or its id where it has none."""
+        return self.titles[item] or str(self.item_tokens[item])
+
     def shown(self, item: int, note: str = "") -> parts.Shown:
-        """An item in a list; without a title it is called by its id."""
-        return parts.Shown(self.titles[item] or str(self.item_tokens[item]), self.album.photo(item), note)
+        """An item in a list."""
+        return parts.Shown(self.name_of(item), self.album.photo(item), note)
 
     def items_named(self, tokens: Sequence[str]) -> list[int]:
         """Internal ids of items.
@@ -128,14 +132,12 @@ class Exploration:
     @cached_property
     def mean_users(self) -> Tensor:
         """Mean vector of each group's users under its module, [C, d]."""
-        means = [
-            mean_vectors(vectors, torch.zeros(len(vectors), dtype=torch.long), 1)
-            for vectors in (
-                global_user_vectors(self.model, group.users, self.histories, number)
+        return torch.stack(
+            [
+                global_user_vectors(self.model, group.users, self.histories, number).mean(0)
                 for number, group in enumerate(self.groups)
-            )
-        ]
-        return torch.cat(means)
+            ]
+        )
 
     def eyes(self) -> Eyes:
         """What looks at items.

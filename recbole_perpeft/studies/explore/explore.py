@@ -117,7 +117,7 @@ def _looks(found: Exploration, chosen: Sequence[int], show_progress: bool) -> Ch
     for item in tqdm(chosen, desc="Look at items", unit="item", disable=not show_progress):
         with_module, without = eyes.look(item, found.titles[item])
         pixels = eyes.pixels(item)
-        name = found.titles[item] or str(found.item_tokens[item])
+        name = found.name_of(item)
         blocks.append(parts.views(name, _views(found, pixels, with_module)))
         if without:
             blocks.append(parts.views(f"{name}: without the groups' modules", _views(found, pixels, without)))
@@ -141,7 +141,7 @@ def _neighbours(found: Exploration, chosen: Sequence[int]) -> Chapter:
     blocks = []
     spaces = [functional.normalize(found.model.catalogue(g).float(), dim=1) for g in range(len(found.groups))]
     for item in chosen:
-        blocks.append(f"<h3>{in_html(found.titles[item] or str(found.item_tokens[item]))}</h3>")
+        blocks.append(f"<h3>{in_html(found.name_of(item))}</h3>")
         for group, space in zip(found.groups, spaces, strict=True):
             similar = space @ space[item]
             similar[[0, item]] = -torch.inf
