@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.photos.decode import decode_image
+from recbole_perpeft.data.photos.decode import DamagedImageError, decode_image
 from recbole_perpeft.data.photos.images import read_image_file
 
 _SMALL, _LARGE = 96, 160  # pixels of the longer side
@@ -44,7 +43,7 @@ class Album:
             return None
         try:
             image = decode_image(read_image_file(path))
-        except (OSError, ValueError, PerPEFTError):
+        except DamagedImageError:
             return None
         image.thumbnail((_SMALL, _SMALL))
         address = _address(image, "JPEG", quality=75)

@@ -182,3 +182,10 @@ def test_photos_beyond_the_limit_are_left_out(small_aspects):
     full = Album(photos, limit=sum(sizes[:2]))
     assert [full.photo(row) is not None for row in (0, 1, 2, 0)] == [True, True, False, True]
     assert full.n_left_out == 1
+
+
+def test_photos_that_are_damaged_or_gone_are_none(tmp_path):
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    album = Album([tmp_path / "cut.png", tmp_path / "empty.jpg", tmp_path / "gone.png"])
+    assert [album.photo(row) for row in range(3)] == [None, None, None]
