@@ -9,7 +9,7 @@ from torch import nn
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import Settings, same_as, setting, settings_from
-from recbole_perpeft.training.trainer import RunTrainer
+from recbole_perpeft.training.schedule import ScheduledTrainer
 
 __all__ = ["ContentTrainer", "LearningRateSettings"]
 
@@ -56,7 +56,7 @@ class LearningRateSettings(Settings):
         return [{"params": some, "lr": rates[group]} for group, some in members.items() if some]
 
 
-class ContentTrainer(RunTrainer):
+class ContentTrainer(ScheduledTrainer):
     """Trains a `ContentRecommender` in one stage."""
 
     settings_classes = (LearningRateSettings,)

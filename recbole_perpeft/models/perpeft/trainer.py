@@ -117,6 +117,11 @@ class PerPEFTTrainer(ContentTrainer):
     def _is_independent(self) -> bool:
         return self._freezes and self.stage == "personalised"
 
+    @property
+    def first_epoch(self) -> int:
+        """Each stage has a schedule of its own."""
+        return self.global_epochs if self.stage == "personalised" else 0
+
     def _announce(self, sentence: str, verbose: bool) -> None:
         if verbose:
             self.logger.info(set_color(sentence, "pink"))
@@ -131,6 +136,7 @@ class PerPEFTTrainer(ContentTrainer):
 
     def _train_step(self, interaction, loss_func) -> Tensor:
         if self._is_independent and self.group_bests.is_finished(self.model.group_of_batch(interaction)):
+            self._pass_step()
             return torch.zeros(1, dtype=torch.float64, device=self.device)
         return super()._train_step(interaction, loss_func)
 

@@ -1,0 +1,75 @@
+"""The learning rate over a training."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from recbole_perpeft.core.settings import Settings, setting, settings_from
+from recbole_perpeft.training.trainer import RunTrainer
+
+
+@dataclass(frozen=True)
+class ScheduleSettings(Settings):
+    """How the learning rate changes over the steps of a training."""
+
+    lr_scheduler_type: Literal["constant", "linear"] = setting(
+        "constant", "The learning rate over all epochs: constant, or linear, which falls to 0 at the last of them."
+    )
+    warmup_ratio: float = setting(
+        0.0, "Share of the steps in which the learning rate rises to its full value.", least=0, below=1
+    )
+
+    def share(self, step: int, n_steps: int) -> float:
+        """Share of the full learning rate in a step.
+
+        Args:
+            step: Out of 0 .. n_steps - 1.
+            n_steps: Of the whole training.
+        """
+        n_warm = int(self.warmup_ratio * n_steps)
+        if step < n_warm:
+            return (step + 1) / n_warm
+        return 1.0 if self.lr_scheduler_type == "constant" else (n_steps - step) / (n_steps - n_warm)
+
+
+class ScheduledTrainer(RunTrainer):
+    """`RunTrainer` whose learning rates follow `ScheduleSettings`, each from its own full value.
+
+    A rate follows from the number of the step, so that a resumed training goes on where it was.
+    """
+
+    settings_classes: tuple[type[Settings], ...] = (ScheduleSettings,)
+
+    def __init__(self, config, model) -> None:
+        super().__init__(config, model)
+        self._schedule = settings_from(config, ScheduleSettings)
+        self._step, self._n_steps = 0, 1
+        self._full_rates: list[float] = []
+
+    @property
+    def first_epoch(self) -> int:
+        """Epoch in which the schedule begins; it ends with the last of `epochs`."""
+        return 0
+
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        self._step = (epoch_idx - self.first_epoch) * len(train_data)
+        self._n_steps = (self.epochs - self.first_epoch) * len(train_data)
+        self._full_rates = [group["lr"] for group in self.optimizer.param_groups]
+        try:
+            return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        finally:
+            self._set_rates(1.0)
+
+    def _train_step(self, interaction, loss_func) -> Tensor:
+        self._set_rates(self._schedule.share(self._step, self._n_steps))
+        self._pass_step()
+        return super()._train_step(interaction, loss_func)
+
+    def _pass_step(self) -> None:
+        """Count a step, also one in which nothing is learnt."""
+        self._step += 1
+
+    def _set_rates(self, share: float) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self._full_rates, strict=True):
+            group["lr"] = rate * share
