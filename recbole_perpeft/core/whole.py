@@ -41,7 +41,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        place = str(error.filename or path).replace(str(draft_of(path)), str(path))
+        # Of a copy the second is what is written.
+        place = str(error.filename2 or error.filename or path).replace(str(draft_of(path)), str(path))
         raise PerPEFTError(
             f"cannot write {place}: {error.strerror or error}; free space or choose another folder"
         ) from error

@@ -7,6 +7,7 @@ import pytest
 
 from recbole_perpeft.cli.main import main
 from recbole_perpeft.store.arrays import write_array
+from support.attack.ground import in_one_process
 
 
 @pytest.fixture
@@ -29,8 +30,8 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", folder], capture_output=True)
 
 
-def error_of(capsys, words):
-    assert main(words) == 2
+def error_of(capsys, words, carry_out=main):
+    assert carry_out(words) == 2
     captured = capsys.readouterr().err
     assert "Traceback" not in captured
     (error,) = [line for line in captured.splitlines() if line.startswith("error: ")]
@@ -81,6 +82,31 @@ def test_a_disk_that_may_only_be_read(request, disk, capsys, verb):
     error = error_of(capsys, request.getfixturevalue(verb)(folder))
     assert str(folder) in error and "Read-only file system" in error
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("kib", [4, 16, 32])
+def test_a_comparison(toy_settings, disk, capsys, kib):
+    """Its runs are elsewhere; the report finds no space, and a second call with space makes it."""
+    folder = disk(kib)
+    settings = toy_settings | {"epochs": 1}
+    words = ["compare", "--models=Pop,BPR", "--seeds=1", *(f"--{key}={value}" for key, value in settings.items())]
+    error = error_of(capsys, [*words, f"--output={folder / 'report'}"], in_one_process)
+    assert str(folder) in error and "No space left on device" in error and "free space" in error
+    assert not list(folder.rglob("*.draft"))
+    subprocess.run(["mount", "-o", "remount,size=64M", folder], check=True)
+    assert in_one_process([*words, f"--output={folder / 'report'}"]) == 0
+    assert (folder / "report" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("kib", [4, 8])
+def test_a_search(toy_settings, tmp_path, disk, capsys, kib):
+    folder = disk(kib)
+    (tmp_path / "space.yaml").write_text("learning_rate: {loguniform: [1e-4, 1e-2]}\n" + "# long\n" * 2000)
+    words = ["search", "--model=BPR", f"--search={tmp_path / 'space.yaml'}", f"--output={folder / 'search'}"]
+    words += [f"--{key}={value}" for key, value in toy_settings.items() if key != "runs_folder"]
+    error = error_of(capsys, words, in_one_process)
+    assert str(folder) in error and "No space left on device" in error and "free space" in error
+    assert not [path for path in folder.rglob("*") if path.is_file()]
 
 
 def test_an_array(disk):

@@ -102,10 +102,12 @@ def search(
     # While the draft is there, what else is there belongs to a search that has not begun.
     with written_whole(folder / SEARCH_FILE) as draft:
         draft.write_text(_yaml({"search": _plain(settings), "settings": session.fixed}), encoding="utf-8")
-        if isinstance(source, Path):
-            shutil.copyfile(source, folder / f"space{source.suffix}")
-        else:
-            (folder / "space.yaml").write_text(_yaml(source), encoding="utf-8")
+        suffix = source.suffix if isinstance(source, Path) else ".yaml"
+        with written_whole(folder / f"space{suffix}") as copy:
+            if isinstance(source, Path):
+                shutil.copyfile(source, copy)
+            else:
+                copy.write_text(_yaml(source), encoding="utf-8")
     return session.carry_out(folder)
 
 
@@ -285,7 +287,8 @@ def _new_folder(output: Path | None, config: Config) -> Path:
 def _never_began(folder: Path) -> bool:
     """Whether a search was killed before its settings were there: it starts anew."""
     draft = draft_of(folder / SEARCH_FILE)
-    return draft.exists() and all(path == draft or path.stem == "space" for path in folder.iterdir())
+    names = {path.name for path in folder.iterdir()}
+    return draft.name in names and all(name.lstrip(".").startswith("space.") for name in names - {draft.name})
 
 
 def _plain(settings: SearchSettings) -> dict[str, Any]:

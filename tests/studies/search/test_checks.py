@@ -150,7 +150,7 @@ def test_a_search_that_was_killed_before_its_settings_were_written_starts_anew(
     (tmp_path / "space.yaml").write_text("learning_rate: {uniform: [0.001, 0.1]}", encoding="utf-8")
     output = tmp_path / "out"
     output.mkdir()
-    for name in (".search.yaml.draft", "space.yaml", "mine"):
+    for name in (".search.yaml.draft", ".space.yaml.draft", "space.yaml", "mine"):
         (output / name).write_text("learning_r")
     words = ["--model=BPR", "--dataset=toy", f"--data_path={toy_path}", f"--search={tmp_path / 'space.yaml'}"]
     assert main(["search", *words, f"--output={output}"]) == 2 and "is not empty" in capsys.readouterr().err
