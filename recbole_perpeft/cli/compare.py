@@ -28,6 +28,8 @@ usage: recbole-perpeft compare --models=LIST [--dataset=NAMES] [--seeds=N] [--pa
                        user, item, score, separated by commas; `FILE as NAME` says how the tables call it
   --controls           further rows for each model of content: content of other items, noise, titles alone, photos
                        alone, ids alone, histories shuffled; for groups random ones and those of true_group_field
+  --tune=N             before that, N trials for each model on the valid items with the first seed, over the search
+                       space that comes with the package for it, but for what its entry sets; default 0
   --baseline=NAME      the model that the others are compared with; default the first
   --parallel=N         runs at a time, each in its own process; default 1
   --output=FOLDER      folder of the report; default comparison
@@ -49,6 +51,7 @@ examples:
   recbole-perpeft compare --models=Pop,BPR,SASRec,GRU4Rec,GlobalPEFT,PerPEFT --dataset=aspects --baseline=SASRec
   recbole-perpeft compare --models="PerPEFT, PerPEFT[peft_type=ia3] as PerPEFT-IA3, PerPEFT[n_groups=2]" --parallel=2
   recbole-perpeft compare --models=@aspects --true_group_field=hidden_group
+  recbole-perpeft compare --models=BPR,SASRec,GRU4Rec,PerPEFT --tune=16
 """
 
 
@@ -94,6 +97,7 @@ def _compare(flags: dict[str, Any]) -> int:
         controls=_yes("controls", flags.pop("controls", False)),
         lists=_names(flags.pop("lists", ""), ","),
         splits=_names(flags.pop("splits", ""), ","),
+        n_trials=_whole_number("tune", flags.pop("tune", "0")),
         config_dict=flags,
         when_done=_tell,
     )

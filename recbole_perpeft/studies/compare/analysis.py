@@ -128,6 +128,22 @@ def improvement(record: DatasetRecord, name: str, baseline: str, metric: str) ->
     return means[name] / means[baseline] - 1 if means[baseline] else np.nan
 
 
+def tuning(record: DatasetRecord) -> pd.DataFrame:
+    """How settings were found: `model`, `trials`, `epochs`, `valid_score`, `settings`, `folder` of the search."""
+    rows = [
+        {
+            "model": found.name,
+            "trials": found.n_trials,
+            "epochs": found.n_epochs,
+            "valid_score": found.valid_score,
+            "settings": ", ".join(f"{key}={value}" for key, value in found.chosen.items()),
+            "folder": str(found.folder),
+        }
+        for found in record.plan.tunings
+    ]
+    return pd.DataFrame(rows)
+
+
 def cost(record: DatasetRecord) -> pd.DataFrame:
     """What training takes, means over seeds.
 

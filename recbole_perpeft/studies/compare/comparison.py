@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import alone, full_disk
 from recbole_perpeft.runs.config import DEFAULT_DATASET
 from recbole_perpeft.studies.compare.lists import list_run, parse_lists
-from recbole_perpeft.studies.compare.plan import plan
+from recbole_perpeft.studies.compare.plan import DatasetPlan, plan
 from recbole_perpeft.studies.compare.records import DatasetRecord, collect
 from recbole_perpeft.studies.compare.report import write_report
 from recbole_perpeft.studies.compare.runs import Outcome, carry_out_all
 from recbole_perpeft.studies.compare.specs import ModelSpec, choose, parse_models
+from recbole_perpeft.studies.compare.tuning import tuned
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Comparison:
         baseline: name of the model that the others are compared with.
         records: finished runs by data set.
         tables: the numbers of the report's CSV files by their names: `runs`, `quality`, `intervals`, `significance`,
-            `cost`, `history`, `popularity`, `slices`, `groups`, `stability`, `splits`; without those that have nothing
-            to show.
+            `cost`, `tuning`, `history`, `popularity`, `slices`, `groups`, `stability`, `splits`; without those that
+            have nothing to show.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ def compare(
     splits: Sequence[str] = (),
     lists: Sequence[str] = (),
     controls: bool = False,
+    n_trials: int = 0,
     when_done: Callable[[int, int, Outcome], None] = lambda number, total, outcome: None,
 ) -> Comparison:
     """Train models under one protocol and write a report.
@@ -85,6 +87,7 @@ def compare(
         lists: files with columns user, item and score that another tool made, `lists.csv` or `lists.csv as NAME`, each
             a row of all tables under the same protocol.
         controls: whether every model of content brings its controls along as further rows.
+        n_trials: how many settings of each model are tried before, see `tuning.tuned`; 0 compares them as they are.
         when_done: called after every run with its number, the number of runs and the outcome.
 
     Returns:
@@ -93,18 +96,28 @@ def compare(
     Raises:
         PerPEFTError: settings or data are wrong, no run succeeded, or another process is writing this report.
     """
-    for name, value in (("seeds", n_seeds), ("parallel", n_parallel)):
-        if value < 1:
-            raise PerPEFTError(f"--{name} is {value}: it must be at least 1")
+    for name, value, least in (("seeds", n_seeds, 1), ("parallel", n_parallel, 1), ("tune", n_trials, 0)):
+        if value < least:
+            raise PerPEFTError(f"--{name} is {value}: it must be at least {least}")
     specs = parse_models(models)
     datasets = [dataset] if isinstance(dataset, str) else dataset
     baseline = choose(specs, [baseline or specs[0].name])[0].name
     of_all = (n_seeds, config_file_list, config_dict, true_group_field, code_version)
     kinds = dict.fromkeys(splits) or [None]
-    plans = [plan(specs, name, *of_all, split, controls) for name in datasets for split in kinds]
+
+    def planned(specs: Sequence[ModelSpec], name: str, split: str | None) -> DatasetPlan:
+        return plan(specs, name, *of_all, split, controls)
+
+    plans = [planned(specs, name, split) for name in datasets for split in kinds]
     files = parse_lists(lists, [spec.name for spec in specs])
     if files and len(plans) > 1:
         raise PerPEFTError("--lists are made for one data set and one split: name one dataset, and leave out --splits")
+    if n_trials:
+        found = [tuned(specs, part, n_trials, n_parallel) for part in plans]
+        plans = [
+            replace(planned(best, part.dataset, part.split), tunings=tunings)
+            for part, (best, tunings) in zip(plans, found, strict=True)
+        ]
     foreign = {file.name: list_run(file, plans[0]) for file in files}
     # All seeds one after the other: whoever stops early has whole rows of models.
     jobs = sorted((job for part in plans for job in part.jobs), key=lambda job: job.seed)

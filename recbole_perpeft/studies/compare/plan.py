@@ -105,6 +105,27 @@ class DataDescription:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What the search for a model's settings has found.
+
+    Attributes:
+        name: what the tables call the model.
+        folder: of the search.
+        n_trials: how many settings were tried.
+        n_epochs: that these took in all.
+        valid_score: of the best trial.
+        chosen: its settings.
+    """
+
+    name: str
+    folder: Path
+    n_trials: int
+    n_epochs: int
+    valid_score: float
+    chosen: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class DatasetPlan:
     """The part of a comparison on one data set.
 
@@ -114,6 +135,7 @@ class DatasetPlan:
         description: what the breakdowns need to know about users and items.
         jobs: the runs, by model and then by seed.
         split: kind of the split, where several are compared.
+        tunings: how the models' settings were found, if they were searched for.
     """
 
     dataset: str
@@ -121,6 +143,7 @@ class DatasetPlan:
     description: DataDescription
     jobs: Sequence[Job]
     split: str | None = None
+    tunings: Sequence[Tuning] = ()
 
     @property
     def title(self) -> str:

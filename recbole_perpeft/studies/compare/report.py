@@ -91,6 +91,7 @@ def _numbers(records: Sequence[DatasetRecord], baseline: str) -> dict[str, pd.Da
         "intervals": analysis.intervals,
         "significance": lambda record: analysis.significance(record, baseline),
         "cost": analysis.cost,
+        "tuning": analysis.tuning,
     }
     with_rows = {
         "history": analysis.by_history,

@@ -27,7 +27,7 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", 
 
 def tables(record: DatasetRecord, baseline: str) -> list[Table]:
     """All tables of one data set, without those that have nothing to show."""
-    made = [_failures(record)]
+    made = [_failures(record), _tuning(record)]
     if record.models:
         made += [_quality(record), _significance(record, baseline), _cost(record)]
     if record.has_parts:
@@ -44,6 +44,10 @@ def tables(record: DatasetRecord, baseline: str) -> list[Table]:
 _HISTORY_NOTE = "Number of a user's interactions before the test item; bins hold about as many users each."
 _SLICES_NOTE = (
     "Test targets whose user or item has no interaction in the train part, beside the others; all metrics: slices.csv."
+)
+_TUNING_NOTE = (
+    "By a search on the valid items with the first seed, as many trials for each model unless its space has fewer "
+    "points; models that are not here have the settings of their entry or of the package."
 )
 _POPULARITY_NOTE = (
     "Interactions of the test item in the train part. Head: the most popular tenth of the items sold; torso: the next "
@@ -93,6 +97,19 @@ def _quality(record: DatasetRecord) -> Table:
     header = ["model", "seeds", *(names.get(metric, metric) for metric in metrics)]
     note = "Test metrics, mean ± standard deviation over seeds; the best of a column is marked, and the second best."
     return Table("Quality", header, list(zip(*columns, strict=True)), note)
+
+
+def _tuning(record: DatasetRecord) -> Table:
+    names = ("model", "trials", "epochs", "valid_score", "settings")
+    rows = [[Cell(str(row[name])) for name in names] for row in analysis.tuning(record).to_dict("records")]
+    header = [
+        "model",
+        "trials",
+        "epochs of all trials",
+        f"best valid {record.plan.protocol['valid_metric']}",
+        "chosen",
+    ]
+    return Table("How settings were chosen", header, rows, _TUNING_NOTE)
 
 
 def _with_sd(mean: float, sd: float) -> str:
