@@ -43,6 +43,7 @@ EXPORT_REQUIRES = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]  # the 
 SEARCH_REQUIRES = ["optuna>=4", "hyperopt>=0.3"]  # searchers that learn from earlier trials
 SERVE_REQUIRES = ["fastapi>=0.115", "uvicorn>=0.30"]  # lists over HTTP
 TEST_REQUIRES = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
+TESTED = TEST_REQUIRES + CONVERT_REQUIRES + EXPORT_REQUIRES + SEARCH_REQUIRES + SERVE_REQUIRES
 DOCS_REQUIRES = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"]
 DEV_REQUIRES = ["mypy>=1.13", "ruff>=0.6", "types-psutil", "types-PyYAML", "types-tabulate"]
 
@@ -85,8 +86,8 @@ setup(
         "search": SEARCH_REQUIRES,
         "serve": SERVE_REQUIRES,
         "docs": DOCS_REQUIRES,
-        "test": TEST_REQUIRES + CONVERT_REQUIRES + SEARCH_REQUIRES,
-        "dev": TEST_REQUIRES + CONVERT_REQUIRES + SEARCH_REQUIRES + DEV_REQUIRES,
+        "test": TESTED,
+        "dev": TESTED + DEV_REQUIRES,
     },
     entry_points={
         "console_scripts": [
