@@ -137,6 +137,7 @@ class Recommender:
         self.n_known = len(known)
         self.item_tokens = np.array([*known, *self.scorer.new_items])
         self._items = pd.Index(self.item_tokens.astype(object))
+        self._everything: dict[bool, Candidates] = {}
 
     @classmethod
     def from_file(
@@ -313,6 +314,9 @@ class Recommender:
                 f"include_new_items: {type(self.model).__name__} knows items by their interactions alone; models that "
                 "read content recommend others"
             )
+        is_everything = wanted.candidates is None and not len(wanted.exclude)
+        if is_everything and wanted.include_new_items in self._everything:
+            return self._everything[wanted.include_new_items]
         competes = np.zeros(len(self.item_tokens), dtype=bool)
         competes[slice(1, None) if wanted.candidates is None else self.item_ids(wanted.candidates)] = True
         competes[self.item_ids(wanted.exclude)] = False
@@ -326,7 +330,10 @@ class Recommender:
             raise PerPEFTError(
                 "no item is left that could be recommended: look at the candidates and what is excluded"
             )
-        return Candidates(np.flatnonzero(competes), len(self.item_tokens))
+        candidates = Candidates(np.flatnonzero(competes), len(self.item_tokens))
+        if is_everything:  # a server asks for them with every request
+            self._everything[wanted.include_new_items] = candidates
+        return candidates
 
     def table(self, people: People, lists: Lists, part: slice) -> pd.DataFrame:
         """Lists of some people as a table.

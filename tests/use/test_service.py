@@ -9,6 +9,7 @@ import torch
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.use import service as service_module
+from recbole_perpeft.use.recommend import Wanted
 from recbole_perpeft.use.service import MAX_HISTORY, MAX_K, MAX_LISTS, Service, TooBusyError
 from support.answers import rows_of
 
@@ -105,3 +106,14 @@ def test_more_requests_than_there_is_room_for(recommender, monkeypatch):
     service.submit(body), service.submit(body)  # nobody works yet
     with pytest.raises(TooBusyError, match="2 requests wait"):
         service.submit(body)
+
+
+def test_what_every_request_may_get_is_found_once(recommender):
+    everything = recommender.candidates(Wanted(3))
+    assert recommender.candidates(Wanted(7)) is everything
+    item = recommender.item_tokens[1]
+    assert recommender.candidates(Wanted(3, exclude=[item])).ids.tolist() == everything.ids[1:].tolist()
+    assert recommender.candidates(Wanted(3, candidates=[item])).ids.tolist() == [1]
+    assert recommender.candidates(Wanted(3, include_new_items=True)) is not everything
+    with pytest.raises(PerPEFTError, match="k is 0"):
+        recommender.candidates(Wanted(0))
