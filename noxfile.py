@@ -33,7 +33,9 @@ def tests(session: nox.Session) -> None:
 @nox.session(python=OLD_PYTHONS)
 def lowest(session: nox.Session) -> None:
     """The tests with the lowest versions that setup.py takes."""
-    session.install(*requirements(session, "--lowest", "package", "test", "convert", "search"))
+    session.install(
+        *requirements(session, "--lowest", "package", "test", "ann", "convert", "export", "search", "serve")
+    )
     session.install("--no-deps", "-e", ".")
     run_tests(session)
 

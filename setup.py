@@ -41,8 +41,10 @@ TIMM_REQUIRES = ["timm>=1.0.20"]  # its image models as encoders
 CONVERT_REQUIRES = ["lmdb>=1.4"]  # images that authors store so
 EXPORT_REQUIRES = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]  # the user encoder as ONNX
 SEARCH_REQUIRES = ["optuna>=4", "hyperopt>=0.3"]  # searchers that learn from earlier trials
+ANN_REQUIRES = ["usearch>=2.16"]  # approximate search
 SERVE_REQUIRES = ["fastapi>=0.115", "uvicorn>=0.30"]  # lists over HTTP
 TEST_REQUIRES = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
+TESTED = TEST_REQUIRES + ANN_REQUIRES + CONVERT_REQUIRES + EXPORT_REQUIRES + SEARCH_REQUIRES + SERVE_REQUIRES
 DOCS_REQUIRES = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"]
 DEV_REQUIRES = ["mypy>=1.13", "ruff>=0.6", "types-psutil", "types-PyYAML", "types-tabulate"]
 
@@ -80,13 +82,14 @@ setup(
     extras_require={
         "minilm": MINILM_REQUIRES,
         "timm": TIMM_REQUIRES,
+        "ann": ANN_REQUIRES,
         "convert": CONVERT_REQUIRES,
         "export": EXPORT_REQUIRES,
         "search": SEARCH_REQUIRES,
         "serve": SERVE_REQUIRES,
         "docs": DOCS_REQUIRES,
-        "test": TEST_REQUIRES + CONVERT_REQUIRES + SEARCH_REQUIRES,
-        "dev": TEST_REQUIRES + CONVERT_REQUIRES + SEARCH_REQUIRES + DEV_REQUIRES,
+        "test": TESTED,
+        "dev": TESTED + DEV_REQUIRES,
     },
     entry_points={
         "console_scripts": [

@@ -33,9 +33,9 @@ class Dataset:
 
     uid_field, iid_field = "user_id", "item_id"
 
-    def __init__(self, n_items: int) -> None:
+    def __init__(self, n_items: int, n_users: int) -> None:
         self.field2id_token = {
-            "user_id": np.arange(N_USERS + 1).astype(str),
+            "user_id": np.arange(n_users + 1).astype(str),
             "item_id": np.arange(n_items + 1).astype(str),
         }
 
@@ -59,13 +59,12 @@ class Model:
         return torch.nn.functional.embedding_bag(item_seq, catalogue, mode="mean")
 
 
-def recommender_of(n_items: int) -> tuple[Recommender, People]:
-    """Everybody, with histories."""
+def recommender_of(n_items: int, n_users: int) -> Recommender:
+    """With histories of users."""
     torch.manual_seed(0)
-    items = np.random.default_rng(0).integers(1, n_items + 1, N_USERS * LENGTH)
-    history = HistoryIndex(np.concatenate([[0], np.arange(N_USERS + 1) * LENGTH]), items)
-    recommender = Recommender(Model(n_items), Dataset(n_items), history)
-    return recommender, recommender.people_of_log(recommender.all_users())
+    items = np.random.default_rng(0).integers(1, n_items + 1, n_users * LENGTH)
+    history = HistoryIndex(np.concatenate([[0], np.arange(n_users + 1) * LENGTH]), items)
+    return Recommender(Model(n_items), Dataset(n_items, n_users), history)
 
 
 def ours(recommender: Recommender, people: People, lists: Lists, n_users: int) -> float:
@@ -99,7 +98,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="measurements")
     arguments = parser.parse_args()
     n_items = 100_000 if arguments.quick else 1_000_000
-    recommender, people = recommender_of(n_items)
+    recommender = recommender_of(n_items, N_USERS)
+    people = recommender.people_of_log(recommender.all_users())
     at_once, vectors = recommender.scorer.users_at_once, recommender.model.vectors
     with tempfile.TemporaryDirectory() as folder:
         shapes = zip(Lists._fields, Lists.kinds(N_USERS, K), strict=True)

@@ -41,6 +41,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     flags.add_argument("--include_seen", action="store_true", help="keep items of the history")
     flags.add_argument("--include_new_items", action="store_true", help="also items without interactions")
     flags.add_argument("--skip_unknown", action="store_true", help="leave out rows with items that are not known")
+    flags.add_argument("--ann", choices=("usearch",), help="find lists by approximate search, and tell how well")
     flags.add_argument("--no_progress", action="store_true", help="no bar")
     options = flags.parse(words)
     given = [name for name in ("all_users", "users", "histories", "history") if getattr(options, name)]
@@ -63,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
         check_format(options.output)
     needs_log = bool(options.users or options.all_users)
     recommender = Recommender.from_file(options.run, changes_of(options), needs_log)
+    approximation = recommender.search_approximately() if options.ann else None
     requests = Requests(recommender, options.skip_unknown)
     wanted = Wanted(
         options.k,
@@ -78,6 +80,8 @@ def run(options: argparse.Namespace) -> int:
             continue
         rows = write_lists(recommender, people, wanted, options.output, not options.no_progress)
         print(f"{options.output}: {rows:,} rows for {len(people.names):,} users")
+    if approximation is not None:
+        print(approximation.report(), file=sys.stderr)
     return 0
 
 

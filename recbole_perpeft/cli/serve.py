@@ -12,6 +12,11 @@ from recbole_perpeft.core.errors import PerPEFTError
 PACKAGES = ("fastapi", "uvicorn")
 
 
+def has_packages() -> bool:
+    """Whether the extra `serve` is installed."""
+    return all(map(find_spec, PACKAGES))
+
+
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """The flags."""
     flags = Flags(
@@ -31,14 +36,15 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until it is interrupted."""
-    if not all(map(find_spec, PACKAGES)):
+    if not has_packages():
         raise PerPEFTError(f"serve needs {' and '.join(PACKAGES)}: pip install 'recbole-perpeft[serve]'")
-    import uvicorn
-
     from recbole_perpeft.use.recommend import Recommender
-    from recbole_perpeft.use.server import app_of
+    from recbole_perpeft.use.server import bound, serve
     from recbole_perpeft.use.service import Service
 
-    service = Service(Recommender.from_file(options.run, changes_of(options), needs_log=False))
-    uvicorn.run(app_of(service), host=options.host, port=options.port, access_log=False)
+    with bound(options.host, options.port) as address:
+        service = Service(Recommender.from_file(options.run, changes_of(options), needs_log=False))
+        place = f"[{options.host}]" if ":" in options.host else options.host
+        print(f"http://{place}:{options.port} answers for {options.run}; Ctrl-C ends it", flush=True)
+        serve(service, address)
     return 0

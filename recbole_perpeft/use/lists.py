@@ -192,6 +192,7 @@ def _digest(recommender: Recommender, people: People, wanted: Wanted) -> bytes:
     arrays = (people.users, people.rows, people.histories.indptr, people.histories.items)
     ids = recommender.candidates(wanted).ids
     how = repr((wanted.k, wanted.exclude_seen, wanted.min_score, people.of_log, people.column))
+    how += "" if recommender.approximation is None else " approximate"
     return digest(
         names.digest(), *(array.astype(np.int64).tobytes() for array in (*arrays, ids)), how.encode()
     ).digest()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -110,8 +112,7 @@ def write_user_encoder(folder: Path, model: Any, onnx: bool) -> None:
     example = (torch.randn(2, length, width), torch.arange(2 * length).view(2, length))
     sizes = ({0: torch.export.Dim.DYNAMIC},) * 2
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about PyTorch's own inside
+        with torch.no_grad(), _quiet():
             torch.export.save(torch.export.export(encoder, example, dynamic_shapes=sizes), folder / PT2_FILE)
             if onnx:
                 torch.onnx.export(
@@ -122,6 +123,8 @@ def write_user_encoder(folder: Path, model: Any, onnx: bool) -> None:
                     output_names=["user_vectors"],
                     dynamic_shapes=sizes,
                     dynamo=True,
+                    external_data=False,  # one file: an encoder of users is far below the 2 GB of one
+                    verbose=False,
                 )
     except (RuntimeError, TypeError, NotImplementedError, torch._dynamo.exc.TorchDynamoException) as error:
         raise PerPEFTError(
@@ -129,6 +132,19 @@ def write_user_encoder(folder: Path, model: Any, onnx: bool) -> None:
         ) from error
     finally:
         encoder.to(model.device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch's exporters say much about their own inside: in warnings, and in logs of several packages."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

@@ -14,6 +14,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.data.history import HistoryIndex, union_of
 from recbole_perpeft.runs.run import load
+from recbole_perpeft.use.approximate import Approximation
 from recbole_perpeft.use.scorers import scorer_of
 from recbole_perpeft.use.topk import Candidates, best_items
 
@@ -137,6 +138,8 @@ class Recommender:
         self.n_known = len(known)
         self.item_tokens = np.array([*known, *self.scorer.new_items])
         self._items = pd.Index(self.item_tokens.astype(object))
+        self._everything: dict[bool, Candidates] = {}
+        self.approximation: Approximation | None = None
 
     @classmethod
     def from_file(
@@ -255,6 +258,18 @@ class Recommender:
             raise PerPEFTError(f"history {row} has {reason}")
         return self.people_of_histories(HistoryIndex.from_pairs(rows, items, len(histories)))
 
+    def search_approximately(self) -> Approximation:
+        """Let lists be found by approximate search from now on.
+
+        Returns:
+            What finds them, and reports how well.
+
+        Raises:
+            PerPEFTError: usearch is not installed, or the model has no item vectors.
+        """
+        self.approximation = Approximation(self.scorer, type(self.model).__name__)
+        return self.approximation
+
     def _frame(self, people: People, wanted: Wanted) -> pd.DataFrame:
         wanted = self.bounded(wanted)
         lists = Lists.empty(len(people.names), wanted.k)
@@ -288,10 +303,15 @@ class Recommender:
         for batch in plan:
             of = people.rows[batch.rows]
             group = None if batch.group < 0 else batch.group
-            score = self.scorer.score(people.histories, of, people.users[batch.rows], group, candidates)
             seen = people.histories.rows(of) if wanted.exclude_seen else (np.empty(0, np.int64), np.empty(0, np.int64))
             competes = candidates.place[seen[1]] >= 0
-            items, scores = best_items(score, candidates, (seen[0][competes], seen[1][competes]), wanted.k)
+            seen = seen[0][competes], seen[1][competes]
+            if self.approximation is None:
+                score = self.scorer.score(people.histories, of, people.users[batch.rows], group, candidates)
+                items, scores = best_items(score, candidates, seen, wanted.k)
+            else:
+                of_users = self.scorer.user_vectors(people.histories, of, group)
+                items, scores = self.approximation.best(of_users, group, candidates, seen, wanted.k)
             if wanted.min_score is not None:
                 items = np.where(scores >= wanted.min_score, items, -1)
             yield Part(items, scores)
@@ -313,6 +333,9 @@ class Recommender:
                 f"include_new_items: {type(self.model).__name__} knows items by their interactions alone; models that "
                 "read content recommend others"
             )
+        is_everything = wanted.candidates is None and not len(wanted.exclude)
+        if is_everything and wanted.include_new_items in self._everything:
+            return self._everything[wanted.include_new_items]
         competes = np.zeros(len(self.item_tokens), dtype=bool)
         competes[slice(1, None) if wanted.candidates is None else self.item_ids(wanted.candidates)] = True
         competes[self.item_ids(wanted.exclude)] = False
@@ -326,7 +349,10 @@ class Recommender:
             raise PerPEFTError(
                 "no item is left that could be recommended: look at the candidates and what is excluded"
             )
-        return Candidates(np.flatnonzero(competes), len(self.item_tokens))
+        candidates = Candidates(np.flatnonzero(competes), len(self.item_tokens))
+        if is_everything:  # a server asks for them with every request
+            self._everything[wanted.include_new_items] = candidates
+        return candidates
 
     def table(self, people: People, lists: Lists, part: slice) -> pd.DataFrame:
         """Lists of some people as a table.

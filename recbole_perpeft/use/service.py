@@ -23,7 +23,7 @@ MAX_BODY_BYTES = 2**20
 MAX_LISTS, MAX_K, MAX_HISTORY, MAX_WAITING = 256, 1000, 1000, 1024
 _AT_ONCE = 1024  # lists that are computed together
 _SWITCHES = ("include_seen", "include_new_items")
-_KEYS = {"users", "histories", "k", *_SWITCHES}
+KEYS = {"users", "histories", "k", *_SWITCHES}
 
 
 class TooBusyError(PerPEFTError):
@@ -159,8 +159,8 @@ class Service:
     def _checked(self, body: Any) -> Request:
         if not isinstance(body, Mapping):
             raise PerPEFTError("a request is a JSON object with users or histories")
-        if unknown := sorted(map(str, body.keys() - _KEYS)):
-            raise PerPEFTError(f"a request has no {unknown[0]!r}; it may have {', '.join(sorted(_KEYS))}")
+        if unknown := sorted(map(str, body.keys() - KEYS)):
+            raise PerPEFTError(f"a request has no {unknown[0]!r}; it may have {', '.join(sorted(KEYS))}")
         users, histories = (body.get(name, []) for name in ("users", "histories"))
         k, switches = body.get("k", 10), [body.get(name, False) for name in _SWITCHES]
         if not _are_texts(users):

@@ -1,9 +1,11 @@
-"""Short runs on a small log, of models of every kind."""
+"""Short runs on a small log, of models of every kind, and a model with groups that makes lists."""
 
 import pytest
 from conftest import write_toy_data
 
+from recbole_perpeft.data.history import union_of
 from recbole_perpeft.runs.run import run
+from recbole_perpeft.use.recommend import Recommender
 
 
 @pytest.fixture(scope="module")
@@ -29,3 +31,12 @@ def toy_run(tmp_path_factory):
 
     make.data = folder
     return make
+
+
+@pytest.fixture
+def recommender(prepare):
+    """Of two groups, whose modules differ."""
+    prepared = prepare()
+    prepared.personalise(2)
+    parts = [part._dataset for part in (prepared.train_data, prepared.valid_data, prepared.test_data)]
+    return Recommender(prepared.model, prepared.dataset, union_of(parts))

@@ -1,44 +1,17 @@
-"""Requests one by one, many at once, wrong ones and too large ones; behind HTTP where FastAPI is there."""
+"""Requests one by one, many at once, wrong ones and too large ones."""
 
 import logging
 import threading
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 
-from recbole_perpeft.cli import serve
-from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.history import union_of
 from recbole_perpeft.use import service as service_module
-from recbole_perpeft.use.recommend import Recommender
+from recbole_perpeft.use.recommend import Wanted
 from recbole_perpeft.use.service import MAX_HISTORY, MAX_K, MAX_LISTS, Service, TooBusyError
-
-HAS_FASTAPI = find_spec("fastapi") is not None and find_spec("httpx") is not None
-
-
-@pytest.fixture
-def recommender(prepare):
-    prepared = prepare()
-    prepared.personalise(2)
-    parts = [part._dataset for part in (prepared.train_data, prepared.valid_data, prepared.test_data)]
-    return Recommender(prepared.model, prepared.dataset, union_of(parts))
-
-
-def rows_of(table, column):
-    """Answers as a service gives them."""
-    return [
-        {
-            column: name,
-            "group": rows["group"].iloc[0],
-            "items": [
-                {"item_id": i, "score": pytest.approx(s, abs=1e-5)} for i, s in rows[["item_id", "score"]].values
-            ],
-        }
-        for name, rows in table.groupby(column, sort=False)
-    ]
+from support.answers import rows_of
 
 
 def test_a_service_answers_as_the_recommender(recommender, caplog):
@@ -135,32 +108,12 @@ def test_more_requests_than_there_is_room_for(recommender, monkeypatch):
         service.submit(body)
 
 
-def test_serve_without_its_packages_and_with_a_wrong_port(capsys, monkeypatch):
-    monkeypatch.setattr(serve, "PACKAGES", ("no_package_of_this_name",))
-    assert main(["serve", "--run=somewhere"]) == 2
-    assert "pip install 'recbole-perpeft[serve]'" in capsys.readouterr().err
-    assert main(["serve", "--run=somewhere", "--port=0"]) == 2
-
-
-@pytest.mark.skipif(not HAS_FASTAPI, reason="fastapi and httpx are not installed")
-def test_http(recommender):
-    from fastapi.testclient import TestClient
-
-    from recbole_perpeft.use.server import app_of
-
-    user, item = recommender.all_users()[0], str(recommender.item_tokens[1])
-    service = Service(recommender)
-    with TestClient(app_of(service)) as client:
-        answer = client.post("/recommend", json={"users": [user], "k": 3})
-        assert answer.status_code == 200
-        assert answer.json()["lists"] == rows_of(recommender.for_users([user], k=3), "user_id")
-        assert client.get(f"/items/{item}/similar?group=1&k=2").json()["items"] == service.similar(item, 1, 2)
-        assert client.get("/groups").json()["groups"] == service.groups()
-        assert client.get("/health").json() == service.health()
-        for wrong in (
-            client.post("/recommend", content=b"no json"),
-            client.post("/recommend", content=b" " * (service_module.MAX_BODY_BYTES + 1)),
-            client.post("/recommend", json={"users": ["nobody"]}),
-            client.get("/items/nothing/similar"),
-        ):
-            assert wrong.status_code == 400 and "error" in wrong.json()
+def test_what_every_request_may_get_is_found_once(recommender):
+    everything = recommender.candidates(Wanted(3))
+    assert recommender.candidates(Wanted(7)) is everything
+    item = recommender.item_tokens[1]
+    assert recommender.candidates(Wanted(3, exclude=[item])).ids.tolist() == everything.ids[1:].tolist()
+    assert recommender.candidates(Wanted(3, candidates=[item])).ids.tolist() == [1]
+    assert recommender.candidates(Wanted(3, include_new_items=True)) is not everything
+    with pytest.raises(PerPEFTError, match="k is 0"):
+        recommender.candidates(Wanted(0))

@@ -34,7 +34,7 @@ from recbole_perpeft.studies.explore.pictures import Album
 
 @dataclass(frozen=True)
 class Group:
-    """A group as the page has it."""
+    """A group as the page has it; lists, exports and checkpoints number groups from 0 too."""
 
     name: str
     users: np.ndarray  # internal ids
@@ -60,7 +60,7 @@ class Exploration:
         self.histories = train.dataset.interactions
         self.user_group = self.model.user_group.cpu().numpy()
         n_groups = self.model.n_groups
-        self.groups = [Group(f"group {g + 1}", np.flatnonzero(self.user_group == g)) for g in range(n_groups)]
+        self.groups = [Group(f"group {g}", np.flatnonzero(self.user_group == g)) for g in range(n_groups)]
         self.item_tokens = self.dataset.field2id_token[self.model.ITEM_ID]
         self.user_tokens = self.dataset.field2id_token[self.model.USER_ID]
         self.counts = counts_by_group(self.histories, self.user_group, n_groups, self.model.n_items)
