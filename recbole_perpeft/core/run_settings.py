@@ -118,6 +118,12 @@ class RunSettings(Settings):
     metrics: list[str] = setting([], "Metrics of RecBole.", kind="protocol")
     topk: list[int] = setting([], "Cut-offs of the metrics.", kind="protocol")
     metric_decimal_place: int = setting(4, "Decimals of reported metrics.", least=0, kind="protocol")
+    diversity_encoder: str | dict | None = setting(
+        None,
+        "Untouched encoder whose vectors tell how much the items of a test list differ, whatever the model: its name "
+        "for titles and photos, or {text_encoder: ..., image_encoder: ...}; ~ for no diversity.",
+        kind="display",
+    )
     valid_metric: str | None = setting(None, "Chooses the best epoch and stops early.", kind="protocol")
     eval_step: int = setting(1, "Epochs between two evaluations on the valid items.", least=0, kind="protocol")
     stopping_step: int = setting(

@@ -30,6 +30,7 @@ from recbole_perpeft.data.loader import evaluation_loader, train_loader
 from recbole_perpeft.data.log import check_same_data, with_checked_log
 from recbole_perpeft.data.sampler import check_owners
 from recbole_perpeft.models import get_model
+from recbole_perpeft.runs.beyond import content_of, list_figures, result_of
 from recbole_perpeft.runs.config import Config, changed
 from recbole_perpeft.runs.folder import LOG_FILE, LOG_LINE, RunFolder, peak_gpu_memory_mb, peak_memory_mb
 from recbole_perpeft.runs.ids import NO_FILTERS, read_ids, without_log, write_ids
@@ -69,7 +70,8 @@ def run(
         `model`, `dataset`, `seed`, `parameters`, `trainable_parameters`, `epochs`, `seconds_per_epoch` (mean by
         stage), `median_epoch_seconds` (training alone), `train_targets` of `train_interactions` (our models'),
         `seconds`, `peak_memory_mb`, `peak_gpu_memory_mb`; of a split at one time `test_slices`, the metrics by whether
-        the train part knows user and target.
+        the train part knows user and target; `test_lists` and `test_lists_by_group`, what the lists are like beyond
+        accuracy (`training.list_figures`).
 
     Raises:
         PerPEFTError: wrong settings or data.
@@ -285,13 +287,17 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
         trainer.keeps_files = saved
         if folder.last_checkpoint.is_file():
             trainer.resume_checkpoint(folder.last_checkpoint, train_data)
+        content = content_of(config, dataset) if with_test else None
         progress = bool(config["show_progress"])
         score, valid_result = trainer.fit(
             train_data, valid_data, saved=True, show_progress=progress, callback_fn=callback_fn
         )
+        groups = getattr(model, "user_group", None)
+        figures = list_figures(config, train_data._dataset, groups, content) if with_test and test_data else None
+        trainer.eval_collector.list_figures = figures
         test_result = trainer.evaluate(test_data, show_progress=progress) if with_test else None
         if test_result is not None and trainer.target_ranks is not None:
-            folder.write_test_ranks(dataset, trainer.target_ranks, getattr(model, "user_group", None))
+            folder.write_test_ranks(dataset, trainer.target_ranks, groups)
         trainer.close()
         slices = _slices(config, train_data._dataset, trainer.target_ranks) if test_result is not None else {}
         result = _result(config, model, trainer.history) | {
@@ -302,6 +308,7 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
             "best_valid_result": _numbers(valid_result),
             "test_result": _numbers(test_result),
             **slices,
+            **result_of(figures, config),
             "seconds": round(perf_counter() - began, 1),
             "peak_memory_mb": peak_memory_mb(),
             "peak_gpu_memory_mb": peak_gpu_memory_mb(config["device"]),
