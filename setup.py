@@ -42,6 +42,9 @@ CONVERT_REQUIRES = ["lmdb>=1.4"]  # images that authors store so
 EXPORT_REQUIRES = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]  # the user encoder as ONNX
 SEARCH_REQUIRES = ["optuna>=4", "hyperopt>=0.3"]  # searchers that learn from earlier trials
 SERVE_REQUIRES = ["fastapi>=0.115", "uvicorn>=0.30"]  # lists over HTTP
+WANDB_REQUIRES = ["wandb>=0.18"]  # trackers, by their names
+MLFLOW_REQUIRES = ["mlflow-skinny>=2.14", "SQLAlchemy>=2", "alembic>=1.10"]  # the last two for a local file
+CODECARBON_REQUIRES = ["codecarbon>=3"]
 TEST_REQUIRES = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
 DOCS_REQUIRES = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"]
 DEV_REQUIRES = ["mypy>=1.13", "ruff>=0.6", "types-psutil", "types-PyYAML", "types-tabulate"]
@@ -84,6 +87,9 @@ setup(
         "export": EXPORT_REQUIRES,
         "search": SEARCH_REQUIRES,
         "serve": SERVE_REQUIRES,
+        "wandb": WANDB_REQUIRES,
+        "mlflow": MLFLOW_REQUIRES,
+        "codecarbon": CODECARBON_REQUIRES,
         "docs": DOCS_REQUIRES,
         "test": TEST_REQUIRES + CONVERT_REQUIRES + SEARCH_REQUIRES,
         "dev": TEST_REQUIRES + CONVERT_REQUIRES + SEARCH_REQUIRES + DEV_REQUIRES,

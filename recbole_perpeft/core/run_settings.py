@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,8 +58,15 @@ class RunSettings(Settings):
     reproducibility: bool = setting(True, "Whether to choose reproducible CUDA algorithms.")
     state: str = setting("INFO", f"Level of the log: {', '.join(LEVELS)}.", kind="display")
     show_progress: bool = setting(True, "Whether to show progress bars.", kind="display")
-    log_wandb: bool = setting(False, "Whether to log to Weights & Biases.", kind="display")
-    wandb_project: str = setting("recbole", "With log_wandb: the project.", kind="display")
+    trackers: str | list[str] | None = setting(
+        ["tensorboard"],
+        "Who is told how the run goes: tensorboard, wandb, mlflow, codecarbon; ~ for nobody.",
+        kind="display",
+    )
+    log_wandb: bool = setting(
+        False, "Whether to log to Weights & Biases: RecBole's word for the tracker.", kind="display"
+    )
+    wandb_project: str = setting("recbole", "With wandb: the project.", kind="display")
 
     load_col: dict | None = setting(
         {"inter": ["user_id", "item_id"]},
@@ -139,8 +145,6 @@ class RunSettings(Settings):
         for key, known in (("learner", LEARNERS), ("state", LEVELS)):
             if getattr(self, key).lower() not in map(str.lower, known):
                 raise PerPEFTError(f"{key} is {getattr(self, key)!r}: it must be one of {', '.join(known)}")
-        if self.log_wandb and importlib.util.find_spec("wandb") is None:
-            raise PerPEFTError("log_wandb needs Weights & Biases: pip install wandb, or leave log_wandb out")
         check_eval_args(self.eval_args)
         if self.benchmark_filename is not None:
             places_of_parts(self.benchmark_filename)
