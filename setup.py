@@ -43,8 +43,14 @@ EXPORT_REQUIRES = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]  # the 
 SEARCH_REQUIRES = ["optuna>=4", "hyperopt>=0.3"]  # searchers that learn from earlier trials
 ANN_REQUIRES = ["usearch>=2.16"]  # approximate search
 SERVE_REQUIRES = ["fastapi>=0.115", "uvicorn>=0.30"]  # lists over HTTP
+WANDB_REQUIRES = ["wandb>=0.18"]  # trackers, by their names
+MLFLOW_REQUIRES = ["mlflow-skinny>=2.14", "SQLAlchemy>=2", "alembic>=1.10"]  # the last two for a local file
+CODECARBON_REQUIRES = ["codecarbon>=3"]
 TEST_REQUIRES = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
-TESTED = TEST_REQUIRES + ANN_REQUIRES + CONVERT_REQUIRES + EXPORT_REQUIRES + SEARCH_REQUIRES + SERVE_REQUIRES
+TESTED = [
+    *(TEST_REQUIRES + ANN_REQUIRES + CONVERT_REQUIRES + EXPORT_REQUIRES),
+    *(MLFLOW_REQUIRES + SEARCH_REQUIRES + SERVE_REQUIRES),
+]
 DOCS_REQUIRES = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"]
 DEV_REQUIRES = ["mypy>=1.13", "ruff>=0.6", "types-psutil", "types-PyYAML", "types-tabulate"]
 
@@ -87,6 +93,9 @@ setup(
         "export": EXPORT_REQUIRES,
         "search": SEARCH_REQUIRES,
         "serve": SERVE_REQUIRES,
+        "wandb": WANDB_REQUIRES,
+        "mlflow": MLFLOW_REQUIRES,
+        "codecarbon": CODECARBON_REQUIRES,
         "docs": DOCS_REQUIRES,
         "test": TESTED,
         "dev": TESTED + DEV_REQUIRES,

@@ -96,19 +96,32 @@ def _exact_pop(recbole_pop: type) -> type:
 
 
 @contextmanager
-def tensorboard_in(folder: Path) -> Iterator[None]:
-    """Let trainers of RecBole made inside this context write TensorBoard events to `folder`.
+def tensorboard_in(folder: Path | None) -> Iterator[None]:
+    """Let trainers of RecBole made inside this context write TensorBoard events to `folder`; with None nowhere.
 
     RecBole's trainers ask a module-level function for their writer; it would make `./log_tensorboard`.
     """
     from recbole.trainer import trainer
 
     original = trainer.get_tensorboard
-    trainer.get_tensorboard = lambda logger: events_in(folder)
+    trainer.get_tensorboard = lambda logger: NoEvents() if folder is None else events_in(folder)
     try:
         yield
     finally:
         trainer.get_tensorboard = original
+
+
+class NoEvents:
+    """What trainers of RecBole call of a writer of TensorBoard's events, and nothing is written."""
+
+    def add_scalar(self, *_: Any, **__: Any) -> None:
+        """As in `SummaryWriter`."""
+
+    def add_hparams(self, *_: Any, **__: Any) -> None:
+        """As in `SummaryWriter`."""
+
+    def close(self) -> None:
+        """As in `SummaryWriter`."""
 
 
 def events_in(folder: Path) -> Any:

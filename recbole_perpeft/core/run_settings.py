@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,8 +58,15 @@ class RunSettings(Settings):
     reproducibility: bool = setting(True, "Whether to choose reproducible CUDA algorithms.")
     state: str = setting("INFO", f"Level of the log: {', '.join(LEVELS)}.", kind="display")
     show_progress: bool = setting(True, "Whether to show progress bars.", kind="display")
-    log_wandb: bool = setting(False, "Whether to log to Weights & Biases.", kind="display")
-    wandb_project: str = setting("recbole", "With log_wandb: the project.", kind="display")
+    trackers: str | list[str] | None = setting(
+        ["tensorboard"],
+        "Who is told how the run goes: tensorboard, wandb, mlflow, codecarbon; ~ for nobody.",
+        kind="display",
+    )
+    log_wandb: bool = setting(
+        False, "Whether to log to Weights & Biases: RecBole's word for the tracker.", kind="display"
+    )
+    wandb_project: str = setting("recbole", "With wandb: the project.", kind="display")
 
     load_col: dict | None = setting(
         {"inter": ["user_id", "item_id"]},
@@ -118,6 +124,12 @@ class RunSettings(Settings):
     metrics: list[str] = setting([], "Metrics of RecBole.", kind="protocol")
     topk: list[int] = setting([], "Cut-offs of the metrics.", kind="protocol")
     metric_decimal_place: int = setting(4, "Decimals of reported metrics.", least=0, kind="protocol")
+    diversity_encoder: str | dict | None = setting(
+        None,
+        "Untouched encoder whose vectors tell how much the items of a test list differ, whatever the model: its name "
+        "for titles and photos, or {text_encoder: ..., image_encoder: ...}; ~ for no diversity.",
+        kind="display",
+    )
     valid_metric: str | None = setting(None, "Chooses the best epoch and stops early.", kind="protocol")
     eval_step: int = setting(1, "Epochs between two evaluations on the valid items.", least=0, kind="protocol")
     stopping_step: int = setting(
@@ -133,8 +145,6 @@ class RunSettings(Settings):
         for key, known in (("learner", LEARNERS), ("state", LEVELS)):
             if getattr(self, key).lower() not in map(str.lower, known):
                 raise PerPEFTError(f"{key} is {getattr(self, key)!r}: it must be one of {', '.join(known)}")
-        if self.log_wandb and importlib.util.find_spec("wandb") is None:
-            raise PerPEFTError("log_wandb needs Weights & Biases: pip install wandb, or leave log_wandb out")
         check_eval_args(self.eval_args)
         if self.benchmark_filename is not None:
             places_of_parts(self.benchmark_filename)

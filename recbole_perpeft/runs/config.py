@@ -29,6 +29,7 @@ from recbole_perpeft.core.yaml_values import PLAIN_TYPES, SettingsLoader, parse_
 from recbole_perpeft.data.dataset import SequenceDataset
 from recbole_perpeft.models import get_model
 from recbole_perpeft.runs.keys import check_keys
+from recbole_perpeft.training.trackers import chosen_trackers
 
 __all__ = ["Config", "changed", "properties_folder"]
 
@@ -93,6 +94,7 @@ class Config(RecBoleConfig):
             raise PerPEFTError(f"the settings do not work: {error}") from error
         for cls in (RunSettings, *self.settings_classes):
             settings_from(self, cls)
+        chosen_trackers(self)
         for sentence in self.unread_settings.values():
             LOGGER.warning(sentence)
 

@@ -121,6 +121,9 @@ class RunRecord:
         for name, value in result["test_result"].items():
             if not isinstance(value, float | int):
                 raise self._damaged(RESULT_FILE, f"{name} of the test result is {value!r}")
+        for lists in (result.get("test_lists", {}), *_groups_of(result)):
+            if not isinstance(lists, dict) or not all(isinstance(value, float | int) for value in lists.values()):
+                raise self._damaged(RESULT_FILE, f"figures of the test lists are {lists!r}")
         return result
 
     @cached_property
@@ -236,6 +239,11 @@ class RunRecord:
 
     def _damaged(self, name: str, reason: str) -> DamagedFileError:
         return DamagedFileError(self.folder / name, reason, self._remedy)
+
+
+def _groups_of(result: Mapping[str, Any]) -> list[Any]:
+    groups = result.get("test_lists_by_group", [])
+    return groups if isinstance(groups, list) else [groups]
 
 
 def _reason(error: Exception) -> str:

@@ -30,6 +30,7 @@ from recbole_perpeft.data.loader import evaluation_loader, train_loader
 from recbole_perpeft.data.log import check_same_data, with_checked_log
 from recbole_perpeft.data.sampler import check_owners
 from recbole_perpeft.models import get_model
+from recbole_perpeft.runs.beyond import content_of, list_figures, result_of
 from recbole_perpeft.runs.config import Config, changed
 from recbole_perpeft.runs.folder import LOG_FILE, LOG_LINE, RunFolder, peak_gpu_memory_mb, peak_memory_mb
 from recbole_perpeft.runs.ids import NO_FILTERS, read_ids, without_log, write_ids
@@ -37,6 +38,7 @@ from recbole_perpeft.runs.keys import ways_to_read
 from recbole_perpeft.runs.record import RunRecord
 from recbole_perpeft.runs.slices import metrics_by_slice
 from recbole_perpeft.training.checkpoint import load_checkpoint, restored
+from recbole_perpeft.training.trackers import Trackers, tracked
 from recbole_perpeft.training.trainer import run_trainer
 
 __all__ = ["create_dataset", "data_preparation", "get_model", "get_trainer", "load", "resume", "run"]
@@ -69,7 +71,8 @@ def run(
         `model`, `dataset`, `seed`, `parameters`, `trainable_parameters`, `epochs`, `seconds_per_epoch` (mean by
         stage), `median_epoch_seconds` (training alone), `train_targets` of `train_interactions` (our models'),
         `seconds`, `peak_memory_mb`, `peak_gpu_memory_mb`; of a split at one time `test_slices`, the metrics by whether
-        the train part knows user and target.
+        the train part knows user and target; `test_lists` and `test_lists_by_group`, what the lists are like beyond
+        accuracy (`training.list_figures`).
 
     Raises:
         PerPEFTError: wrong settings or data.
@@ -141,11 +144,12 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None, n
     names = {"model": content["model"], "dataset": content["dataset"]}
     _check_names({"model": content["model"]}, config_dict or {}, str(path))
     check_recorded_plugins(content["config"].get("plugin"), (config_dict or {}).get("plugin"), str(path))
-    config = Config(config_dict=changed(content["config"] | names, config_dict or {}))
+    unread = {"trackers": None, "log_wandb": False}  # a model is loaded where they need not be installed
+    config = Config(config_dict=changed(content["config"] | names | unread, config_dict or {}))
     ids = None
     if not needs_log and not is_log_there(config):
         ids = read_ids(path.parent)
-        config = Config(config_dict=changed(content["config"] | names, dict(config_dict or {}) | NO_FILTERS))
+        config = Config(config_dict=changed(content["config"] | names | unread, dict(config_dict or {}) | NO_FILTERS))
     dataset, loaders, model = _build(config, ids)
     check_same_data(content.get("data", {}), dataset, path, ("ids",))
     try:
@@ -258,7 +262,6 @@ def _build(config: Config, ids: tuple[np.ndarray, np.ndarray] | None = None) -> 
 
 
 def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test: bool) -> dict[str, Any]:
-    began = perf_counter()
     config["checkpoint_dir"] = str(folder.path)
     level = level_of(config["state"])
     with logged(folder.path / LOG_FILE, LOG_LINE, level=level, ending="the run ends"):
@@ -266,50 +269,62 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
         folder.write_settings(config)
         folder.write_environment(config)
         LOGGER.info(protocol_line({name: config[name] for name in keys_of_kind([RunSettings], "protocol")}))
-        dataset, (train_data, valid_data, test_data), model = _build(config)
-        LOGGER.info(dataset)
-        if saved:
-            write_ids(folder.path, dataset)
-        LOGGER.debug(model)
-        targets = _train_targets(train_data)
-        if targets:
-            LOGGER.info("{train_targets:,} of {train_interactions:,} train interactions are targets".format(**targets))
-        LOGGER.info(f"{config['model']} on {config['device']}")
-        if not valid_data:
-            LOGGER.warning(
-                "there is no valid part: all epochs are trained, nothing is selected, the last model is kept"
-            )
-        if with_test and not test_data:
-            LOGGER.warning("there is no test part: nothing is tested")
-        trainer = get_trainer(config)(config, model)
-        trainer.keeps_files = saved
-        if folder.last_checkpoint.is_file():
-            trainer.resume_checkpoint(folder.last_checkpoint, train_data)
-        progress = bool(config["show_progress"])
-        score, valid_result = trainer.fit(
-            train_data, valid_data, saved=True, show_progress=progress, callback_fn=callback_fn
-        )
-        test_result = trainer.evaluate(test_data, show_progress=progress) if with_test else None
-        if test_result is not None and trainer.target_ranks is not None:
-            folder.write_test_ranks(dataset, trainer.target_ranks, getattr(model, "user_group", None))
-        trainer.close()
-        slices = _slices(config, train_data._dataset, trainer.target_ranks) if test_result is not None else {}
-        result = _result(config, model, trainer.history) | {
-            **targets,
-            **trainer.extra_result(),
-            "best_valid_score": float(score) if valid_result else None,
-            "valid_score_bigger": config["valid_metric_bigger"],
-            "best_valid_result": _numbers(valid_result),
-            "test_result": _numbers(test_result),
-            **slices,
-            "seconds": round(perf_counter() - began, 1),
-            "peak_memory_mb": peak_memory_mb(),
-            "peak_gpu_memory_mb": peak_gpu_memory_mb(config["device"]),
-            "run_folder": str(folder.path),
-        }
-        folder.write_result(result)
-        LOGGER.info(f"best valid: {result['best_valid_result']}")
-        LOGGER.info(f"test result: {result['test_result']}")
+        with tracked(config, folder.path) as trackers:
+            return _train_and_test(config, folder, saved, callback_fn, with_test, trackers)
+
+
+def _train_and_test(
+    config: Config, folder: RunFolder, saved: bool, callback_fn, with_test: bool, trackers: Trackers
+) -> dict[str, Any]:
+    began = perf_counter()
+    dataset, (train_data, valid_data, test_data), model = _build(config)
+    LOGGER.info(dataset)
+    if saved:
+        write_ids(folder.path, dataset)
+    LOGGER.debug(model)
+    targets = _train_targets(train_data)
+    if targets:
+        LOGGER.info("{train_targets:,} of {train_interactions:,} train interactions are targets".format(**targets))
+    LOGGER.info(f"{config['model']} on {config['device']}")
+    if not valid_data:
+        LOGGER.warning("there is no valid part: all epochs are trained, nothing is selected, the last model is kept")
+    if with_test and not test_data:
+        LOGGER.warning("there is no test part: nothing is tested")
+    trainer = get_trainer(config)(config, model)
+    trainer.keeps_files, trainer.trackers = saved, trackers
+    if folder.last_checkpoint.is_file():
+        trainer.resume_checkpoint(folder.last_checkpoint, train_data)
+    content = content_of(config, dataset) if with_test else None
+    progress = bool(config["show_progress"])
+    score, valid_result = trainer.fit(
+        train_data, valid_data, saved=True, show_progress=progress, callback_fn=callback_fn
+    )
+    groups = getattr(model, "user_group", None)
+    figures = list_figures(config, train_data._dataset, groups, content) if with_test and test_data else None
+    trainer.eval_collector.list_figures = figures
+    test_result = trainer.evaluate(test_data, show_progress=progress) if with_test else None
+    if test_result is not None and trainer.target_ranks is not None:
+        folder.write_test_ranks(dataset, trainer.target_ranks, groups)
+    trainer.close()
+    slices = _slices(config, train_data._dataset, trainer.target_ranks) if test_result is not None else {}
+    result = _result(config, model, trainer.history) | {
+        **targets,
+        **trainer.extra_result(),
+        "best_valid_score": float(score) if valid_result else None,
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": _numbers(valid_result),
+        "test_result": _numbers(test_result),
+        **slices,
+        **result_of(figures, config),
+        "seconds": round(perf_counter() - began, 1),
+        "peak_memory_mb": peak_memory_mb(),
+        "peak_gpu_memory_mb": peak_gpu_memory_mb(config["device"]),
+        "run_folder": str(folder.path),
+    }
+    result |= trackers.result(result)
+    folder.write_result(result)
+    LOGGER.info(f"best valid: {result['best_valid_result']}")
+    LOGGER.info(f"test result: {result['test_result']}")
     return result
 
 

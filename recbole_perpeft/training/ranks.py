@@ -11,6 +11,7 @@ from recbole.evaluator.register import metrics_dict
 from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.training.list_figures import ListFigures
 
 _PER_EVALUATION = ("rec.topk", "rec.items", "rec.meanrank", "rec.score", "data.label")
 
@@ -58,6 +59,7 @@ class RankCollector(Collector):
 
     Attributes:
         target_ranks: ranks of the latest finished evaluation; None where users had several targets.
+        list_figures: if set, counts the lists of the evaluations that follow; candidates must be all items.
     """
 
     def __init__(self, config) -> None:
@@ -69,6 +71,7 @@ class RankCollector(Collector):
         setattr(self.register, "rec.items", False)
         self._user_field = config["USER_ID_FIELD"]
         self.target_ranks: TargetRanks | None = None
+        self.list_figures: ListFigures | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -81,6 +84,8 @@ class RankCollector(Collector):
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
         if self._needs_items:
             self._items.append(self._top_items(scores_tensor).cpu())
+        if self.list_figures is not None:
+            self.list_figures.add(scores_tensor, interaction[self._user_field], positive_u, positive_i)
         if not self._needs_hits:
             return
         positive_u, positive_i = positive_u.to(scores_tensor.device), positive_i.to(scores_tensor.device)

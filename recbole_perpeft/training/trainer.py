@@ -22,6 +22,7 @@ from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.data.log import check_same_data
 from recbole_perpeft.training import checkpoint as checkpoints
 from recbole_perpeft.training.ranks import RankCollector
+from recbole_perpeft.training.trackers import Trackers, chosen_trackers
 
 _STEPS_BETWEEN_CHECKS = 64
 
@@ -64,6 +65,7 @@ class RunTrainer(Trainer):
         stage: name of the training stage in the record.
         history: a row an epoch: stage, epoch, train_loss, train_seconds; if evaluated, metrics and valid_seconds.
         keeps_files: whether `fit` writes checkpoints. If not, the best model is kept in memory.
+        trackers: who is told of every epoch.
     """
 
     best_valid_score: float
@@ -71,7 +73,8 @@ class RunTrainer(Trainer):
 
     def __init__(self, config, model) -> None:
         self.folder = Path(config["checkpoint_dir"])
-        with compat.tensorboard_in(self.folder / "tensorboard"):
+        events = self.folder / "tensorboard" if "tensorboard" in chosen_trackers(config) else None
+        with compat.tensorboard_in(events):
             super().__init__(config, model)
         self.eval_collector = RankCollector(config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
@@ -80,6 +83,7 @@ class RunTrainer(Trainer):
         self.stage = "train"
         self.history: list[dict[str, Any]] = []
         self.keeps_files = True
+        self.trackers = Trackers()
         self._data: dict[str, str] = {}
         self._best_in_memory: dict[str, Any] | None = None
 
@@ -139,7 +143,6 @@ class RunTrainer(Trainer):
         if verbose:
             self.logger.info(self._generate_train_loss_output(epoch, began, began + seconds, losses))
         self._add_train_loss_to_tensorboard(epoch, losses)
-        self.wandblogger.log_metrics({"epoch": epoch, "train_loss": loss, "train_step": epoch}, head="train")
         return {"stage": self.stage, "epoch": epoch, "train_loss": loss, "train_seconds": round(seconds, 3)}
 
     def _record_validation(self, row: dict[str, Any], valid_data, verbose: bool, show_progress: bool) -> bool:
@@ -154,7 +157,6 @@ class RunTrainer(Trainer):
         if improved:
             self.best_valid_result = result
         self.tensorboard.add_scalar("Valid_score", score, row["epoch"])
-        self.wandblogger.log_metrics({**result, "valid_step": row["epoch"]}, head="valid")
         if verbose:
             time, name = set_color("time", "blue"), set_color("valid_score", "blue")
             heading = set_color(f"epoch {row['epoch']} evaluating", "green")
@@ -169,6 +171,7 @@ class RunTrainer(Trainer):
         if self.keeps_files:
             checkpoints.save_checkpoint(self.last_file, self._state() | self._training_state(train_data))
         self._write_history()
+        self.trackers.epoch(row)
 
     def _write_history(self) -> None:
         columns = list(dict.fromkeys(name for row in self.history for name in row))

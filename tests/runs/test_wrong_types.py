@@ -57,7 +57,7 @@ def test_a_setting_names_what_it_must_be(toy_settings, key, value):
 
 def test_a_log_that_is_not_installed(toy_settings, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(PerPEFTError, match="pip install wandb"):
+    with pytest.raises(PerPEFTError, match=r"pip install 'recbole-perpeft\[wandb\]'"):
         Config("BPR", config_dict=toy_settings | {"log_wandb": True})
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.studies.compare import analysis
+from recbole_perpeft.studies.compare.beyond import beyond, beyond_by_group
 from recbole_perpeft.studies.compare.records import DatasetRecord
 from recbole_perpeft.studies.compare.sections import plots, protocol_sentence, tables
 from recbole_perpeft.studies.compare.splits import kendall, side_by_side
@@ -28,7 +29,7 @@ def write_report(folder: Path, records: Sequence[DatasetRecord], baseline: str) 
     |---|---|
     | `report.html` | tables and plots |
     | `report.md`, `tables.tex` | the tables |
-    | `quality.csv`, `significance.csv`, `cost.csv`, `history.csv`, `popularity.csv`, `groups.csv` ... | all numbers |
+    | `quality.csv`, `significance.csv`, `cost.csv`, `beyond.csv`, `popularity.csv`, `groups.csv` ... | all numbers |
     | `runs.csv` | a row a run, with its folder |
     | `ranks.parquet` | rank of every test item in every run: significance can be computed again from it |
 
@@ -92,6 +93,8 @@ def _numbers(records: Sequence[DatasetRecord], baseline: str) -> dict[str, pd.Da
         "significance": lambda record: analysis.significance(record, baseline),
         "cost": analysis.cost,
         "tuning": analysis.tuning,
+        "beyond": beyond,
+        "beyond_groups": beyond_by_group,
     }
     with_rows = {
         "history": analysis.by_history,

@@ -12,6 +12,7 @@ from plotly.graph_objects import Figure
 
 from recbole_perpeft.core.protocol import DEFAULT_TARGET
 from recbole_perpeft.studies.compare import analysis
+from recbole_perpeft.studies.compare.beyond import beyond_by_group_table, beyond_table
 from recbole_perpeft.studies.compare.records import DatasetRecord
 from recbole_perpeft.studies.compare.stability import stability_table
 from recbole_perpeft.studies.compare.statistics import TPME_WEIGHTS
@@ -30,6 +31,7 @@ def tables(record: DatasetRecord, baseline: str) -> list[Table]:
     made = [_failures(record), _tuning(record)]
     if record.models:
         made += [_quality(record), _significance(record, baseline), _cost(record)]
+        made += [beyond_table(record), beyond_by_group_table(record)]
     if record.has_parts:
         made += [
             _parts(record, "By length of the user's history", analysis.by_history(record), _HISTORY_NOTE),
