@@ -83,6 +83,12 @@ class RunSettings(Settings):
     enable_amp: bool = setting(False, "Whether to compute in bfloat16 (float16 with enable_scaler).")
     enable_scaler: bool = setting(False, "Whether to scale the loss on a GPU; needed for float16 only.")
     loss_decimal_place: int = setting(4, "Decimals of reported losses.", least=0)
+    keep_catalogues: int = setting(
+        1024,
+        "MB of item vectors that a run keeps beside its best model at most, so that lists encode nothing; 0 for none.",
+        least=0,
+        kind="device",
+    )
 
     benchmark_filename: list[str] | None = setting(
         None, "Suffixes of the parts of a log that is split already.", kind="protocol"

@@ -36,6 +36,7 @@ from recbole_perpeft.runs.ids import NO_FILTERS, read_ids, without_log, write_id
 from recbole_perpeft.runs.keys import ways_to_read
 from recbole_perpeft.runs.record import RunRecord
 from recbole_perpeft.runs.slices import metrics_by_slice
+from recbole_perpeft.store.catalogues import CATALOGUES_FILE
 from recbole_perpeft.training.checkpoint import load_checkpoint, restored
 from recbole_perpeft.training.trainer import run_trainer
 
@@ -155,7 +156,14 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None, n
     with restored(path, "other_parameter"):
         model.load_other_parameter(content["other_parameter"])
     model.eval()
+    _read_catalogues(model, path.parent / CATALOGUES_FILE)
     return config, model, dataset, *loaders
+
+
+def _read_catalogues(model: torch.nn.Module, path: Path) -> None:
+    """Let a model that makes item vectors of content look for them in a file."""
+    if hasattr(model, "read_catalogues"):
+        model.read_catalogues(path)
 
 
 def _check_names(recorded: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
@@ -289,7 +297,12 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
         score, valid_result = trainer.fit(
             train_data, valid_data, saved=True, show_progress=progress, callback_fn=callback_fn
         )
+        kept = folder.path / CATALOGUES_FILE
+        if kept.is_file():  # of an evaluation of the same weights, before the run was resumed
+            _read_catalogues(model, kept)
         test_result = trainer.evaluate(test_data, show_progress=progress) if with_test else None
+        if saved and test_result is not None and hasattr(model, "write_catalogues"):
+            model.write_catalogues(kept, config["keep_catalogues"] * 10**6)
         if test_result is not None and trainer.target_ranks is not None:
             folder.write_test_ranks(dataset, trainer.target_ranks, getattr(model, "user_group", None))
         trainer.close()
