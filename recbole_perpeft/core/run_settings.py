@@ -126,6 +126,13 @@ class RunSettings(Settings):
     metric_decimal_place: int = setting(4, "Decimals of reported metrics.", least=0, kind="protocol")
     valid_metric: str | None = setting(None, "Chooses the best epoch and stops early.", kind="protocol")
     eval_step: int = setting(1, "Epochs between two evaluations on the valid items.", least=0, kind="protocol")
+    eval_sample: int = setting(
+        0,
+        "Valid users, drawn by the seed, on whom epochs are evaluated while a model trains; the best one is evaluated "
+        "on all of them in the end. 0 for all from the beginning.",
+        least=0,
+        kind="protocol",
+    )
     stopping_step: int = setting(
         10, "Stop after so many evaluations without a better valid_metric.", least=0, kind="protocol"
     )

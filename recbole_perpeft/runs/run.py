@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from recbole.data.utils import get_dataloader
 from recbole.sampler import KGSampler, RepeatableSampler, Sampler
-from recbole.utils import ModelType, init_seed
+from recbole.utils import ModelType, calculate_valid_score, init_seed
 from recbole.utils import get_trainer as get_recbole_trainer
 
 from recbole_perpeft.core.errors import PerPEFTError, one_line
@@ -294,13 +294,20 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
         if folder.last_checkpoint.is_file():
             trainer.resume_checkpoint(folder.last_checkpoint, train_data)
         progress = bool(config["show_progress"])
+        watched = _watched(config, train_data, valid_data, test_data)
         score, valid_result = trainer.fit(
-            train_data, valid_data, saved=True, show_progress=progress, callback_fn=callback_fn
+            train_data, watched, saved=True, show_progress=progress, callback_fn=callback_fn
         )
         kept = folder.path / CATALOGUES_FILE
         if kept.is_file():  # of an evaluation of the same weights, before the run was resumed
             _read_catalogues(model, kept)
-        test_result = trainer.evaluate(test_data, show_progress=progress) if with_test else None
+        is_sample = watched is not valid_data
+        if is_sample:
+            valid_result = trainer.evaluate(valid_data, show_progress=progress)
+            score = calculate_valid_score(valid_result, trainer.valid_metric)
+        test_result = None
+        if with_test:  # the best model is loaded already where it has just been evaluated
+            test_result = trainer.evaluate(test_data, load_best_model=not is_sample, show_progress=progress)
         if saved and test_result is not None and hasattr(model, "write_catalogues"):
             model.write_catalogues(kept, config["keep_catalogues"] * 10**6)
         if test_result is not None and trainer.target_ranks is not None:
@@ -324,6 +331,21 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
         LOGGER.info(f"best valid: {result['best_valid_result']}")
         LOGGER.info(f"test result: {result['test_result']}")
     return result
+
+
+def _watched(config: Config, train_data, valid_data, test_data):
+    """The valid loader by which epochs are chosen: the given one, or one of `eval_sample` of its users."""
+    if not config["eval_sample"] or not valid_data:
+        return valid_data
+    built = [loader._dataset for loader in (train_data, valid_data, test_data)]
+    sample = evaluation_loader(config, built, "valid", config["eval_sample"])
+    if sample.sample_size == valid_data.sample_size:
+        return valid_data
+    LOGGER.info(
+        f"epochs are evaluated on {config['eval_sample']:,} users ({sample.sample_size:,} of "
+        f"{valid_data.sample_size:,} rows), the best one on all"
+    )
+    return sample
 
 
 def _train_targets(train_data) -> dict[str, int]:
