@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -102,6 +102,25 @@ def tensor_sample(tensor: Tensor) -> bytes:
     sample = flat[:: max(1, len(flat) // _SAMPLES)].float().cpu().numpy().astype("<f4").tobytes()
     bits = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
     return sample + str(int(bits.sum(dtype=torch.int64))).encode()
+
+
+def state_digest(state: Mapping[str, Any], about: str) -> str:
+    """32 hexadecimal digits for every value of a state dict, and for a text; on every machine the same.
+
+    Args:
+        state: tensors by name; of what is no tensor, its `repr` counts.
+        about: what else is to be told.
+    """
+    import torch
+
+    hashed = digest(about.encode())
+    for name, value in state.items():
+        is_tensor = isinstance(value, torch.Tensor)
+        described = [name, str(value.dtype), list(value.shape)] if is_tensor else [name, repr(value)]
+        hashed.update(f"\0{json.dumps(described)}\0".encode())
+        if is_tensor:
+            hashed.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
 
 
 def file_hash(path: Path) -> str:

@@ -89,6 +89,12 @@ class RunSettings(Settings):
     enable_amp: bool = setting(False, "Whether to compute in bfloat16 (float16 with enable_scaler).")
     enable_scaler: bool = setting(False, "Whether to scale the loss on a GPU; needed for float16 only.")
     loss_decimal_place: int = setting(4, "Decimals of reported losses.", least=0)
+    keep_catalogues: int = setting(
+        1024,
+        "MB of item vectors that a run keeps beside its best model at most, so that lists encode nothing; 0 for none.",
+        least=0,
+        kind="device",
+    )
 
     benchmark_filename: list[str] | None = setting(
         None, "Suffixes of the parts of a log that is split already.", kind="protocol"
@@ -132,6 +138,13 @@ class RunSettings(Settings):
     )
     valid_metric: str | None = setting(None, "Chooses the best epoch and stops early.", kind="protocol")
     eval_step: int = setting(1, "Epochs between two evaluations on the valid items.", least=0, kind="protocol")
+    eval_sample: int = setting(
+        0,
+        "Valid users, drawn by the seed, on whom epochs are evaluated while a model trains; the best one is evaluated "
+        "on all of them in the end. 0 for all from the beginning.",
+        least=0,
+        kind="protocol",
+    )
     stopping_step: int = setting(
         10, "Stop after so many evaluations without a better valid_metric.", least=0, kind="protocol"
     )

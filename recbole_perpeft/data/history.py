@@ -161,3 +161,18 @@ def windows(items: np.ndarray, ends: np.ndarray, lengths: np.ndarray, width: int
     filled = np.zeros((len(ends), width), dtype=np.int64)
     filled[np.arange(width) < lengths[:, None]] = items[ranges(ends - lengths, lengths)]
     return filled
+
+
+def rows_of_sample(users: np.ndarray, n_users: int, seed: int) -> np.ndarray:
+    """Rows of some users, drawn by a seed, in their order; the same users for every model.
+
+    Args:
+        users: int64 [n], the user of each row.
+        n_users: how many users; 0 for all.
+        seed: draws them.
+    """
+    known = np.unique(users)
+    if not n_users or n_users >= len(known):
+        return np.arange(len(users))
+    drawn = np.random.default_rng(seed).choice(known, n_users, replace=False, shuffle=False)
+    return np.flatnonzero(np.isin(users, drawn))

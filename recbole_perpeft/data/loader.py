@@ -11,9 +11,10 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.interaction import Interaction
 from recbole.utils import EvaluatorType, FeatureSource, FeatureType, ModelType
 
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import Settings, setting, settings_from
 from recbole_perpeft.data.dataset import SequenceDataset, positive_item_list_field
-from recbole_perpeft.data.history import PHASES, HistoryIndex, history_of, ranges, union_of
+from recbole_perpeft.data.history import PHASES, HistoryIndex, history_of, ranges, rows_of_sample, union_of
 from recbole_perpeft.data.sampler import Draws, GroupAwareSampler
 
 __all__ = [
@@ -193,9 +194,10 @@ class MaskedFullSortEvalDataLoader(FullSortEvalDataLoader):
         sampler: RecBole's sampler of the phase or None; it is not used for a full ranking.
         history: items the users had before the phase (`history_of`); of a split at one time, where what came before
             differs from row to row, the data set's `row_histories` count instead.
+        n_users: how many users, drawn by the seed, are evaluated; 0 for all.
     """
 
-    def __init__(self, config, dataset, sampler, history: HistoryIndex) -> None:
+    def __init__(self, config, dataset, sampler, history: HistoryIndex, n_users: int = 0) -> None:
         masks = {"all": self._everything, "keep_target": self._all_but_targets, "none": self._nothing}
         self._mask = masks[config["mask_history"]]
         self._history = history
@@ -205,7 +207,9 @@ class MaskedFullSortEvalDataLoader(FullSortEvalDataLoader):
         self._row_targets = getattr(dataset, "row_targets", None)
         of_targets = self.is_sequential or self._row_histories is not None
         self._rows = self._target_rows if of_targets else self._user_rows
-        self.sample_size = len(dataset) if of_targets else self._index_users(dataset)
+        of_rows = dataset.inter_feat[self.uid_field].numpy() if of_targets else self._index_users(dataset).numpy()
+        self._chosen = rows_of_sample(of_rows, n_users, config["seed"])
+        self.sample_size = len(self._chosen)
         # RecBole's own constructor of this class is what builds the Python sets: go to its parent's.
         super(FullSortEvalDataLoader, self).__init__(config, dataset, sampler, shuffle=False)
 
@@ -223,7 +227,7 @@ class MaskedFullSortEvalDataLoader(FullSortEvalDataLoader):
         Returns:
             The rows; (row in the batch, item) of every masked candidate or None; row and item of every target.
         """
-        index = np.asarray(index)
+        index = self._chosen[np.asarray(index)]
         interaction, positive_u, positive_i = self._rows(index)
         if self._row_histories is None:
             history = self._history.rows(interaction[self.uid_field].numpy())
@@ -233,14 +237,14 @@ class MaskedFullSortEvalDataLoader(FullSortEvalDataLoader):
         masked = self._mask(history_u, history_i, positive_u, positive_i)
         return interaction, masked, positive_u, positive_i
 
-    def _index_users(self, dataset) -> int:
-        """Prepares one row a user for models that score users; returns how many."""
+    def _index_users(self, dataset) -> torch.Tensor:
+        """Prepares one row a user for models that score users; returns the user of each."""
         users, items = (dataset.inter_feat[field].numpy() for field in (self.uid_field, self.iid_field))
         keys = np.unique(users * dataset.item_num + items)
         self._targets = HistoryIndex.from_pairs(keys // dataset.item_num, keys % dataset.item_num, dataset.user_num)
         self.uid_list = torch.from_numpy(np.flatnonzero(self._targets.lengths))
         self.user_df = dataset.join(Interaction({self.uid_field: self.uid_list}))
-        return len(self.uid_list)
+        return self.uid_list
 
     def _user_rows(self, index: np.ndarray) -> tuple[Interaction, torch.Tensor, torch.Tensor]:
         rows = self.user_df[index]
@@ -279,12 +283,13 @@ class DrawnCandidatesLoader(AbstractDataLoader):
             often they occur in the log.
         built_datasets: as for `history_of`.
         phase: "valid" or "test".
+        n_users: how many users, drawn by the seed, are evaluated; 0 for all.
 
     Raises:
         PerPEFTError: a user owns the whole catalogue.
     """
 
-    def __init__(self, config, built_datasets: Sequence, phase: str) -> None:
+    def __init__(self, config, built_datasets: Sequence, phase: str, n_users: int = 0) -> None:
         place = PHASES.index(phase)
         dataset, n_items = built_datasets[place], built_datasets[place].item_num
         self.uid_field, self.iid_field, self.label_field = dataset.uid_field, dataset.iid_field, config["LABEL_FIELD"]
@@ -302,7 +307,8 @@ class DrawnCandidatesLoader(AbstractDataLoader):
         ordered = users[self._targets]
         is_list = np.full(len(ordered), is_sequential) | (np.diff(ordered, prepend=-1) != 0)
         self._borders = np.append(np.flatnonzero(is_list), len(ordered))
-        self.sample_size = len(self._borders) - 1
+        self._chosen = rows_of_sample(ordered[self._borders[:-1]], n_users, config["seed"])
+        self.sample_size = len(self._chosen)
         history = history_of(built_datasets, phase) if before is None else before.of_users()
         history_users, history_items = history.pairs()
         is_ranking = config["eval_type"] == EvaluatorType.RANKING
@@ -335,7 +341,7 @@ class DrawnCandidatesLoader(AbstractDataLoader):
         Returns:
             A row a candidate; the list of each; list and item of every target.
         """
-        index = np.asarray(index)
+        index = self._chosen[np.asarray(index)]
         lengths = self._borders[index + 1] - self._borders[index]
         rows = torch.from_numpy(self._targets[ranges(self._borders[index], lengths)])
         batch = self.transform(self._dataset, self._dataset[rows])
@@ -354,7 +360,7 @@ class DrawnCandidatesLoader(AbstractDataLoader):
         return self._dataset.join(candidates), of_list[of_target], of_list, targets
 
 
-def evaluation_loader(config, built_datasets: Sequence, phase: str):
+def evaluation_loader(config, built_datasets: Sequence, phase: str, n_users: int = 0):
     """Loader of the valid or test part for any model.
 
     Args:
@@ -362,11 +368,20 @@ def evaluation_loader(config, built_datasets: Sequence, phase: str):
             `pop100` ...), or `labeled` rows as RecBole takes them.
         built_datasets: as for `history_of`.
         phase: "valid" or "test".
+        n_users: how many users, drawn by the seed, are evaluated; 0 for all.
+
+    Raises:
+        PerPEFTError: rows with labels cannot be drawn by users.
     """
     mode = config["eval_args"]["mode"][phase]
     dataset = built_datasets[PHASES.index(phase)]
     if mode == "full":
-        return MaskedFullSortEvalDataLoader(config, dataset, None, history_of(built_datasets, phase))
+        return MaskedFullSortEvalDataLoader(config, dataset, None, history_of(built_datasets, phase), n_users)
+    if mode == "labeled" and n_users:
+        raise PerPEFTError(
+            f"eval_sample is {n_users}: mode labeled measures rows with labels, not users, as {config['model']} is "
+            "evaluated; set eval_sample to 0"
+        )
     if mode == "labeled":
         return NegSampleEvalDataLoader(config, dataset, None, shuffle=False)
-    return DrawnCandidatesLoader(config, built_datasets, phase)
+    return DrawnCandidatesLoader(config, built_datasets, phase, n_users)

@@ -1,9 +1,11 @@
 """What every recommender that reads item content shares: item encoder, user encoder, loss and scores."""
 
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
@@ -11,19 +13,26 @@ from recbole.utils import InputType
 from torch import Tensor
 from torch.nn import functional
 
+from recbole_perpeft import __version__
+from recbole_perpeft.core.digest import state_digest
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.run_settings import PhotoLimits
 from recbole_perpeft.core.settings import Settings, setting, settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.dataset import SequenceDataset
 from recbole_perpeft.data.sampler import Candidates, Draws
 from recbole_perpeft.models.build import ContentControl
+from recbole_perpeft.nn.adapt.groups import GLOBAL
 from recbole_perpeft.nn.item_encoder import ItemEncoder
 from recbole_perpeft.nn.losses import LossChoice, NextItems, loss_from, vectors_of
 from recbole_perpeft.nn.losses.in_batch import log_popularity
 from recbole_perpeft.nn.users.choice import UserEncoderChoice, build_user_encoder
 from recbole_perpeft.nn.users.sasrec import left_pad
+from recbole_perpeft.store.catalogues import KeptCatalogues
 from recbole_perpeft.training.rates import ContentTrainer
+
+_NOT_IN_VECTORS = ("rate", "place", "device", "display", "protocol")  # kinds of settings
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,13 @@ class ContentRecommender(SequentialRecommender):
             )
         self.user_encoder = build_user_encoder(config, self.max_seq_length)
         self.reset_parameters()
+        self._settings = {
+            declared.name: config[declared.name]
+            for cls in config.settings_classes
+            for declared in cls.declared()
+            if declared.kind not in _NOT_IN_VECTORS
+        }
+        self._kept: KeptCatalogues | None = None
         self._catalogues: dict[int | None, Tensor] = {}
         self._catalogue_version = -1
         self._watched: list[Tensor] | None = None
@@ -185,12 +201,51 @@ class ContentRecommender(SequentialRecommender):
             raise RuntimeError("a training batch holds users of several groups")
         return group
 
+    @property
+    def n_groups(self) -> int:
+        """Number of groups in use; 0 while all share one module."""
+        return 0
+
     def catalogue(self, group: int | None, kept: bool = True) -> Tensor:
         """Vectors of all items for a group, [n_items, d]; computed once until a weight changes, if they are kept."""
         if not kept:
-            return self.item_encoder.encode_catalogue(group)
+            return self._encoded(group)
         self._drop_outdated_catalogues()
         return self._catalogue(group)
+
+    def read_catalogues(self, path: Path) -> None:
+        """From now on, looks for the vectors of a group in a file before it computes them."""
+        self._kept = KeptCatalogues(path)
+
+    def write_catalogues(self, path: Path, most_bytes: int) -> None:
+        """Keeps the vectors of everybody and of each group in a file, for `read_catalogues`.
+
+        Args:
+            path: The file; an earlier one goes in any case.
+            most_bytes: If they need more, none are kept, and the log says so.
+        """
+        groups, of = [None, *range(self.n_groups)], self.digest_of_vectors()
+        n_bytes = len(groups) * self.n_items * self.item_encoder.hidden_size * 4
+        if of is not None and n_bytes <= most_bytes:
+            KeptCatalogues(path).write(of, {_name_of(group): self.catalogue(group) for group in groups})
+            return
+        path.unlink(missing_ok=True)
+        if of is not None and most_bytes:
+            LOGGER.info(f"item vectors are not kept: {n_bytes / 1e6:,.0f} MB are more than keep_catalogues allows")
+
+    def digest_of_vectors(self) -> str | None:
+        """Identifies weights, content, settings and code that make item vectors; None if the content is unknown."""
+        read = getattr(self.item_encoder.content_encoder, "input_digest", None)
+        if read is None:
+            return None
+        about = [__version__, self.item_encoder.foundation_fingerprint, read(), self._settings]
+        return state_digest(self.item_encoder.state_dict(), json.dumps(about, sort_keys=True, default=str))
+
+    def _encoded(self, group: int | None) -> Tensor:
+        shape = (self.n_items, self.item_encoder.hidden_size)
+        of = None if self._kept is None else self.digest_of_vectors()
+        found = None if self._kept is None or of is None else self._kept.read(_name_of(group), of, shape)
+        return self.item_encoder.encode_catalogue(group) if found is None else found.to(self.device)
 
     def _drop_outdated_catalogues(self) -> None:
         if self._watched is None:
@@ -202,7 +257,7 @@ class ContentRecommender(SequentialRecommender):
 
     def _catalogue(self, group: int | None) -> Tensor:
         if group not in self._catalogues:
-            self._catalogues[group] = self.item_encoder.encode_catalogue(group)
+            self._catalogues[group] = self._encoded(group)
         return self._catalogues[group]
 
     def train(self, mode: bool = True) -> "ContentRecommender":
@@ -272,3 +327,7 @@ class ContentRecommender(SequentialRecommender):
         for rows, users, catalogue in self._parts(interaction):
             scores[rows] = (users * catalogue[items[rows]]).sum(-1)
         return scores
+
+
+def _name_of(group: int | None) -> str:
+    return GLOBAL if group is None else str(group)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
+from recbole_perpeft.core.digest import digest
 from recbole_perpeft.nn.adapt.frozen_prefix import FrozenPrefix
 from recbole_perpeft.pretrained.dual import FoundationModel
 from recbole_perpeft.store.by_length import CHUNKS_AT_ONCE, encoded_by_length
@@ -20,6 +21,11 @@ class ContentSource(Protocol):
     """Inputs of the foundation model for every row of the content (`recbole_perpeft.store.inputs.ContentCache`)."""
 
     n_rows: int
+
+    @property
+    def identity(self) -> str:
+        """Identifies content and processor."""
+        ...
 
     def rows_of(self, item_tokens: Sequence[str]) -> Tensor:
         """Row of each item, int64 [n]; -1 for the pad."""
@@ -74,6 +80,10 @@ class ContentEncoder(Protocol):
         """Content vectors of items that have content but no id, [n, content_size]."""
         ...
 
+    def input_digest(self) -> str:
+        """Identifies what is read of each item; without this method, no item vectors are kept beside a model."""
+        ...
+
     def parameter_groups(self) -> dict[str, str]:
         """Learning-rate group of parameters by name.
 
@@ -101,6 +111,10 @@ class NoContent(nn.Module):
     def encode_tokens(self, item_tokens: Sequence[str], group: int | None) -> Tensor:
         """As in `ContentEncoder`."""
         return torch.zeros(len(item_tokens), 0)
+
+    def input_digest(self) -> str:
+        """As in `ContentEncoder`."""
+        return "none"
 
 
 class AdaptedContent(nn.Module):
@@ -153,6 +167,10 @@ class AdaptedContent(nn.Module):
     def encode_tokens(self, item_tokens: Sequence[str], group: int | None) -> Tensor:
         """As in `ContentEncoder`."""
         return self._encode_rows(self.source.rows_of(item_tokens), group)
+
+    def input_digest(self) -> str:
+        """As in `ContentEncoder`."""
+        return rows_digest(self.source.identity, self.row_of_item)
 
     def _encode_rows(self, rows: Tensor, group: int | None) -> Tensor:
         def encode(part: Tensor) -> tuple[Tensor]:
@@ -232,6 +250,15 @@ class FrozenContent(nn.Module):
     def encode_tokens(self, item_tokens: Sequence[str], group: int | None) -> Tensor:
         """As in `ContentEncoder`; the same for all groups."""
         return self._vectors.take(self._name, self.source.rows_of(item_tokens))
+
+    def input_digest(self) -> str:
+        """As in `ContentEncoder`."""
+        return rows_digest(self._name, self.row_of_item)
+
+
+def rows_digest(identity: str, rows: Tensor) -> str:
+    """Identifies what items get from rows of a source, int64 [..., n_items]."""
+    return digest(identity.encode(), rows.numpy().tobytes()).hexdigest()
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:

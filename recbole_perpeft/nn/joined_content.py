@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_perpeft.core.digest import value_hash
-from recbole_perpeft.nn.content import ContentEncoder
+from recbole_perpeft.nn.content import ContentEncoder, rows_digest
 
 ROLES = ("image", "text")  # in this order in a content vector
 HEAD_SIZE = 64
@@ -19,6 +19,11 @@ class FinalStateSource(Protocol):
 
     width: int
     fingerprint: str
+
+    @property
+    def identity(self) -> str:
+        """Identifies the vectors, and with them the content."""
+        ...
 
     def rows_of(self, item_tokens: Sequence[str]) -> Tensor:
         """Row of each item, int64 [n]; -1 for the pad."""
@@ -106,6 +111,10 @@ class StoredVectors(nn.Module):
         """As in `ContentEncoder`; the same for all groups."""
         return self._source.final(self._source.rows_of(item_tokens))
 
+    def input_digest(self) -> str:
+        """As in `ContentEncoder`."""
+        return rows_digest(self._source.identity, self._row_of_item)
+
 
 class JoinedContent(nn.Module):
     """Content vectors of one or two towers. Satisfies `ContentEncoder`.
@@ -147,6 +156,10 @@ class JoinedContent(nn.Module):
     def encode_tokens(self, item_tokens: Sequence[str], group: int | None) -> Tensor:
         """As in `ContentEncoder`."""
         return self.heads({role: tower.encode_tokens(item_tokens, group) for role, tower in self._encoders().items()})
+
+    def input_digest(self) -> str:
+        """As in `ContentEncoder`."""
+        return joint_fingerprint({role: tower.input_digest() for role, tower in self._encoders().items()})
 
 
 def joint_fingerprint(fingerprints: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.nn.adapt.groups import GroupModules
+from recbole_perpeft.nn.content import rows_digest
 from recbole_perpeft.nn.side_network import SideNetwork, SideNetworkSettings
 
 _TOKENS_AT_ONCE = 1024
@@ -19,6 +20,11 @@ class StateSource(Protocol):
     n_states: int
     width: int
     fingerprint: str
+
+    @property
+    def identity(self) -> str:
+        """Identifies the states, and with them the content."""
+        ...
 
     def rows_of(self, item_tokens: Sequence[str]) -> Tensor:
         """Row of each item, int64 [n]; -1 for the pad."""
@@ -82,6 +88,10 @@ class SideContent(nn.Module):
         """As in `ContentEncoder`."""
         rows = torch.stack([source.rows_of(item_tokens) for source in self.sources])
         return torch.cat([self._encode_rows(part, group) for part in rows.split(_TOKENS_AT_ONCE, dim=1)])
+
+    def input_digest(self) -> str:
+        """As in `ContentEncoder`."""
+        return rows_digest("-".join(source.identity for source in self.sources), self._row_of_item)
 
     def _encode_rows(self, rows: Tensor, group: int | None) -> Tensor:
         """Content vectors of rows, [towers, n] on the CPU."""

@@ -5,6 +5,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from recbole_perpeft.core.digest import value_hash
 from recbole_perpeft.nn.adapt.tuning import Method, tune
 from recbole_perpeft.nn.content import ContentSource
 from recbole_perpeft.nn.joined_content import ROLES, ContentHeads
@@ -112,6 +113,11 @@ class InputsOfRoles:
         self._sources = dict(sources)
         self._first = next(iter(sources.values()))
         self.n_rows = self._first.n_rows
+
+    @property
+    def identity(self) -> str:
+        """As in `ContentSource`."""
+        return value_hash({role: source.identity for role, source in self._sources.items()})
 
     def rows_of(self, item_tokens: Sequence[str]) -> Tensor:
         """As in `ContentSource`."""

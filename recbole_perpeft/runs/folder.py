@@ -42,6 +42,7 @@ class RunFolder:
     | `test_ranks.parquet` | user, target item and rank of every test row; of models with groups the user's group |
     | `ids.parquet` | users and items in the order of their ids (written by `ids.write_ids`) |
     | `best.pth`, `last.pth` | the best model; what it takes to resume (written by the trainer) |
+    | `catalogues.safetensors` | item vectors of the best model, of everybody and each group (written by the model) |
     | `run.log`, `tensorboard/` | the log, TensorBoard's events |
 
     Args:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from recbole.data.utils import get_dataloader
 from recbole.sampler import KGSampler, RepeatableSampler, Sampler
-from recbole.utils import ModelType, init_seed
+from recbole.utils import ModelType, calculate_valid_score, init_seed
 from recbole.utils import get_trainer as get_recbole_trainer
 
 from recbole_perpeft.core.errors import PerPEFTError, one_line
@@ -37,6 +37,7 @@ from recbole_perpeft.runs.ids import NO_FILTERS, read_ids, without_log, write_id
 from recbole_perpeft.runs.keys import ways_to_read
 from recbole_perpeft.runs.record import RunRecord
 from recbole_perpeft.runs.slices import metrics_by_slice
+from recbole_perpeft.store.catalogues import CATALOGUES_FILE
 from recbole_perpeft.training.checkpoint import load_checkpoint, restored
 from recbole_perpeft.training.trackers import Trackers, tracked
 from recbole_perpeft.training.trainer import run_trainer
@@ -159,7 +160,14 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None, n
     with restored(path, "other_parameter"):
         model.load_other_parameter(content["other_parameter"])
     model.eval()
+    _read_catalogues(model, path.parent / CATALOGUES_FILE)
     return config, model, dataset, *loaders
+
+
+def _read_catalogues(model: Any, path: Path) -> None:
+    """Let a model that makes item vectors of content look for them in a file."""
+    if hasattr(model, "read_catalogues"):
+        model.read_catalogues(path)
 
 
 def _check_names(recorded: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
@@ -296,13 +304,23 @@ def _train_and_test(
         trainer.resume_checkpoint(folder.last_checkpoint, train_data)
     content = content_of(config, dataset) if with_test else None
     progress = bool(config["show_progress"])
-    score, valid_result = trainer.fit(
-        train_data, valid_data, saved=True, show_progress=progress, callback_fn=callback_fn
-    )
+    watched = _watched(config, train_data, valid_data, test_data)
+    score, valid_result = trainer.fit(train_data, watched, saved=True, show_progress=progress, callback_fn=callback_fn)
+    kept = folder.path / CATALOGUES_FILE
+    if kept.is_file():  # of an evaluation of the same weights, before the run was resumed
+        _read_catalogues(model, kept)
+    is_sample = watched is not valid_data
+    if is_sample:
+        valid_result = trainer.evaluate(valid_data, show_progress=progress)
+        score = calculate_valid_score(valid_result, trainer.valid_metric)
     groups = getattr(model, "user_group", None)
     figures = list_figures(config, train_data._dataset, groups, content) if with_test and test_data else None
     trainer.eval_collector.list_figures = figures
-    test_result = trainer.evaluate(test_data, show_progress=progress) if with_test else None
+    test_result = None
+    if with_test:  # the best model is loaded already where it has just been evaluated
+        test_result = trainer.evaluate(test_data, load_best_model=not is_sample, show_progress=progress)
+    if saved and test_result is not None and hasattr(model, "write_catalogues"):
+        model.write_catalogues(kept, config["keep_catalogues"] * 10**6)
     if test_result is not None and trainer.target_ranks is not None:
         folder.write_test_ranks(dataset, trainer.target_ranks, groups)
     trainer.close()
@@ -326,6 +344,21 @@ def _train_and_test(
     LOGGER.info(f"best valid: {result['best_valid_result']}")
     LOGGER.info(f"test result: {result['test_result']}")
     return result
+
+
+def _watched(config: Config, train_data, valid_data, test_data):
+    """The valid loader by which epochs are chosen: the given one, or one of `eval_sample` of its users."""
+    if not config["eval_sample"] or not valid_data:
+        return valid_data
+    built = [loader._dataset for loader in (train_data, valid_data, test_data)]
+    sample = evaluation_loader(config, built, "valid", config["eval_sample"])
+    if sample.sample_size == valid_data.sample_size:
+        return valid_data
+    LOGGER.info(
+        f"epochs are evaluated on {config['eval_sample']:,} users ({sample.sample_size:,} of "
+        f"{valid_data.sample_size:,} rows), the best one on all"
+    )
+    return sample
 
 
 def _train_targets(train_data) -> dict[str, int]:

@@ -1,15 +1,18 @@
-"""Arrays of numbers in files of others, of which nothing is believed before it is compared with the file."""
+"""Arrays in files: those of others, of which nothing is believed before it is compared with the file, and tensors."""
 
 from __future__ import annotations
 
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
+from safetensors.torch import save_file
+from torch import Tensor
 
 from recbole_perpeft.core.files import open_regular
 
@@ -85,3 +88,22 @@ def write_array(path: Path, values: np.ndarray) -> None:
     with open(path, "wb") as file:
         npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(values))
         file.write(values.data)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str] | None = None) -> None:
+    """Write tensors from any device.
+
+    Args:
+        tensors: by name.
+        path: the file, which those may read who may read other files of this process.
+        header: texts that the file holds beside them.
+
+    Raises:
+        OSError: the disk does not take it.
+        SafetensorError: the same, in the words of the library.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(on_cpu, path, None if header is None else dict(header))
+    path.chmod(mode)  # the library makes a file of its own, for nobody but its owner

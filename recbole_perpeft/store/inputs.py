@@ -62,6 +62,7 @@ class ContentCache:
         n_rows: number of items.
         text_length: tokens of a text as stored, padding included; None without texts.
         fingerprint: identifies tokens, titles and images.
+        identity: the same, and what the processor makes of them.
         damaged: why an image cannot be used, by row.
     """
 
@@ -70,6 +71,7 @@ class ContentCache:
         self.folder = table.folder
         self.n_rows = table.files.n_rows
         self.fingerprint: str = table.values["fingerprint"]
+        self.identity = f"{table.values['key']}-{self.fingerprint}"
         self.damaged = table.damaged
         self.text_length = processor.text_length
         self._trims_text = processor.trim_text

@@ -130,6 +130,12 @@ class HiddenStateCache:
             content.check(table.damaged)
         return cls(table, settings.layers)
 
+    @property
+    def identity(self) -> str:
+        """Identifies the states: what computes them, from which content, and how they are stored."""
+        content = digest(self._table.files.read(DIGEST, 0, self.n_rows).tobytes()).hexdigest()
+        return f"{self.fingerprint}-{self.dtype}-{content}"
+
     def rows_of(self, item_tokens: Sequence[str]) -> Tensor:
         """Row of each item, int64 [n]; -1 for the pad.
 

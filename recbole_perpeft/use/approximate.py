@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.history import HistoryIndex
 from recbole_perpeft.use.topk import Candidates, best_items
 
 PACKAGES = ("usearch",)
@@ -47,6 +48,10 @@ class Approximation:
         self._effort = _LEAST_EFFORT
         self._found, self._wanted, self._n_measured, self._n_exact = 0, 0, 0, 0
         self._seconds = np.zeros(3)  # of graphs, and of the measured users: exact, approximate
+
+    def user_vectors(self, histories: HistoryIndex, rows: np.ndarray, group: int | None) -> Tensor:
+        """Vectors of some histories in the eyes of a group, [B, d]."""
+        return self._scorer.user_vectors(histories, rows, group)
 
     def best(
         self, of_users: Tensor, group: int | None, candidates: Candidates, seen: tuple[np.ndarray, np.ndarray], k: int

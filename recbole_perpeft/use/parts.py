@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.store.arrays import save_tensors
 
 ONNX_PACKAGES = ("onnx", "onnxscript")  # what PyTorch's exporter imports
 PT2_FILE, ONNX_FILE = "user_encoder.pt2", "user_encoder.onnx"
@@ -84,16 +84,16 @@ def write_items(folder: Path, model: Any, dataset: Any) -> None:
     items.to_parquet(folder / "items.parquet", index=False)
     encoder = model.item_encoder
     if encoder.id_embedding is not None:
-        _save({"id_vectors": encoder.id_embedding.weight}, folder / "id_vectors.safetensors")
+        save_tensors({"id_vectors": encoder.id_embedding.weight}, folder / "id_vectors.safetensors")
     projectors = {
         f"{name}.{key}": tensor
         for name, group in names_of_groups(model)
         for key, tensor in encoder.projectors.of(group).state_dict().items()
     }
-    _save(projectors, folder / "projectors.safetensors")
+    save_tensors(projectors, folder / "projectors.safetensors")
     (folder / "vectors").mkdir()
     for name, group in names_of_groups(model):  # one at a time: a catalogue may be large
-        _save({"item_vectors": model.catalogue(group, kept=False)}, folder / "vectors" / f"{name}.safetensors")
+        save_tensors({"item_vectors": model.catalogue(group, kept=False)}, folder / "vectors" / f"{name}.safetensors")
 
 
 def write_user_encoder(folder: Path, model: Any, onnx: bool) -> None:
@@ -145,7 +145,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)

@@ -93,28 +93,35 @@ class VectorScorer:
         known = set(dataset.field2id_token[dataset.iid_field])
         has_content = encoder is not None and encoder.content_encoder.content_size > 0
         self.new_items: Sequence[str] = sorted(set(model.item_tokens_with_content) - known) if has_content else []
+        self._n_known = len(known)
         self._vectors: dict[int | None, Tensor] = {}
         self._of_candidates: tuple[int | None, Candidates | None, Tensor] = (None, None, torch.empty(0))
 
     @torch.no_grad()
-    def vectors(self, group: int | None) -> Tensor:
-        """Vectors of known and then of new items for a group, [n_known + n_new, d]."""
+    def vectors(self, group: int | None, highest: int | None = None) -> Tensor:
+        """Vectors of items for a group, [n_known + n_new, d].
+
+        Args:
+            group: None for the global module.
+            highest: The highest id that is needed; new items follow the known ones, and are not encoded for nothing.
+        """
         if group not in self._vectors:
             if not self.keeps_all:
                 self._vectors = {None: self._vectors[None]} if None in self._vectors else {}
                 self._of_candidates = (None, None, torch.empty(0))
-            parts = [self.model.catalogue(group, kept=False)]
-            if self.new_items:
-                parts.append(self.model.item_encoder.new_item_vectors(self.new_items, group))
-            self._vectors[group] = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return self._vectors[group]
+            self._vectors[group] = self.model.catalogue(group, kept=False)
+        found = self._vectors[group]
+        if self.new_items and len(found) == self._n_known and (highest is None or highest >= self._n_known):
+            new = self.model.item_encoder.new_item_vectors(self.new_items, group)
+            found = self._vectors[group] = torch.cat([found, new])
+        return found
 
     @torch.no_grad()
     def user_vectors(self, histories: HistoryIndex, rows: np.ndarray, group: int | None) -> Tensor:
         """Vectors of users after their newest items, [B, d]."""
         newest = histories.newest(rows, self.model.max_seq_length)
         item_seq, length = (torch.from_numpy(part).to(self.model.device) for part in newest)
-        return self.model.user_vectors(item_seq, length, self.vectors(group))
+        return self.model.user_vectors(item_seq, length, self.vectors(group, int(newest[0].max(initial=0))))
 
     def groups_of(self, users: np.ndarray) -> np.ndarray:
         """As in `Scorer`."""
@@ -132,7 +139,7 @@ class VectorScorer:
         of_users = self.user_vectors(histories, rows, group)
         of_group, of, vectors = self._of_candidates
         if of is not candidates or of_group != group:
-            vectors = candidates.of(self.vectors(group))
+            vectors = candidates.of(self.vectors(group, int(candidates.ids[-1])))
             self._of_candidates = (group, candidates, vectors)
         return lambda part: of_users @ vectors[part].T
 

@@ -1,12 +1,15 @@
 import shutil
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.runs.run import run
+from recbole_perpeft.runs.run import get_trainer, load, run
+from recbole_perpeft.use.export import export
 from recbole_perpeft.use.recommend import Recommender
 
 
@@ -111,3 +114,24 @@ def test_command_line(trained, recommender, capsys):
     assert len(lines) == 6
     assert main(["recommend", "--run", trained[0], "--users", "nobody"]) == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_a_finished_run_encodes_no_catalogue_again(trained, monkeypatch, tmp_path):
+    model_file, new_items = trained
+
+    def lists_of(recommender):
+        histories = [recommender.item_tokens[n : n + 4].tolist() for n in range(1, 30)]
+        return [recommender.for_users(recommender.all_users(), k=5), recommender.for_histories(histories, k=5)]
+
+    (tmp_path / "best.pth").write_bytes(Path(model_file).read_bytes())  # alone: nothing is kept beside it
+    expected = lists_of(Recommender.from_file(tmp_path / "best.pth"))
+    encoder = "recbole_perpeft.nn.item_encoder.ItemEncoder"
+    for name in ("encode_catalogue", "new_item_vectors"):
+        monkeypatch.setattr(f"{encoder}.{name}", lambda *_: pytest.fail("nothing is to be encoded"))
+    kept = Recommender.from_file(model_file)
+    for found, wanted in zip(lists_of(kept), expected, strict=True):
+        pd.testing.assert_frame_equal(found, wanted, check_exact=True)
+    export(model_file, tmp_path / "exported", onnx=False)
+    config, model, *_, test_data = load(model_file)
+    config["checkpoint_dir"] = str(tmp_path / "again")
+    get_trainer(config)(config, model).evaluate(test_data, load_best_model=False)

@@ -106,6 +106,11 @@ class PerPEFTTrainer(ContentTrainer):
         """Whether groups can choose their best epochs, before hours are spent."""
         if not valid_data:
             raise PerPEFTError("shared_in_groups: freeze chooses by valid items, and there are none; change eval_args")
+        if self.config["eval_sample"]:
+            raise PerPEFTError(
+                "shared_in_groups: freeze chooses an epoch for each group by all of its valid users; set "
+                "eval_sample to 0"
+            )
         metric_of_ranks(self.config, self.valid_metric, torch.ones(1, dtype=torch.long))
 
     @property

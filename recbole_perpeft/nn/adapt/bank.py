@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -21,6 +20,7 @@ from recbole_perpeft.nn.adapt.tuning import Encoder, Method, insert, untrained_n
 from recbole_perpeft.pretrained.dual import FoundationModel
 from recbole_perpeft.pretrained.families import find_tower
 from recbole_perpeft.pretrained.tower import PooledTower
+from recbole_perpeft.store.arrays import save_tensors
 
 _IN_ENCODER = re.compile(r"model\.(base_model\.model\.)?")
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -138,10 +138,9 @@ class AdapterBank(nn.Module):
         """
         target = Path(folder) / name
         target.mkdir(parents=True, exist_ok=True)
-        tensors = self._saved_tensors(group).items()
-        separate = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors}
+        separate = {key: tensor.detach().clone() for key, tensor in self._saved_tensors(group).items()}
         with written_whole(target / "adapter_model.safetensors") as draft:
-            save_file(separate, draft, metadata={"format": "pt"})
+            save_tensors(separate, draft, {"format": "pt"})
         config = self._peft_model.active_peft_config
         config.inference_mode, trains = True, config.inference_mode
         config.save_pretrained(target)

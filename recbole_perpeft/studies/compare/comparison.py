@@ -30,8 +30,8 @@ class Comparison:
         baseline: name of the model that the others are compared with.
         records: finished runs by data set.
         tables: the numbers of the report's CSV files by their names: `runs`, `quality`, `intervals`, `significance`,
-            `cost`, `tuning`, `beyond`, `beyond_groups`, `history`, `popularity`, `slices`, `groups`, `stability`, `splits`;
-            without those that have nothing to show.
+            `cost`, `tuning`, `beyond`, `beyond_groups`, `history`, `popularity`, `slices`, `groups`, `stability`,
+            `splits`; without those that have nothing to show.
     """
 
     folder: Path
