@@ -96,19 +96,26 @@ def _exact_pop(recbole_pop: type) -> type:
 
 
 @contextmanager
-def tensorboard_in(folder: Path) -> Iterator[None]:
-    """Let trainers of RecBole made inside this context write TensorBoard events to `folder`.
+def tensorboard_in(folder: Path | None) -> Iterator[None]:
+    """Let trainers of RecBole made inside this context write TensorBoard events to `folder`, or with None nowhere.
 
     RecBole's trainers ask a module-level function for their writer; it would make `./log_tensorboard`.
     """
     from recbole.trainer import trainer
 
     original = trainer.get_tensorboard
-    trainer.get_tensorboard = lambda logger: events_in(folder)
+    trainer.get_tensorboard = lambda logger: _NoEvents() if folder is None else events_in(folder)
     try:
         yield
     finally:
         trainer.get_tensorboard = original
+
+
+class _NoEvents:
+    """Takes what a writer of TensorBoard's events takes."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **named: None
 
 
 def events_in(folder: Path) -> Any:

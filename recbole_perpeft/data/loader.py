@@ -1,6 +1,7 @@
 """Loaders: train batches of users of one group, evaluation with a masked history."""
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,13 +15,14 @@ from recbole.utils import EvaluatorType, FeatureSource, FeatureType, ModelType
 from recbole_perpeft.core.settings import Settings, setting, settings_from
 from recbole_perpeft.data.dataset import SequenceDataset, positive_item_list_field
 from recbole_perpeft.data.history import PHASES, HistoryIndex, history_of, ranges, union_of
-from recbole_perpeft.data.sampler import Draws, GroupAwareSampler
+from recbole_perpeft.data.sampler import Draws, GroupAwareSampler, batch_seed
 
 __all__ = [
     "DrawnCandidatesLoader",
     "MaskedFullSortEvalDataLoader",
     "SequenceTrainDataLoader",
     "evaluation_loader",
+    "part_of",
     "train_loader",
 ]
 
@@ -103,7 +105,8 @@ class SequenceTrainDataLoader:
         self._users = self._rows[dataset.uid_field]
         self._positive_field = positive_item_list_field(config)
         self._negative_field = config["NEG_PREFIX"] + config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
-        self._generator = torch.Generator().manual_seed(config["seed"])
+        self._seed = config["seed"]
+        self._generator = torch.Generator().manual_seed(self._seed)
         self._row_group = np.zeros(len(self._users), dtype=np.int64)
 
     @property
@@ -133,6 +136,19 @@ class SequenceTrainDataLoader:
         order, starts, ends = self._epoch_order()
         for start, end in zip(starts, ends, strict=True):
             yield self._batch(order[start:end])
+
+    def numbered(self, numbers: Iterable[int], epoch: int) -> Iterator[Interaction]:
+        """Some batches of an epoch. What is drawn for one follows from its number, not from those before it.
+
+        Args:
+            numbers: of batches, from 0, as `__iter__` orders them.
+            epoch: its number.
+        """
+        order, starts, ends = self._epoch_order()
+        for number in numbers:
+            if self._sampler is not None:
+                self._sampler.set_seed(batch_seed(self._seed, epoch, number))
+            yield self._batch(order[starts[number] : ends[number]])
 
     def get_state(self) -> dict[str, torch.Tensor]:
         """States of the generators of order and negatives; exact between two epochs."""
@@ -352,6 +368,14 @@ class DrawnCandidatesLoader(AbstractDataLoader):
         candidates.update(Interaction({self.iid_field: items[stays], self.label_field: label[stays]}))
         of_list = torch.from_numpy(np.repeat(np.arange(len(index)), lengths))
         return self._dataset.join(candidates), of_list[of_target], of_list, targets
+
+
+def part_of(loader: AbstractDataLoader, numbers: range) -> AbstractDataLoader:
+    """An evaluation loader that has some of a loader's batches."""
+    part, size = copy.copy(loader), loader.step
+    batches = [range(number * size, min((number + 1) * size, loader.sample_size)) for number in numbers]
+    vars(part)["batch_sampler"] = batches  # as an attribute, a loader of PyTorch does not let it change
+    return part
 
 
 def evaluation_loader(config, built_datasets: Sequence, phase: str):

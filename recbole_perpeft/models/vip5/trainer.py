@@ -1,10 +1,14 @@
 """Training of VIP5: warm-up, then a linear decay of the learning rate."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import Settings, same_as, setting, settings_from
+from recbole_perpeft.training.gradients import MeanGradient
 from recbole_perpeft.training.trainer import RunTrainer
+from recbole_perpeft.training.workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,8 @@ class VIP5Trainer(RunTrainer):
 
     settings_classes = (ScheduleSettings,)
 
-    def __init__(self, config, model) -> None:
-        super().__init__(config, model)
+    def __init__(self, config, model, workers: Workers = ALONE) -> None:
+        super().__init__(config, model, workers)
         self._schedule = settings_from(config, ScheduleSettings)
         self._step, self._n_steps = 0, 1
 
@@ -41,11 +45,12 @@ class VIP5Trainer(RunTrainer):
         return super()._build_optimizer(**{"params": trained} | kwargs)
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
-        self._step, self._n_steps = epoch_idx * len(train_data), self.epochs * len(train_data)
+        n_steps = self._n_steps_an_epoch(train_data)
+        self._step, self._n_steps = epoch_idx * n_steps, self.epochs * n_steps
         return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
 
-    def _train_step(self, interaction, loss_func):
+    def _train_step(self, batches: Iterable[Any], loss_func, gradient: MeanGradient | None = None, n_batches: int = 1):
         for group in self.optimizer.param_groups:
             group["lr"] = self._schedule.rate(self._step, self._n_steps)
         self._step += 1
-        return super()._train_step(interaction, loss_func)
+        return super()._train_step(batches, loss_func, gradient, n_batches)
