@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -17,7 +18,7 @@ from recbole.utils import ModelType, init_seed
 from recbole.utils import get_trainer as get_recbole_trainer
 
 from recbole_perpeft.core.errors import PerPEFTError, one_line
-from recbole_perpeft.core.logs import LOGGER, level_of, logged
+from recbole_perpeft.core.logs import LOGGER, level_of
 from recbole_perpeft.core.plugins import check_recorded_plugins, load_plugins
 from recbole_perpeft.core.protocol import protocol_line
 from recbole_perpeft.core.run_settings import RunSettings
@@ -31,13 +32,15 @@ from recbole_perpeft.data.log import check_same_data, with_checked_log
 from recbole_perpeft.data.sampler import check_owners
 from recbole_perpeft.models import get_model
 from recbole_perpeft.runs.config import Config, changed
-from recbole_perpeft.runs.folder import LOG_FILE, LOG_LINE, RunFolder, peak_gpu_memory_mb, peak_memory_mb
+from recbole_perpeft.runs.folder import RunFolder, peak_gpu_memory_mb, peak_memory_mb
 from recbole_perpeft.runs.ids import NO_FILTERS, read_ids, without_log, write_ids
 from recbole_perpeft.runs.keys import ways_to_read
+from recbole_perpeft.runs.processes import run_together
 from recbole_perpeft.runs.record import RunRecord
 from recbole_perpeft.runs.slices import metrics_by_slice
 from recbole_perpeft.training.checkpoint import load_checkpoint, restored
 from recbole_perpeft.training.trainer import run_trainer
+from recbole_perpeft.training.workers import ALONE, Workers
 
 __all__ = ["create_dataset", "data_preparation", "get_model", "get_trainer", "load", "resume", "run"]
 
@@ -77,7 +80,7 @@ def run(
     config = Config(model, dataset, config_file_list, config_dict)
     folder = RunFolder.create(config)
     with full_disk(folder.path), folder.alone():
-        return _run(config, folder, saved, callback_fn, with_test)
+        return _start(config, folder, saved, callback_fn, with_test)
 
 
 def resume(
@@ -114,7 +117,7 @@ def _resume(folder: RunFolder, config_dict: Mapping[str, Any] | None, callback_f
     load_plugins(changes.get("plugin"))
     if "train_windows" in ways_to_read(get_model(changes.get("model", settings["model"]))):
         settings = {"train_windows": "newest"} | settings  # version 0.1.0 knew no other rows and did not write the key
-    return _run(Config(config_dict=changed(settings, changes)), folder, True, callback_fn, with_test)
+    return _start(Config(config_dict=changed(settings, changes)), folder, True, callback_fn, with_test)
 
 
 def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None, needs_log: bool = True) -> tuple:
@@ -257,18 +260,29 @@ def _build(config: Config, ids: tuple[np.ndarray, np.ndarray] | None = None) -> 
     return dataset, loaders, model
 
 
-def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test: bool) -> dict[str, Any]:
+def _start(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test: bool) -> dict[str, Any]:
+    if config["nproc"] == 1:
+        return _run(config, folder, ALONE, saved, callback_fn, with_test)
+    if callback_fn is not None:
+        raise PerPEFTError(
+            "callback_fn is called in the process that trains, and with nproc there are several: leave it out"
+        )
+    return run_together(config, folder, partial(_run, saved=saved, with_test=with_test))
+
+
+def _run(
+    config: Config, folder: RunFolder, workers: Workers, saved: bool, callback_fn=None, with_test: bool = True
+) -> dict[str, Any]:
     began = perf_counter()
     config["checkpoint_dir"] = str(folder.path)
-    level = level_of(config["state"])
-    with logged(folder.path / LOG_FILE, LOG_LINE, level=level, ending="the run ends"):
+    with folder.logged(level_of(config["state"])):
         LOGGER.info(f"run folder: {folder.path}")
         folder.write_settings(config)
         folder.write_environment(config)
         LOGGER.info(protocol_line({name: config[name] for name in keys_of_kind([RunSettings], "protocol")}))
         dataset, (train_data, valid_data, test_data), model = _build(config)
         LOGGER.info(dataset)
-        if saved:
+        if saved and folder.writes:
             write_ids(folder.path, dataset)
         LOGGER.debug(model)
         targets = _train_targets(train_data)
@@ -281,11 +295,12 @@ def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test:
             )
         if with_test and not test_data:
             LOGGER.warning("there is no test part: nothing is tested")
-        trainer = get_trainer(config)(config, model)
+        together = [workers] if workers.size > 1 else []  # trainers of RecBole know no others
+        trainer = get_trainer(config)(config, model, *together)
         trainer.keeps_files = saved
         if folder.last_checkpoint.is_file():
             trainer.resume_checkpoint(folder.last_checkpoint, train_data)
-        progress = bool(config["show_progress"])
+        progress = bool(config["show_progress"]) and folder.writes
         score, valid_result = trainer.fit(
             train_data, valid_data, saved=True, show_progress=progress, callback_fn=callback_fn
         )
