@@ -30,6 +30,7 @@ _SETTINGS = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     # Seconds: on a busy machine worker processes take longer to start than Ray expects.
     "RAY_worker_register_timeout_seconds": "300",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     # Ctrl-C ends the search at once: every finished epoch is on disk, there is nothing to wait for.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

@@ -20,10 +20,10 @@ import psutil
 from torch import distributed
 
 from recbole_perpeft.core.errors import PerPEFTError, one_line
-from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.core.logs import LOGGER, followed
 from recbole_perpeft.runs import cluster
 from recbole_perpeft.runs.config import Config
-from recbole_perpeft.runs.folder import RESULT_FILE, RunFolder
+from recbole_perpeft.runs.folder import LOG_FILE, RESULT_FILE, RunFolder
 from recbole_perpeft.training.workers import Team, Workers
 
 _RAY_STATE = "ray"
@@ -71,7 +71,8 @@ def run_together(config: Config, folder: RunFolder, work: Work) -> dict[str, Any
         plan.settings[key] = str(Path(plan.settings[key]).absolute())
     state = plan.folder / _RAY_STATE
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with cluster.running_ray(address, n_cpus=max(nproc, processors)):
+    LOGGER.info(f"{nproc} processes start: {folder.path}")
+    with followed(folder.path / LOG_FILE), cluster.running_ray(address, n_cpus=max(nproc, processors)):
         gpus = int(bool(config["use_gpu"] and cluster.n_gpus()))
         cpus = 1 if address else max(1, processors // nproc)
         cluster.check_resources(cpus, gpus, "a process (nproc)", nproc)
