@@ -96,7 +96,7 @@ def step_ratio(batch_size: int, n_steps: int, settings: dict) -> float:
             for _ in range(len(train_data)):
                 began = finished(trainer.device)
                 batch = next(batches)
-                trainer._train_step(batch, model.calculate_loss)
+                trainer._train_step([batch], model.calculate_loss)
                 step = finished(trainer.device) - began
                 if len(batch) == batch_size:
                     ratios.append(step / bare_seconds(model, batch))

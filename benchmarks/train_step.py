@@ -69,7 +69,7 @@ def train_ratio(model, trainer, train_data, n_steps: int) -> float:
     for _ in range(min(n_steps, len(train_data))):
         began = finished(trainer.device)
         batch = next(batches)
-        trainer._train_step(batch, model.calculate_loss)
+        trainer._train_step([batch], model.calculate_loss)
         step = finished(trainer.device) - began
         fields = (model.ITEM_SEQ, model.POS_ITEM_SEQ, model.NEG_ITEM_SEQ)
         items = torch.cat([batch[field].flatten() for field in fields]).unique()

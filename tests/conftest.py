@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 _ROOT = str(Path(__file__).resolve().parents[1])
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))
 
-pytest_plugins = ("support.foundations", "support.logs", "support.prepared", "support.shop")
+pytest_plugins = ("support.foundations", "support.logs", "support.prepared", "support.shop", "support.workers")
 
 
 def pytest_addoption(parser):

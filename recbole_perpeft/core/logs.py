@@ -8,12 +8,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import unlinked
 
 LOGGER = logging.getLogger("recbole_perpeft")
 SHORT_TIME = "%d %b %H:%M:%S"
+_SECONDS_BETWEEN_LOOKS = 1.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -95,3 +97,37 @@ def logged(
         for handler in (written, *shown):
             root.removeHandler(handler)
             handler.close()
+
+
+@contextmanager
+def followed(file: Path) -> Iterator[None]:
+    """Show on the terminal what other processes log to a file meanwhile, unless the program logs already.
+
+    Args:
+        file: may not be there yet; what it holds before is not shown.
+    """
+    if logging.getLogger().handlers:
+        yield
+        return
+    ended, shown = Event(), file.stat().st_size if file.is_file() else 0
+
+    def follow() -> None:
+        nonlocal shown
+        is_last = False
+        while not is_last:
+            is_last = ended.wait(_SECONDS_BETWEEN_LOOKS)
+            if file.is_file():
+                with file.open("rb") as lines:
+                    lines.seek(shown)
+                    new = lines.read()
+                shown += len(new)
+                sys.stderr.write(new.decode("utf-8", errors="replace"))
+                sys.stderr.flush()
+
+    thread = Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -51,6 +51,13 @@ class RunSettings(Settings):
         None, "Modules of your own that register losses, models and the like, separated by commas."
     )
 
+    nproc: int = setting(1, "Processes that train together, each with a GPU if there are any.", least=1, kind="device")
+    ray_address: str | None = setting(
+        None, "With nproc: of a Ray cluster, auto or host:port; ~ trains on this machine.", kind="device"
+    )
+    max_failures: int = setting(
+        2, "With nproc: how often a training goes on from last.pth when a process is lost.", least=0, kind="device"
+    )
     gpu_id: str | None = setting("0", "The GPU, counted among those that are visible to the process.", kind="device")
     use_gpu: bool = setting(True, "Whether to use a GPU if there is one.", kind="device")
     worker: int = setting(0, "Processes that load batches; 0 loads in the main process.", least=0, most=256)
@@ -81,6 +88,7 @@ class RunSettings(Settings):
 
     epochs: int = setting(300, "Largest number of epochs.", least=1)
     train_batch_size: int = setting(2048, "Rows of a training batch.", least=1)
+    batches_a_step: int = setting(0, "Batches whose mean gradient makes a step; 0 for one a process (nproc).", least=0)
     learner: str = setting("adam", f"Optimiser: {', '.join(LEARNERS)}.")
     learning_rate: float = setting(1e-3, "Learning rate.", least=0, kind="rate")
     weight_decay: float = setting(0.0, "Weight decay.", least=0, kind="rate")
@@ -199,7 +207,6 @@ class RecBoleSettings(Settings):
     train_neg_sample_args: dict | None = setting(None)
     repeatable: bool | None = setting(None)
     require_pow: bool = setting(False)
-    nproc: int = setting(1)
     world_size: int = setting(-1)
     encoding: str = setting("utf-8")
 

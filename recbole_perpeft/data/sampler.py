@@ -9,7 +9,7 @@ import torch
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.history import HistoryIndex, ranges
 
-__all__ = ["DISTRIBUTIONS", "Candidates", "Draws", "GroupAwareSampler"]
+__all__ = ["DISTRIBUTIONS", "Candidates", "Draws", "GroupAwareSampler", "batch_seed"]
 
 DISTRIBUTIONS = ("uniform", "popularity")
 
@@ -58,6 +58,11 @@ class Candidates:
     def from_fields(cls, batch: Mapping[str, torch.Tensor]) -> "Candidates":
         """Undoes `as_fields`."""
         return cls(batch["candidate_items"][0], batch["candidate_log_weight"][0], batch["candidate_owned"])
+
+
+def batch_seed(seed: int, epoch: int, number: int) -> int:
+    """Seed of what is drawn for a batch of an epoch, by whomever."""
+    return int(np.random.SeedSequence([seed, epoch, number]).generate_state(1)[0])
 
 
 class GroupAwareSampler:

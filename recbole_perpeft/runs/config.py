@@ -220,9 +220,27 @@ class Config(RecBoleConfig):
         settings = self.final_config_dict
         gpu_id = settings["gpu_id"]
         settings["gpu_id"] = ",".join(map(str, gpu_id)) if isinstance(gpu_id, list | tuple) else str(gpu_id)
-        if settings.get("nproc", 1) != 1 or settings.get("world_size", -1) > 1 or "local_rank" in settings:
-            raise PerPEFTError("several devices at once are not supported: leave out nproc, world_size and local_rank")
+        if settings.get("world_size", -1) > 1 or "local_rank" in settings:
+            raise PerPEFTError("world_size and local_rank follow from nproc: leave them out")
+        settings["batches_a_step"] = _batches_a_step(self.model_class, settings)
         settings |= {"single_spec": True, "local_rank": 0, "device": _device(settings)}
+
+
+def _batches_a_step(model_class: type, settings: Mapping[str, Any]) -> int:
+    """Batches whose mean gradient makes a step: a resumed run keeps them, whatever number of processes it has."""
+    nproc, several = settings["nproc"], settings["batches_a_step"] or settings["nproc"]
+    has_loader = issubclass(getattr(model_class, "dataset_class", type), SequenceDataset)
+    if several > 1 and not (has_loader and hasattr(model_class, "trainer_class")):
+        raise PerPEFTError(
+            f"{model_class.__name__} trains in one process, a batch a step: nproc and batches_a_step are for the "
+            "models of this package that train (RecBole's loaders draw one batch after another)"
+        )
+    if nproc > several:
+        raise PerPEFTError(
+            f"nproc is {nproc}, but a step has {several} batches (batches_a_step), one a process at least: set nproc "
+            f"to {several} or less, or batches_a_step to {nproc}, which changes the training"
+        )
+    return several
 
 
 def _device(settings: dict[str, Any]) -> torch.device:

@@ -9,7 +9,7 @@ import re
 import resource
 import sys
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import logged
 from recbole_perpeft.core.whole import alone, draft_of, written_whole
 
 PACKAGES = ("recbole-perpeft", "recbole", "torch", "transformers", "peft", "numpy", "pandas", "scipy", "scikit-learn")
@@ -47,10 +48,12 @@ class RunFolder:
 
     Args:
         path: an existing folder.
+        writes: whether what is written is; of several processes of a run only the first does.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, writes: bool = True):
         self.path = path
+        self.writes = writes
         self.last_checkpoint = path / "last.pth"
 
     @classmethod
@@ -120,6 +123,14 @@ class RunFolder:
         """Write `result.json`."""
         self._write(RESULT_FILE, json.dumps(result, indent=2))
 
+    def logged(self, level: int) -> AbstractContextManager[None]:
+        """Send all that is logged to `run.log` and the terminal, if this process writes."""
+        return (
+            logged(self.path / LOG_FILE, LOG_LINE, level=level, ending="the run ends")
+            if self.writes
+            else nullcontext()
+        )
+
     def write_test_ranks(self, dataset, target_ranks, user_group: torch.Tensor | None = None) -> None:
         """Write `test_ranks.parquet`.
 
@@ -129,6 +140,8 @@ class RunFolder:
             user_group: int64 [n_users], the group of every user where the model has groups: a further column `group`.
                 Where all are -1 there are none.
         """
+        if not self.writes:
+            return
         table = pd.DataFrame(
             {
                 dataset.uid_field: dataset.id2token(dataset.uid_field, target_ranks.users.numpy()),
@@ -142,6 +155,8 @@ class RunFolder:
             table.to_parquet(draft, index=False, compression="zstd")
 
     def _write(self, name: str, text: str) -> None:
+        if not self.writes:
+            return
         with written_whole(self.path / name) as draft:
             draft.write_text(text + "\n", encoding="utf-8")
 

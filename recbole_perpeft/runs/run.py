@@ -2,49 +2,36 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
-import numpy as np
-import torch
-from recbole.data.utils import get_dataloader
-from recbole.sampler import KGSampler, RepeatableSampler, Sampler
-from recbole.utils import ModelType, calculate_valid_score, init_seed
-from recbole.utils import get_trainer as get_recbole_trainer
-
 from recbole_perpeft.core.errors import PerPEFTError, one_line
-from recbole_perpeft.core.logs import LOGGER, level_of, logged
+from recbole_perpeft.core.logs import LOGGER, level_of
 from recbole_perpeft.core.plugins import check_recorded_plugins, load_plugins
 from recbole_perpeft.core.protocol import protocol_line
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import keys_of_kind
 from recbole_perpeft.core.whole import full_disk
-from recbole_perpeft.data.atomic import is_log_there, prepare_dataset_folder
-from recbole_perpeft.data.dataset import SequenceDataset
-from recbole_perpeft.data.history import PHASES, union_of
-from recbole_perpeft.data.loader import evaluation_loader, train_loader
-from recbole_perpeft.data.log import check_same_data, with_checked_log
-from recbole_perpeft.data.sampler import check_owners
+from recbole_perpeft.data.atomic import is_log_there
+from recbole_perpeft.data.log import check_same_data
 from recbole_perpeft.models import get_model
-from recbole_perpeft.runs.beyond import content_of, list_figures, result_of
+from recbole_perpeft.runs.build import build, create_dataset, data_preparation, get_trainer
 from recbole_perpeft.runs.config import Config, changed
-from recbole_perpeft.runs.folder import LOG_FILE, LOG_LINE, RunFolder, peak_gpu_memory_mb, peak_memory_mb
-from recbole_perpeft.runs.ids import NO_FILTERS, read_ids, without_log, write_ids
+from recbole_perpeft.runs.folder import RunFolder
+from recbole_perpeft.runs.ids import NO_FILTERS, read_ids
 from recbole_perpeft.runs.keys import ways_to_read
+from recbole_perpeft.runs.processes import run_together
 from recbole_perpeft.runs.record import RunRecord
-from recbole_perpeft.runs.slices import metrics_by_slice
+from recbole_perpeft.runs.training import read_catalogues, train_and_test
 from recbole_perpeft.store.catalogues import CATALOGUES_FILE
 from recbole_perpeft.training.checkpoint import load_checkpoint, restored
 from recbole_perpeft.training.trackers import Trackers, tracked
-from recbole_perpeft.training.trainer import run_trainer
+from recbole_perpeft.training.workers import ALONE, Workers
 
 __all__ = ["create_dataset", "data_preparation", "get_model", "get_trainer", "load", "resume", "run"]
-
-_DATASET_OF_TYPE = {ModelType.SEQUENTIAL: "SequentialDataset", ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
 
 
 def run(
@@ -81,7 +68,7 @@ def run(
     config = Config(model, dataset, config_file_list, config_dict)
     folder = RunFolder.create(config)
     with full_disk(folder.path), folder.alone():
-        return _run(config, folder, saved, callback_fn, with_test)
+        return _start(config, folder, saved, callback_fn, with_test)
 
 
 def resume(
@@ -118,7 +105,7 @@ def _resume(folder: RunFolder, config_dict: Mapping[str, Any] | None, callback_f
     load_plugins(changes.get("plugin"))
     if "train_windows" in ways_to_read(get_model(changes.get("model", settings["model"]))):
         settings = {"train_windows": "newest"} | settings  # version 0.1.0 knew no other rows and did not write the key
-    return _run(Config(config_dict=changed(settings, changes)), folder, True, callback_fn, with_test)
+    return _start(Config(config_dict=changed(settings, changes)), folder, True, callback_fn, with_test)
 
 
 def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None, needs_log: bool = True) -> tuple:
@@ -151,7 +138,7 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None, n
     if not needs_log and not is_log_there(config):
         ids = read_ids(path.parent)
         config = Config(config_dict=changed(content["config"] | names | unread, dict(config_dict or {}) | NO_FILTERS))
-    dataset, loaders, model = _build(config, ids)
+    dataset, loaders, model = build(config, ids)
     check_same_data(content.get("data", {}), dataset, path, ("ids",))
     try:
         model.load_state_dict(content["state_dict"])
@@ -160,14 +147,8 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None, n
     with restored(path, "other_parameter"):
         model.load_other_parameter(content["other_parameter"])
     model.eval()
-    _read_catalogues(model, path.parent / CATALOGUES_FILE)
+    read_catalogues(model, path.parent / CATALOGUES_FILE)
     return config, model, dataset, *loaders
-
-
-def _read_catalogues(model: Any, path: Path) -> None:
-    """Let a model that makes item vectors of content look for them in a file."""
-    if hasattr(model, "read_catalogues"):
-        model.read_catalogues(path)
 
 
 def _check_names(recorded: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
@@ -178,222 +159,24 @@ def _check_names(recorded: Mapping[str, Any], given: Mapping[str, Any], where: s
             raise PerPEFTError(f"{where} is a run with {key} {wanted}, not {name}")
 
 
-def create_dataset(config: Config, ids: tuple[np.ndarray, np.ndarray] | None = None):
-    """The data set of a run, by the model's `dataset_class` or RecBole's choice; never from a pickle.
-
-    Args:
-        config: settings.
-        ids: tokens of users and items that stand in for the log.
-
-    Raises:
-        PerPEFTError: the files are missing or cannot be read.
-    """
-    if ids is None:
-        prepare_dataset_folder(config)
-    dataset_class = with_checked_log(
-        getattr(config.model_class, "dataset_class", None) or _recbole_dataset_class(config)
-    )
-    try:
-        return dataset_class(config) if ids is None else without_log(dataset_class, *ids)(config)
-    except PerPEFTError:
-        raise
-    except (ValueError, KeyError) as error:
-        raise PerPEFTError(f"cannot read the data set in {config.dataset_folder}: {error}") from error
-
-
-def _recbole_dataset_class(config: Config) -> type:
-    datasets = importlib.import_module("recbole.data.dataset")
-    by_type = _DATASET_OF_TYPE.get(config["MODEL_TYPE"], "Dataset")
-    return getattr(datasets, f"{config['model']}Dataset", getattr(datasets, by_type))
-
-
-def data_preparation(config: Config, dataset) -> tuple:
-    """Split a data set; every model is evaluated on the same candidates (`mask_history`).
-
-    Returns:
-        Train, valid and test loader.
-
-    Raises:
-        PerPEFTError: there is nothing to train on.
-    """
-    built = dataset.build()
-    if not len(built[0]):
+def _start(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test: bool) -> dict[str, Any]:
+    if config["nproc"] == 1:
+        return _run(config, folder, ALONE, saved, callback_fn, with_test)
+    if callback_fn is not None:
         raise PerPEFTError(
-            f"{config['dataset']}: the train part of eval_args has no row for {config['model']}, as if all users have "
-            "a single interaction: choose another split, or data in which users have more"
+            "callback_fn is called in the process that trains, and with nproc there are several: leave it out"
         )
-    if isinstance(dataset, SequenceDataset):
-        train_data = train_loader(config, built[0], config.model_class.train_draws(config))
-    else:
-        train_data = _recbole_train_loader(config, dataset, built[0], _train_sampler(config, dataset, built))
-    return train_data, *(evaluation_loader(config, built, phase) for phase in ("valid", "test"))
+    return run_together(config, folder, partial(_run, saved=saved, with_test=with_test))
 
 
-def _train_sampler(config: Config, dataset, built):
-    """RecBole's sampler of train negatives; None if the model needs none.
-
-    Raises:
-        PerPEFTError: a user owns the whole catalogue.
-    """
-    negatives = config["train_neg_sample_args"]
-    if negatives["distribution"] == "none":
-        return None
-    drawn = (negatives["distribution"], negatives["alpha"])
-    if config["repeatable"]:
-        return RepeatableSampler(list(PHASES), dataset, *drawn).set_phase("train")
-    check_owners(union_of(built), dataset.item_num, dataset.field2id_token[dataset.uid_field])
-    return Sampler(list(PHASES), built, *drawn).set_phase("train")
-
-
-def _recbole_train_loader(config: Config, dataset, train_part, sampler):
-    samplers = [sampler]
-    if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
-        negatives = config["train_neg_sample_args"]
-        samplers.append(KGSampler(dataset, negatives["distribution"], negatives["alpha"]))
-    return get_dataloader(config, "train")(config, train_part, *samplers, shuffle=config["shuffle"])
-
-
-def get_trainer(config: Config) -> type:
-    """The trainer class of a run: the model's `trainer_class`, or RecBole's choice on top of `RunTrainer`."""
-    own = getattr(config.model_class, "trainer_class", None)
-    return own or run_trainer(get_recbole_trainer(config["MODEL_TYPE"], config["model"]))
-
-
-def _build(config: Config, ids: tuple[np.ndarray, np.ndarray] | None = None) -> tuple:
-    """Data set, its loaders, and the model with fresh weights; `ids` as for `create_dataset`."""
-    init_seed(config["seed"], config["reproducibility"])
-    dataset = create_dataset(config, ids)
-    loaders = data_preparation(config, dataset)
-    init_seed(config["seed"], config["reproducibility"])
-    model = config.model_class(config, loaders[0]._dataset).to(config["device"])
-    return dataset, loaders, model
-
-
-def _run(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test: bool) -> dict[str, Any]:
+def _run(
+    config: Config, folder: RunFolder, workers: Workers, saved: bool, callback_fn=None, with_test: bool = True
+) -> dict[str, Any]:
     config["checkpoint_dir"] = str(folder.path)
-    level = level_of(config["state"])
-    with logged(folder.path / LOG_FILE, LOG_LINE, level=level, ending="the run ends"):
+    with folder.logged(level_of(config["state"])):
         LOGGER.info(f"run folder: {folder.path}")
         folder.write_settings(config)
         folder.write_environment(config)
         LOGGER.info(protocol_line({name: config[name] for name in keys_of_kind([RunSettings], "protocol")}))
-        with tracked(config, folder.path) as trackers:
-            return _train_and_test(config, folder, saved, callback_fn, with_test, trackers)
-
-
-def _train_and_test(
-    config: Config, folder: RunFolder, saved: bool, callback_fn, with_test: bool, trackers: Trackers
-) -> dict[str, Any]:
-    began = perf_counter()
-    dataset, (train_data, valid_data, test_data), model = _build(config)
-    LOGGER.info(dataset)
-    if saved:
-        write_ids(folder.path, dataset)
-    LOGGER.debug(model)
-    targets = _train_targets(train_data)
-    if targets:
-        LOGGER.info("{train_targets:,} of {train_interactions:,} train interactions are targets".format(**targets))
-    LOGGER.info(f"{config['model']} on {config['device']}")
-    if not valid_data:
-        LOGGER.warning("there is no valid part: all epochs are trained, nothing is selected, the last model is kept")
-    if with_test and not test_data:
-        LOGGER.warning("there is no test part: nothing is tested")
-    trainer = get_trainer(config)(config, model)
-    trainer.keeps_files, trainer.trackers = saved, trackers
-    if folder.last_checkpoint.is_file():
-        trainer.resume_checkpoint(folder.last_checkpoint, train_data)
-    content = content_of(config, dataset) if with_test else None
-    progress = bool(config["show_progress"])
-    watched = _watched(config, train_data, valid_data, test_data)
-    score, valid_result = trainer.fit(train_data, watched, saved=True, show_progress=progress, callback_fn=callback_fn)
-    kept = folder.path / CATALOGUES_FILE
-    if kept.is_file():  # of an evaluation of the same weights, before the run was resumed
-        _read_catalogues(model, kept)
-    is_sample = watched is not valid_data
-    if is_sample:
-        valid_result = trainer.evaluate(valid_data, show_progress=progress)
-        score = calculate_valid_score(valid_result, trainer.valid_metric)
-    groups = getattr(model, "user_group", None)
-    figures = list_figures(config, train_data._dataset, groups, content) if with_test and test_data else None
-    trainer.eval_collector.list_figures = figures
-    test_result = None
-    if with_test:  # the best model is loaded already where it has just been evaluated
-        test_result = trainer.evaluate(test_data, load_best_model=not is_sample, show_progress=progress)
-    if saved and test_result is not None and hasattr(model, "write_catalogues"):
-        model.write_catalogues(kept, config["keep_catalogues"] * 10**6)
-    if test_result is not None and trainer.target_ranks is not None:
-        folder.write_test_ranks(dataset, trainer.target_ranks, groups)
-    trainer.close()
-    slices = _slices(config, train_data._dataset, trainer.target_ranks) if test_result is not None else {}
-    result = _result(config, model, trainer.history) | {
-        **targets,
-        **trainer.extra_result(),
-        "best_valid_score": float(score) if valid_result else None,
-        "valid_score_bigger": config["valid_metric_bigger"],
-        "best_valid_result": _numbers(valid_result),
-        "test_result": _numbers(test_result),
-        **slices,
-        **result_of(figures, config),
-        "seconds": round(perf_counter() - began, 1),
-        "peak_memory_mb": peak_memory_mb(),
-        "peak_gpu_memory_mb": peak_gpu_memory_mb(config["device"]),
-        "run_folder": str(folder.path),
-    }
-    result |= trackers.result(result)
-    folder.write_result(result)
-    LOGGER.info(f"best valid: {result['best_valid_result']}")
-    LOGGER.info(f"test result: {result['test_result']}")
-    return result
-
-
-def _watched(config: Config, train_data, valid_data, test_data):
-    """The valid loader by which epochs are chosen: the given one, or one of `eval_sample` of its users."""
-    if not config["eval_sample"] or not valid_data:
-        return valid_data
-    built = [loader._dataset for loader in (train_data, valid_data, test_data)]
-    sample = evaluation_loader(config, built, "valid", config["eval_sample"])
-    if sample.sample_size == valid_data.sample_size:
-        return valid_data
-    LOGGER.info(
-        f"epochs are evaluated on {config['eval_sample']:,} users ({sample.sample_size:,} of "
-        f"{valid_data.sample_size:,} rows), the best one on all"
-    )
-    return sample
-
-
-def _train_targets(train_data) -> dict[str, int]:
-    """How many interactions of the train part are targets, and how many it has; nothing for RecBole's own rows."""
-    part = train_data._dataset
-    if not isinstance(part, SequenceDataset):
-        return {}
-    return {"train_targets": int(part.target_counts().sum()), "train_interactions": len(part.interactions.items)}
-
-
-def _slices(config: Config, train_part, ranks) -> dict[str, Any]:
-    """Test metrics by whether the train part knows the user and the target; nothing but for splits at one time."""
-    if ranks is None or "GT" not in config["eval_args"]["split"] or config["benchmark_filename"] is not None:
-        return {}
-    slices = metrics_by_slice(config, train_part.phase_history, train_part.item_num, ranks)
-    for title, numbers in slices.items():
-        LOGGER.info(f"test targets, {title}: {numbers}")
-    return {"test_slices": slices}
-
-
-def _result(config: Config, model: torch.nn.Module, history: list[dict[str, Any]]) -> dict[str, Any]:
-    seconds: dict[str, list[float]] = {}
-    for row in history:
-        seconds.setdefault(row["stage"], []).append(row["train_seconds"])
-    return {
-        "model": config["model"],
-        "dataset": config["dataset"],
-        "seed": config["seed"],
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "trainable_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        "epochs": len(history),
-        "seconds_per_epoch": {stage: round(sum(times) / len(times), 3) for stage, times in seconds.items()},
-        "median_epoch_seconds": median([time for times in seconds.values() for time in times] or [0.0]),
-    }
-
-
-def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
-    return {name: float(value) for name, value in (metrics or {}).items()}
+        with tracked(config, folder.path) if folder.writes else nullcontext(Trackers()) as trackers:
+            return train_and_test(config, folder, workers, saved, callback_fn, with_test, trackers)

@@ -14,6 +14,7 @@ import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from scipy import sparse
 from torch import nn
+from torch.optim import Optimizer
 
 from recbole_perpeft.core.digest import VERSIONED_PACKAGES
 from recbole_perpeft.core.errors import PerPEFTError
@@ -183,6 +184,37 @@ def set_loader_state(loader, state: Mapping[str, Any]) -> None:
     for name, generator in _generators(loader).items():
         if name in state:
             generator.set_state(state[name])
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Go on with an optimiser; its rates are those of the settings, which a resumed run may have changed."""
+    kept = ("lr", "weight_decay")
+    rates = [{key: value for key, value in group.items() if key in kept} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, rates, strict=True):
+        group.update(own)
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Tensors, nested in dictionaries, lists and tuples, on a device; all else as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: to_device(entry, device) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(to_device(entry, device) for entry in value)
+    return value
+
+
+def copied(value: Any) -> Any:
+    """A copy on the CPU that later training steps do not change."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied(entry) for entry in value)
+    return value
 
 
 def _generators(loader) -> dict[str, torch.Generator]:

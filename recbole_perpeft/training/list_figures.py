@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from recbole_perpeft.training.workers import Workers
+
 ContentOf = Callable[[Tensor], Tensor]  # of items, int64 [n]: vectors of length 1 (or 0), float [n, d]
 NAMES = ("coverage", "gini", "popularity", "novelty", "diversity", "unexpectedness", "serendipity")
 _ROWS_AT_ONCE = 1024  # whose items' content is in memory
@@ -76,6 +78,14 @@ class ListFigures:
             for start in range(0, len(items), _ROWS_AT_ONCE):
                 part = slice(start, start + _ROWS_AT_ONCE)
                 self._add_diversity(self._content_of, items[part], listed[part], slots[part])
+
+    def add_up(self, workers: Workers) -> None:
+        """Count what the other processes have counted, too."""
+        own = {"lists": torch.from_numpy(self._lists), "shown": self._shown}
+        every = workers.gather(own | {name: torch.from_numpy(values) for name, values in self._sums.items()})
+        of_all = {name: torch.stack([one[name] for one in every]).sum(0) for name in every[0]}
+        self._lists, self._shown = of_all.pop("lists").numpy(), of_all.pop("shown")
+        self._sums = {name: values.numpy() for name, values in of_all.items()}
 
     def _count_shown(self, items: Tensor, listed: Tensor, slots: Tensor) -> None:
         begin = 0

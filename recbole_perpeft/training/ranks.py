@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.training.list_figures import ListFigures
+from recbole_perpeft.training.workers import ALONE, Workers
 
 _PER_EVALUATION = ("rec.topk", "rec.items", "rec.meanrank", "rec.score", "data.label")
 
@@ -56,14 +57,16 @@ class RankCollector(Collector):
 
     Args:
         config: RecBole configuration.
+        workers: the processes that share an evaluation; each ends up with what all have collected.
 
     Attributes:
         target_ranks: ranks of the latest finished evaluation; None where users had several targets.
         list_figures: if set, counts the lists of the evaluations that follow; candidates must be all items.
     """
 
-    def __init__(self, config) -> None:
+    def __init__(self, config, workers: Workers = ALONE) -> None:
         super().__init__(config)
+        self._workers = workers
         self._needs_hits = self.register.need("rec.topk")
         self._needs_items = self.register.need("rec.items")
         # What these two need is collected here, all else by RecBole's own method.
@@ -100,24 +103,43 @@ class RankCollector(Collector):
             self._hits.append(self._hits_of_many(scores_tensor, positive_u, positive_i).cpu())
 
     def get_data_struct(self) -> DataStruct:
-        """Everything collected since the last call."""
+        """Everything collected since the last call, by all processes."""
         if self._hits:
             self.data_struct.set("rec.topk", torch.cat(self._hits))
         if self._items:
             self.data_struct.set("rec.items", torch.cat(self._items))
+        ranks = self._own_ranks()
+        if self._workers.size > 1:
+            ranks = self._of_all(ranks)
+            if self.list_figures is not None:
+                self.list_figures.add_up(self._workers)
         collected = DataStruct()
         collected._data_dict = dict(self.data_struct._data_dict)
         for name in _PER_EVALUATION:
             if name in self.data_struct:
                 del self.data_struct[name]
-        self.target_ranks = self._target_ranks()
+        self.target_ranks = TargetRanks(*ranks) if ranks else None
         self._reset()
         return collected
 
-    def _target_ranks(self) -> TargetRanks | None:
+    def _own_ranks(self) -> list[Tensor]:
+        """Columns of `TargetRanks`; none where users had several targets."""
         if not self._ranks or len(self._ranks) != len(self._hits):
-            return None
-        return TargetRanks(*(torch.cat(column) for column in zip(*self._ranks, strict=True)))
+            return []
+        return [torch.cat(column) for column in zip(*self._ranks, strict=True)]
+
+    def _of_all(self, ranks: list[Tensor]) -> list[Tensor]:
+        """Put what all processes have collected, in their order, in the place of what this one has.
+
+        Returns:
+            The ranks of all.
+        """
+        own = {name: self.data_struct.get(name) for name in _PER_EVALUATION if name in self.data_struct}
+        parts = [part for part in self._workers.gather((own, ranks)) if part[0]]  # a process may have had no batch
+        for name in {name for part, _ in parts for name in part}:
+            self.data_struct.set(name, torch.cat([part[name] for part, _ in parts]))
+        columns = [of_part for _, of_part in parts]
+        return [torch.cat(column) for column in zip(*columns, strict=True)] if all(columns) else []
 
     def _top_items(self, scores: Tensor) -> Tensor:
         return torch.topk(scores, max(self.topk), dim=-1).indices

@@ -1,12 +1,15 @@
 """The learning rate over a training."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from recbole_perpeft.core.settings import Settings, setting, settings_from
+from recbole_perpeft.training.gradients import MeanGradient
 from recbole_perpeft.training.trainer import RunTrainer
+from recbole_perpeft.training.workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class ScheduledTrainer(RunTrainer):
 
     settings_classes: tuple[type[Settings], ...] = (ScheduleSettings,)
 
-    def __init__(self, config, model) -> None:
-        super().__init__(config, model)
+    def __init__(self, config, model, workers: Workers = ALONE) -> None:
+        super().__init__(config, model, workers)
         self._schedule = settings_from(config, ScheduleSettings)
         self._step, self._n_steps = 0, 1
         self._full_rates: list[float] = []
@@ -53,22 +56,21 @@ class ScheduledTrainer(RunTrainer):
         return 0
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
-        self._step = (epoch_idx - self.first_epoch) * len(train_data)
-        self._n_steps = (self.epochs - self.first_epoch) * len(train_data)
+        an_epoch = self._n_steps_an_epoch(train_data)
+        self._step = (epoch_idx - self.first_epoch) * an_epoch
+        self._n_steps = (self.epochs - self.first_epoch) * an_epoch
         self._full_rates = [group["lr"] for group in self.optimizer.param_groups]
         try:
             return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         finally:
             self._set_rates(1.0)
 
-    def _train_step(self, interaction, loss_func) -> Tensor:
+    def _train_step(
+        self, batches: Iterable[Any], loss_func, gradient: MeanGradient | None = None, n_batches: int = 1
+    ) -> Tensor:
         self._set_rates(self._schedule.share(self._step, self._n_steps))
-        self._pass_step()
-        return super()._train_step(interaction, loss_func)
-
-    def _pass_step(self) -> None:
-        """Count a step, also one in which nothing is learnt."""
         self._step += 1
+        return super()._train_step(batches, loss_func, gradient, n_batches)
 
     def _set_rates(self, share: float) -> None:
         for group, rate in zip(self.optimizer.param_groups, self._full_rates, strict=True):

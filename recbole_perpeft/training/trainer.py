@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from functools import cache, reduce
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -12,19 +12,18 @@ import numpy as np
 import torch
 from recbole.trainer import Trainer
 from recbole.utils import dict2str, early_stopping, set_color
-from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from recbole_perpeft.core import compat
 from recbole_perpeft.core.errors import PerPEFTError, one_line
 from recbole_perpeft.core.whole import written_whole
+from recbole_perpeft.data.evaluation import part_of
 from recbole_perpeft.data.log import check_same_data
 from recbole_perpeft.training import checkpoint as checkpoints
 from recbole_perpeft.training.ranks import RankCollector
+from recbole_perpeft.training.steps import StepTrainer
 from recbole_perpeft.training.trackers import Trackers, chosen_trackers
-
-_STEPS_BETWEEN_CHECKS = 64
+from recbole_perpeft.training.workers import ALONE, Workers, share_of_batches
 
 
 @cache
@@ -48,7 +47,7 @@ def run_trainer(recbole_trainer: type[Trainer]) -> type[Trainer]:
     return type(recbole_trainer.__name__, (recbole_trainer, RunTrainer), own)
 
 
-class RunTrainer(Trainer):
+class RunTrainer(StepTrainer):
     """Trains a model inside a run folder.
 
     `best.pth` holds the best model, `last.pth` in addition what it takes to go on after the last finished epoch:
@@ -60,6 +59,7 @@ class RunTrainer(Trainer):
     Args:
         config: RecBole configuration; `checkpoint_dir` is the run folder.
         model: the model.
+        workers: the processes that share the training, of which the first writes files.
 
     Attributes:
         stage: name of the training stage in the record.
@@ -71,12 +71,14 @@ class RunTrainer(Trainer):
     best_valid_score: float
     cur_step: int
 
-    def __init__(self, config, model) -> None:
+    def __init__(self, config, model, workers: Workers = ALONE) -> None:
         self.folder = Path(config["checkpoint_dir"])
-        events = self.folder / "tensorboard" if "tensorboard" in chosen_trackers(config) else None
-        with compat.tensorboard_in(events):
+        self.workers = workers
+        has_events = workers.rank == 0 and "tensorboard" in chosen_trackers(config)
+        with compat.tensorboard_in(self.folder / "tensorboard" if has_events else None):
             super().__init__(config, model)
-        self.eval_collector = RankCollector(config)
+        self.batches_a_step = max(1, config["batches_a_step"] or 0)
+        self.eval_collector = RankCollector(config, workers)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
         self.saved_model_file = str(self.folder / "best.pth")
         self.last_file = self.folder / "last.pth"
@@ -113,6 +115,8 @@ class RunTrainer(Trainer):
             The best valid score and the metrics of that epoch.
         """
         self._data = train_data._dataset.fingerprint
+        if any(data != self._data for data in self.workers.gather(self._data)):
+            raise PerPEFTError("the processes of the training read different data: let all read the same data_path")
         self.eval_collector.data_collect(train_data)
         if self.config["train_neg_sample_args"].get("dynamic", False):
             train_data.get_model(self.model)
@@ -168,66 +172,20 @@ class RunTrainer(Trainer):
 
     def _finish_epoch(self, row: dict[str, Any], train_data) -> None:
         self.history.append(row)
-        if self.keeps_files:
+        if self.keeps_files and self.workers.rank == 0:
             checkpoints.save_checkpoint(self.last_file, self._state() | self._training_state(train_data))
         self._write_history()
         self.trackers.epoch(row)
 
     def _write_history(self) -> None:
+        if self.workers.rank:
+            return
         columns = list(dict.fromkeys(name for row in self.history for name in row))
         path = self.folder / "metrics.csv"
         with written_whole(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.history)
-
-    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
-        """Train one epoch.
-
-        Returns:
-            The sum of the batches' losses, as in RecBole; a tuple of sums if the model returns several losses.
-
-        Raises:
-            PerPEFTError: the loss is not finite.
-        """
-        self.model.train()
-        loss_func = loss_func or self.model.calculate_loss
-        description = set_color(f"Train {epoch_idx:>5}", "pink")
-        batches = tqdm(train_data, total=len(train_data), ncols=100, desc=description, disable=not show_progress)
-        total = torch.zeros(1, dtype=torch.float64, device=self.device)
-        for step, interaction in enumerate(batches):
-            total = total + self._train_step(self._on_device(interaction), loss_func)
-            # Reading the loss waits for the device: not at every step.
-            if step % _STEPS_BETWEEN_CHECKS == 0:
-                self._check_finite(total, epoch_idx, step)
-        self._check_finite(total, epoch_idx, len(train_data))
-        return tuple(total.tolist()) if len(total) > 1 else total.item()
-
-    def _on_device(self, interaction):
-        """The batch where the model wants it."""
-        return interaction.to(self.device)
-
-    def _train_step(self, interaction, loss_func) -> torch.Tensor:
-        """One update; the detached losses, [number of losses]."""
-        self.optimizer.zero_grad()
-        precision = torch.float16 if self.enable_scaler else torch.bfloat16
-        with torch.autocast(self.device.type, precision, enabled=self.enable_amp):
-            losses = loss_func(interaction)
-        losses = losses if isinstance(losses, tuple) else (losses,)
-        self.scaler.scale(reduce(torch.add, losses)).backward()
-        if self.clip_grad_norm:
-            self.scaler.unscale_(self.optimizer)
-            clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return torch.stack([loss.detach().double().reshape(()) for loss in losses])
-
-    def _check_finite(self, total: torch.Tensor, epoch: int, step: int) -> None:
-        if not torch.isfinite(total).all():
-            raise PerPEFTError(
-                f"the training loss is {total.tolist()} in epoch {epoch} by batch {step}: lower learning_rate or set "
-                "clip_grad_norm"
-            )
 
     @torch.no_grad()
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
@@ -236,6 +194,10 @@ class RunTrainer(Trainer):
             return None
         if load_best_model:
             self.load_model(model_file)
+        if self.workers.size > 1:
+            eval_data = part_of(eval_data, share_of_batches(len(eval_data), self.workers))
+        if not eval_data:  # more processes than batches
+            return self.evaluator.evaluate(self.eval_collector.get_data_struct())
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
 
     @property
@@ -248,6 +210,7 @@ class RunTrainer(Trainer):
         if model_file is None and self._best_in_memory is not None:
             self._load_model_state(self._best_in_memory, "memory")
             return
+        self.workers.gather(None)  # the first process has written the file by now
         model_file = model_file or self.saved_model_file
         self._load_model_state(checkpoints.load_checkpoint(model_file, self.config["model"]), model_file)
         self.logger.info(f"Loading model structure and parameters from {model_file}")
@@ -282,7 +245,7 @@ class RunTrainer(Trainer):
                 f"{source} does not fit the model; it was trained with other data or settings: {one_line(error)}"
             ) from error
         with checkpoints.restored(source, "other_parameter"):
-            self.model.load_other_parameter(_to_device(content["other_parameter"], self.device))
+            self.model.load_other_parameter(checkpoints.to_device(content["other_parameter"], self.device))
 
     def _load_training_state(self, content: dict[str, Any], train_data, source: str | Path) -> None:
         checkpoints.check_complete(content, source)
@@ -300,7 +263,7 @@ class RunTrainer(Trainer):
                 if isinstance(state, str):
                     setattr(self, name, getattr(self, state))
                 else:
-                    _load_optimizer(getattr(self, name), state)
+                    checkpoints.load_optimizer(getattr(self, name), state)
         if train_data is not None:
             with checkpoints.restored(source, "loader"):
                 checkpoints.set_loader_state(train_data, content["loader"])
@@ -310,7 +273,9 @@ class RunTrainer(Trainer):
     def _save_checkpoint(self, epoch, verbose=True, **kwargs) -> None:
         """Keep the model as the best one, in `best.pth` or in memory."""
         if not self.keeps_files:
-            self._best_in_memory = _copy(self._state(epoch))
+            self._best_in_memory = checkpoints.copied(self._state(epoch))
+            return
+        if self.workers.rank:
             return
         path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
         checkpoints.save_checkpoint(path, self._state(epoch))
@@ -323,7 +288,8 @@ class RunTrainer(Trainer):
         self.saved_model_file = saved_model_file
 
     def _has_best(self) -> bool:
-        return self._best_in_memory is not None or Path(self.saved_model_file).is_file()
+        found = self._best_in_memory is not None or Path(self.saved_model_file).is_file()
+        return self.workers.gather(found)[0]
 
     def _state(self, epoch: int | None = None) -> dict[str, Any]:
         return {
@@ -360,33 +326,3 @@ class RunTrainer(Trainer):
         if np.isfinite(self.best_valid_score):
             self._add_hparam_to_tensorboard(self.best_valid_score)
         self.tensorboard.close()
-
-
-def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Go on with an optimiser; its rates are those of the settings, which a resumed run may have changed."""
-    kept = ("lr", "weight_decay")
-    rates = [{key: value for key, value in group.items() if key in kept} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, own in zip(optimizer.param_groups, rates, strict=True):
-        group.update(own)
-
-
-def _to_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _to_device(entry, device) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_to_device(entry, device) for entry in value)
-    return value
-
-
-def _copy(value: Any) -> Any:
-    """A copy on the CPU that later training steps do not change."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copy(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copy(entry) for entry in value)
-    return value

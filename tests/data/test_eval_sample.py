@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.evaluation import evaluation_loader
 from recbole_perpeft.data.history import rows_of_sample
-from recbole_perpeft.data.loader import evaluation_loader
 from recbole_perpeft.nn.item_encoder import ItemEncoder
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.run import create_dataset, get_trainer, load, resume, run

@@ -9,7 +9,8 @@ from recbole.data.utils import create_samplers
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import SequenceDataset, history_of
-from recbole_perpeft.data.loader import MaskedFullSortEvalDataLoader, evaluation_loader, train_loader
+from recbole_perpeft.data.evaluation import MaskedFullSortEvalDataLoader, evaluation_loader
+from recbole_perpeft.data.loader import train_loader
 
 # RecBole sorts torch tensors with numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.protocol import TARGETS
-from recbole_perpeft.data.loader import evaluation_loader
+from recbole_perpeft.data.evaluation import evaluation_loader
 from recbole_perpeft.runs.run import create_dataset, data_preparation
 from support.logs import rows_of
 

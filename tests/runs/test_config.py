@@ -141,10 +141,25 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
         Config("SASRec", "ml-100k", config_dict={"gpu_id": 1})
 
 
-@pytest.mark.parametrize("settings", [{"nproc": 2}, {"world_size": 4}, {"local_rank": 0}])
-def test_several_processes_are_refused(settings):
-    with pytest.raises(PerPEFTError, match="several devices"):
-        Config("SASRec", "ml-100k", config_dict=settings)
+@pytest.mark.parametrize(
+    ("model", "settings", "sentence"),
+    [
+        ("SASRec", {"nproc": 2}, "SASRec trains in one process"),
+        ("ContentKNN", {"batches_a_step": 2}, "ContentKNN trains in one process"),
+        ("MoRec", {"world_size": 4}, "follow from nproc"),
+        ("MoRec", {"local_rank": 0}, "follow from nproc"),
+        ("MoRec", {"nproc": 3, "batches_a_step": 2}, "set nproc to 2 or less"),
+    ],
+)
+def test_several_processes_that_cannot_be_are_refused(model, settings, sentence):
+    with pytest.raises(PerPEFTError, match=sentence):
+        Config(model, "ml-100k", config_dict=settings)
+
+
+def test_a_run_keeps_the_batches_of_a_step_whatever_number_of_processes_goes_on_with_it():
+    config = Config("MoRec", config_dict={"nproc": 2})
+    assert config["batches_a_step"] == 2
+    assert Config(config_dict=config.to_dict() | {"model": "MoRec", "nproc": 1})["batches_a_step"] == 2
 
 
 @pytest.mark.parametrize("wrong", [{"learnng_rate": 1}, {"Learning_Rates": 1}])

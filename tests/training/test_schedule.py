@@ -6,7 +6,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.models.perpeft.group_bests import GroupBests
 from recbole_perpeft.runs.run import run
 from recbole_perpeft.training.schedule import ScheduleSettings
-from recbole_perpeft.training.trainer import RunTrainer
+from recbole_perpeft.training.steps import StepTrainer
 
 
 def test_the_rate_rises_and_falls_in_straight_lines():
@@ -35,13 +35,13 @@ def test_a_share_outside_of_the_training_is_refused(warmup_ratio):
 def rates_of(monkeypatch, settings):
     """Learning rates of all groups of parameters in every step that updates them."""
     found = []
-    train_step = RunTrainer._train_step
+    update = StepTrainer._update
 
-    def note(self, interaction, loss_func):
+    def note(self):
         found.append([group["lr"] for group in self.optimizer.param_groups])
-        return train_step(self, interaction, loss_func)
+        update(self)
 
-    monkeypatch.setattr(RunTrainer, "_train_step", note)
+    monkeypatch.setattr(StepTrainer, "_update", note)
     run(config_dict=settings)
     return found
 

@@ -140,7 +140,7 @@ def test_gradients_are_clipped_at_their_true_size(build):
     trainer, (train, _, _) = build(clip_grad_norm={"max_norm": 0.1}, learner="sgd", learning_rate=1.0)
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     before = torch.cat([tensor.flatten().clone() for tensor in trainer.model.parameters()])
-    trainer._train_step(next(iter(train)), trainer.model.calculate_loss)
+    trainer._train_step([next(iter(train))], trainer.model.calculate_loss)
     after = torch.cat([tensor.flatten() for tensor in trainer.model.parameters()])
     assert (after - before).norm().item() == pytest.approx(0.1, rel=1e-3)
 

@@ -30,6 +30,7 @@ from recbole_perpeft.nn.adapt.groups import freeze_shared
 from recbole_perpeft.training.checkpoint import load_checkpoint, restored
 from recbole_perpeft.training.ranks import metric_of_ranks
 from recbole_perpeft.training.rates import ContentTrainer
+from recbole_perpeft.training.workers import ALONE, Workers
 
 __all__ = ["PerPEFTTrainer"]
 
@@ -47,8 +48,8 @@ class PerPEFTTrainer(ContentTrainer):
         group_bests: With `freeze`, what each group keeps.
     """
 
-    def __init__(self, config, model) -> None:
-        super().__init__(config, model)
+    def __init__(self, config, model, workers: Workers = ALONE) -> None:
+        super().__init__(config, model, workers)
         self.stage = "global"
         self.group_settings = model.group_settings
         self.global_epochs = self.group_settings.epochs_global
@@ -139,11 +140,10 @@ class PerPEFTTrainer(ContentTrainer):
             self._regroup(train_data)
         return loss
 
-    def _train_step(self, interaction, loss_func) -> Tensor:
+    def _backward(self, interaction, loss_func) -> Tensor:
         if self._is_independent and self.group_bests.is_finished(self.model.group_of_batch(interaction)):
-            self._pass_step()
-            return torch.zeros(1, dtype=torch.float64, device=self.device)
-        return super()._train_step(interaction, loss_func)
+            return self._no_loss()
+        return super()._backward(interaction, loss_func)
 
     def _valid_epoch(self, valid_data, show_progress=False):
         """Score and metrics; of independent groups, those of the modules that each would keep."""
@@ -212,7 +212,11 @@ class PerPEFTTrainer(ContentTrainer):
             last = valid_data if settings.grouping_history == "train_valid" else None
             vectors = self._global_user_vectors(train_data, last).numpy()
             groups = kmeans_groups(vectors, settings.n_groups, settings.min_group_size, seed)
-        return users, torch.from_numpy(groups)
+        return users, self._as_first(torch.from_numpy(groups))
+
+    def _as_first(self, groups: Tensor) -> Tensor:
+        """Groups as the first process has them: on another machine, a last digit may decide otherwise."""
+        return self.workers.gather(groups)[0]
 
     def _global_user_vectors(self, train_data, valid_data=None) -> Tensor:
         """Vectors of the users with training items under the global module, [n, d] on the CPU.
@@ -235,6 +239,7 @@ class PerPEFTTrainer(ContentTrainer):
         of_users = of_rows.new_zeros(model.n_users, model.n_groups).index_add_(0, rows[model.USER_ID], of_rows)
         before = model.group_of(torch.from_numpy(users)).numpy()
         groups = most_likely_groups(of_users[users].numpy(), before, settings.min_group_size)
+        groups = self._as_first(torch.from_numpy(groups)).numpy()
         self._note_regrouping(before, groups)
         user_group = model.user_group.cpu().clone()
         user_group[users] = torch.from_numpy(groups)

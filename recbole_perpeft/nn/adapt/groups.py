@@ -56,9 +56,9 @@ def load_group_state(model: nn.Module, group: int, state: Mapping[str, Tensor]) 
         module.load_state_dict({key: state[f"{name}.{key}"] for key in module.state_dict()})
 
 
-def freeze_shared(model: nn.Module) -> None:
-    """Lets nothing train but what groups own; their own frozen parts stay so."""
-    owned = {
+def owned_by_groups(model: nn.Module) -> set[int]:
+    """Identities of the parameters that single groups own; those of the global modules are not among them."""
+    return {
         id(parameter)
         for module in model.modules()
         if isinstance(module, GroupModules)
@@ -66,6 +66,11 @@ def freeze_shared(model: nn.Module) -> None:
         if name != GLOBAL
         for parameter in part.parameters()
     }
+
+
+def freeze_shared(model: nn.Module) -> None:
+    """Lets nothing train but what groups own; their own frozen parts stay so."""
+    owned = owned_by_groups(model)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.requires_grad and id(parameter) in owned)
 

@@ -19,9 +19,9 @@ from recbole_perpeft.core.whole import alone, draft_of, full_disk, written_whole
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.atomic import prepare_dataset_folder
 from recbole_perpeft.models import get_model
+from recbole_perpeft.runs import cluster
 from recbole_perpeft.runs.config import Config, properties_folder
 from recbole_perpeft.runs.keys import model_keys
-from recbole_perpeft.studies.search import cluster
 from recbole_perpeft.studies.search.checks import check_search
 from recbole_perpeft.studies.search.outcome import SearchReport
 from recbole_perpeft.studies.search.report import write_report
@@ -184,14 +184,14 @@ class _Search:
             gpus = self.settings.gpus
             if gpus is None:
                 gpus = 1.0 if self.config["use_gpu"] and cluster.n_gpus() >= 1 else 0.0
-            cluster.check_resources(self.settings.cpus, gpus)
+            cluster.check_resources(self.settings.cpus, gpus, "a trial")
             paths = {"output": folder}
             if self.settings.ship_data:
                 plan = dataclasses.replace(plan, data=ship(data_folder, self.config["dataset"]))
             else:
                 paths["data"] = data_folder
             if self.settings.address:
-                cluster.check_machines(paths)
+                cluster.check_machines(paths, "run trials", "use --ship_data")
             results = self._tuner(folder, plan, {"cpu": self.settings.cpus, "gpu": gpus}).fit()
             remove_lost_trials(plan.folder, {Path(result.path).name for result in results})
 

@@ -15,9 +15,10 @@ import psutil
 import pytest
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.studies.search import SearchSettings, cluster, resume_search
+from recbole_perpeft.runs import cluster
+from recbole_perpeft.runs.cluster import running_ray
+from recbole_perpeft.studies.search import SearchSettings, resume_search
 from recbole_perpeft.studies.search import search as start_search
-from recbole_perpeft.studies.search.cluster import running_ray
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -150,16 +151,16 @@ def program(fixed, tmp_path):
 
 
 def test_a_machine_that_cannot_run_trials_is_named(tmp_path, monkeypatch):
-    cluster.check_machines({"output": tmp_path})
+    cluster.check_machines({"output": tmp_path}, "run trials", "use --ship_data")
     with pytest.raises(PerPEFTError, match=r"of the cluster does not see .*away \(data\): .* --ship_data"):
-        cluster.check_machines({"output": tmp_path, "data": tmp_path / "away"})
+        cluster.check_machines({"output": tmp_path, "data": tmp_path / "away"}, "run trials", "use --ship_data")
     absent = ModuleType("not_installed_there")
     absent.missing = lambda paths: []
     absent.missing.__module__, absent.missing.__qualname__ = "not_installed_there", "missing"
     monkeypatch.setitem(sys.modules, "not_installed_there", absent)
     monkeypatch.setattr(cluster, "_missing", absent.missing)
     with pytest.raises(PerPEFTError, match=r"install this package there \(.*No module named 'not_installed_there'"):
-        cluster.check_machines({"output": tmp_path})
+        cluster.check_machines({"output": tmp_path}, "run trials", "use --ship_data")
 
 
 def assert_complete(report, epochs):

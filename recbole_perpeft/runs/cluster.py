@@ -19,7 +19,7 @@ from recbole_perpeft.store.workers import RAY_OF_THIS_MACHINE
 
 _MB = 2**20
 _SMALLEST_STORE = 160 * _MB
-_LARGEST_SHARE = 0.3  # of the memory that is available: the trials need the rest
+_LARGEST_SHARE = 0.3  # of the memory that is available: the work needs the rest
 # Read by Ray's worker processes. A stopped trial ends at once, but a busy machine may take its time over it.
 _WORKER_SETTINGS = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "120", "RAY_AIR_NEW_OUTPUT": "0"}
 _SETTINGS = {
@@ -30,6 +30,7 @@ _SETTINGS = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     # Seconds: on a busy machine worker processes take longer to start than Ray expects.
     "RAY_worker_register_timeout_seconds": "300",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     # Ctrl-C ends the search at once: every finished epoch is on disk, there is nothing to wait for.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -52,8 +53,8 @@ def running_ray(address: str | None = None, store_bytes: int = 0, n_cpus: int | 
 
     Args:
         address: of a cluster: `auto`, `host:port` or `ray://host:port`; None starts Ray on this machine.
-        store_bytes: what the search will put into the object store.
-        n_cpus: processors that trials may use of this machine; None for all that this process may use.
+        store_bytes: what will be put into the object store.
+        n_cpus: processors that Ray may hand out of this machine; None for all that this process may use.
 
     Raises:
         PerPEFTError: Ray cannot be imported or started, or there is no cluster at the address.
@@ -63,7 +64,7 @@ def running_ray(address: str | None = None, store_bytes: int = 0, n_cpus: int | 
     try:
         import ray
     except ImportError as error:
-        raise PerPEFTError(f"a search needs Ray ({error}): pip install 'ray[tune]'") from error
+        raise PerPEFTError(f"several processes or trials need Ray ({error}): pip install 'ray[tune]'") from error
     if ray.is_initialized():
         yield
         return
@@ -153,17 +154,26 @@ def store_size(needed: int, available: int) -> int:
     return max(_SMALLEST_STORE, min(wanted, largest))
 
 
-def check_resources(cpus: float, gpus: float) -> None:
-    """Refuse trials that no machine can run: Ray would wait for one that can.
+def check_resources(cpus: float, gpus: float, what: str, n: int = 1) -> None:
+    """Refuse what the machines cannot run at once: Ray would wait for more of them.
+
+    Args:
+        cpus: that one needs.
+        gpus: that one needs.
+        what: one, in words.
+        n: how many.
 
     Raises:
-        PerPEFTError: no machine is large enough.
+        PerPEFTError: the machines are too small or too few.
     """
     nodes = [node["Resources"] for node in _nodes()]
-    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+    needs = {"CPU": cpus, "GPU": gpus}
+    places = [min((node.get(key, 0) // need for key, need in needs.items() if need), default=n) for node in nodes]
+    if sum(places) >= n:
         return
     sizes = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-    raise PerPEFTError(f"a trial needs {cpus:g} CPUs and {gpus:g} GPUs, and no machine has that: there are {sizes}")
+    lack = "no machine has that" if n == 1 else f"the machines have no place for {n}"
+    raise PerPEFTError(f"{what} needs {cpus:g} CPUs and {gpus:g} GPUs, and {lack}: there are {sizes}")
 
 
 def n_gpus() -> float:
@@ -173,14 +183,16 @@ def n_gpus() -> float:
     return ray.cluster_resources().get("GPU", 0)
 
 
-def check_machines(paths: Mapping[str, Path]) -> None:
+def check_machines(paths: Mapping[str, Path], to_do: str, otherwise: str = "") -> None:
     """Refuse a cluster with machines that lack this package, or do not see a path.
 
     Args:
         paths: by what they are for.
+        to_do: what they shall do, in words.
+        otherwise: what helps beside a shared folder for all but the output.
 
     Raises:
-        PerPEFTError: a machine cannot run trials.
+        PerPEFTError: a machine cannot do it.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -194,12 +206,12 @@ def check_machines(paths: Mapping[str, Path]) -> None:
         except ray.exceptions.RayError as error:
             reason = next((line for line in str(error).splitlines() if "No module named" in line), str(error))
             what = f"install this package there ({reason.strip()})"
-            raise PerPEFTError(f"{machine} cannot run trials: {what}") from error
+            raise PerPEFTError(f"{machine} cannot {to_do}: {what}") from error
         for name, path in paths.items():
             if str(path) in missing:
                 raise PerPEFTError(
                     f"{machine} does not see {path} ({name}): put it into a folder that all machines share"
-                    + ("" if name == "output" else ", or use --ship_data")
+                    + (f", or {otherwise}" if otherwise and name != "output" else "")
                 )
 
 

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.studies.search.cluster import ended_with_this_program, running_ray, store_size
+from recbole_perpeft.runs.cluster import ended_with_this_program, running_ray, store_size
 
 MB = 2**20
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -44,7 +44,7 @@ def test_a_process_that_is_gone_or_another_by_now_is_left_alone(sleeper):
 def test_processes_end_with_a_program_that_is_killed(sleeper):
     program = f"""
 import psutil, time
-from recbole_perpeft.studies.search.cluster import ended_with_this_program
+from recbole_perpeft.runs.cluster import ended_with_this_program
 with ended_with_this_program([psutil.Process({sleeper.pid})]):
     print("ready", flush=True)
     time.sleep(600)

@@ -1,0 +1,180 @@
+"""A training of several processes, which Ray Train starts on this machine or on a cluster.
+
+Each process does what a run of a single one does, and the first writes the run folder. A process that is lost ends the
+others; all start again and go on from `last.pth`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+from torch import distributed
+
+from recbole_perpeft.core.errors import PerPEFTError, one_line
+from recbole_perpeft.core.logs import LOGGER, followed
+from recbole_perpeft.runs import cluster
+from recbole_perpeft.runs.config import Config
+from recbole_perpeft.runs.folder import LOG_FILE, RESULT_FILE, RunFolder
+from recbole_perpeft.training.workers import Team, Workers
+
+_RAY_STATE = "ray"
+_LONGEST_REASON = 300  # characters
+Work = Callable[[Config, RunFolder, Workers], Any]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What each process is told.
+
+    Attributes:
+        model: its class.
+        settings: plain types.
+        folder: the run folder.
+        work: what to do.
+    """
+
+    model: type
+    settings: dict[str, Any]
+    folder: Path
+    work: Work
+
+
+def run_together(config: Config, folder: RunFolder, work: Work) -> dict[str, Any]:
+    """Let `nproc` processes do the work of a run, and wait for them.
+
+    Args:
+        config: of the run.
+        folder: of the run; on a cluster all machines must see it.
+        work: called in each process, as a function of a module.
+
+    Returns:
+        What the first process has written as the result.
+
+    Raises:
+        PerPEFTError: the processes cannot be started, one has met wrong input, or they were lost too often.
+    """
+    nproc, address = config["nproc"], config["ray_address"]
+    result = folder.path / RESULT_FILE
+    result.unlink(missing_ok=True)  # of a run that was finished before it goes on
+    plan = _Plan(config.model_class, config.to_dict(), folder.path.absolute(), work)
+    plan.settings.update(model=config["model"], dataset=config["dataset"])
+    for key in ("data_path", "cache_folder"):
+        plan.settings[key] = str(Path(plan.settings[key]).absolute())
+    state = plan.folder / _RAY_STATE
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    LOGGER.info(f"{nproc} processes start: {folder.path}")
+    with followed(folder.path / LOG_FILE), cluster.running_ray(address, n_cpus=max(nproc, processors)):
+        gpus = int(bool(config["use_gpu"] and cluster.n_gpus()))
+        cpus = 1 if address else max(1, processors // nproc)
+        cluster.check_resources(cpus, gpus, "a process (nproc)", nproc)
+        if address:
+            paths = {"output": plan.folder, "data": config.dataset_folder.absolute()}
+            cluster.check_machines(paths, "train")
+        try:
+            _persist(plan, state, nproc, {"CPU": cpus} | ({"GPU": gpus} if gpus else {}), config["max_failures"])
+        finally:
+            shutil.rmtree(state, ignore_errors=True)
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def _persist(plan: _Plan, state: Path, nproc: int, resources: dict[str, float], max_failures: int) -> None:
+    """Start the processes, and again where one is lost."""
+    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    backend = "cpu:gloo,cuda:nccl" if "GPU" in resources else "gloo"
+    on_this_machine = not plan.settings["ray_address"]
+    for failures in range(max_failures + 1):
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"plan": plan},
+            torch_config=_of_this_machine(backend) if on_this_machine else TorchConfig(backend=backend),
+            scaling_config=ScalingConfig(
+                num_workers=nproc, use_gpu="GPU" in resources, resources_per_worker=resources
+            ),
+            run_config=RunConfig(name=f"attempt-{failures}", storage_path=str(state)),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            reason = _reason(error)
+            if failures == max_failures:
+                raise PerPEFTError(
+                    f"the processes of the training were lost {failures + 1} times, at last: {reason}; what was "
+                    f"finished is kept: go on with --resume={plan.folder}"
+                ) from error
+            LOGGER.warning(f"a process was lost ({reason}); all go on after the last finished epoch")
+        else:
+            return
+
+
+def _reason(error: Exception) -> str:
+    """What has ended the processes, in a line.
+
+    Raises:
+        PerPEFTError: wrong input has: trying again would not help.
+    """
+    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
+    for failure in failures:
+        cause: BaseException | None = failure
+        while cause is not None:
+            for found in (cause, getattr(cause, "base_exc", None), getattr(cause, "cause", None)):
+                if isinstance(found, PerPEFTError):
+                    raise PerPEFTError(str(found)) from None
+            cause = cause.__cause__
+    return one_line(failures[0])[:_LONGEST_REASON]
+
+
+def _work(arguments: dict[str, _Plan]) -> None:
+    """Runs in each process."""
+    from ray.train.torch import get_device
+
+    plan, workers, device = arguments["plan"], Team(), get_device()
+    settings = plan.settings | ({"gpu_id": str(device.index)} if device.type == "cuda" else {})
+    if workers.rank:
+        settings |= {"log_wandb": False, "trackers": None}
+    folder = RunFolder(plan.folder, writes=workers.rank == 0)
+    plan.work(Config(plan.model, config_dict=settings), folder, workers)
+
+
+def _of_this_machine(backend: str) -> Any:
+    """How processes of one machine meet: by a file, and over addresses that other machines do not reach.
+
+    PyTorch's own store listens to all networks, and believes whoever writes to it.
+    """
+    from ray.train.torch import TorchConfig
+
+    backend_of_ray: Any = TorchConfig().backend_cls
+
+    class MeetsByFile(backend_of_ray):
+        def on_start(self, worker_group, backend_config):
+            import ray
+
+            file = Path(tempfile.gettempdir()) / f"recbole_perpeft-{uuid4().hex}"
+            n = len(worker_group)
+            ray.get([worker_group.execute_single_async(rank, _meet, backend, file, rank, n) for rank in range(n)])
+
+    class OfThisMachine(TorchConfig):
+        @property
+        def backend_cls(self):
+            return MeetsByFile
+
+    return OfThisMachine(backend=backend)
+
+
+def _meet(backend: str, file: Path, rank: int, size: int) -> None:
+    """Runs in each process on this machine."""
+    addresses = psutil.net_if_addrs().items()
+    own = next((name for name, of_name in addresses if any(one.address == "127.0.0.1" for one in of_name)), "lo")
+    os.environ |= {"GLOO_SOCKET_IFNAME": own, "NCCL_SOCKET_IFNAME": own}
+    store = distributed.FileStore(str(file), size)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
