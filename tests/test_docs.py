@@ -7,7 +7,7 @@ import pytest
 
 from recbole_perpeft.cli.main import VERBS
 from recbole_perpeft.runs.config import Config
-from recbole_perpeft.studies.compare.specs import parse_models
+from recbole_perpeft.studies.compare.jobs.specs import parse_models
 from recbole_perpeft.studies.search.session import SEARCH_KEYS
 from support.pages import BLOCK, PAGES, ROOT, name_of, shell_commands, words_of
 

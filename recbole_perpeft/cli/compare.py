@@ -75,7 +75,7 @@ def run(options: dict[str, Any]) -> int:
 def _compare(flags: dict[str, Any]) -> int:
     from recbole_perpeft.runs.config import DEFAULT_DATASET
     from recbole_perpeft.studies.compare import compare
-    from recbole_perpeft.studies.compare.specs import choose, parse_models
+    from recbole_perpeft.studies.compare.jobs.specs import choose, parse_models
 
     if "models" not in flags:
         raise PerPEFTError("name the models: --models=SASRec,PerPEFT (see --help)")

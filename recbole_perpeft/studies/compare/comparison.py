@@ -12,13 +12,13 @@ import pandas as pd
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import alone, full_disk
 from recbole_perpeft.runs.config import DEFAULT_DATASET
+from recbole_perpeft.studies.compare.jobs.plan import DatasetPlan, plan
+from recbole_perpeft.studies.compare.jobs.runs import Outcome, carry_out_all
+from recbole_perpeft.studies.compare.jobs.specs import ModelSpec, choose, parse_models
+from recbole_perpeft.studies.compare.jobs.tuning import tuned
 from recbole_perpeft.studies.compare.lists import list_run, parse_lists
-from recbole_perpeft.studies.compare.plan import DatasetPlan, plan
 from recbole_perpeft.studies.compare.records import DatasetRecord, collect
 from recbole_perpeft.studies.compare.report import write_report
-from recbole_perpeft.studies.compare.runs import Outcome, carry_out_all
-from recbole_perpeft.studies.compare.specs import ModelSpec, choose, parse_models
-from recbole_perpeft.studies.compare.tuning import tuned
 
 
 @dataclass(frozen=True)

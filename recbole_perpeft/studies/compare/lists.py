@@ -15,7 +15,7 @@ from pyarrow import csv
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.history import HistoryIndex
-from recbole_perpeft.studies.compare.plan import DataDescription, DatasetPlan, TestRows
+from recbole_perpeft.studies.compare.jobs.plan import DataDescription, DatasetPlan, TestRows
 from recbole_perpeft.studies.compare.statistics import is_rank_metric, metric_of_ranks
 
 _COLUMNS = ("user", "item", "score")

@@ -13,9 +13,9 @@ import pandas as pd
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs.record import RunRecord
+from recbole_perpeft.studies.compare.jobs.plan import DataDescription, DatasetPlan
+from recbole_perpeft.studies.compare.jobs.runs import Outcome
 from recbole_perpeft.studies.compare.lists import ListRun
-from recbole_perpeft.studies.compare.plan import DataDescription, DatasetPlan
-from recbole_perpeft.studies.compare.runs import Outcome
 from recbole_perpeft.studies.compare.statistics import is_rank_metric, metric_of_ranks
 
 

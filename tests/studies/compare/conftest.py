@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recbole_perpeft.studies.compare.plan import DataDescription, DatasetPlan, Job
+from recbole_perpeft.studies.compare.jobs.plan import DataDescription, DatasetPlan, Job
+from recbole_perpeft.studies.compare.jobs.runs import Outcome
+from recbole_perpeft.studies.compare.jobs.specs import ModelSpec
 from recbole_perpeft.studies.compare.records import collect
-from recbole_perpeft.studies.compare.runs import Outcome
-from recbole_perpeft.studies.compare.specs import ModelSpec
 from support.finished_run import write_run
 
 N_USERS, N_ITEMS = 60, 20

@@ -14,9 +14,9 @@ from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs.run import run
 from recbole_perpeft.studies.compare import compare
-from recbole_perpeft.studies.compare.plan import plan
-from recbole_perpeft.studies.compare.runs import carry_out
-from recbole_perpeft.studies.compare.specs import ModelSpec, parse_models
+from recbole_perpeft.studies.compare.jobs.plan import plan
+from recbole_perpeft.studies.compare.jobs.runs import carry_out
+from recbole_perpeft.studies.compare.jobs.specs import ModelSpec, parse_models
 from recbole_perpeft.training.trainer import RunTrainer
 
 ROOT = Path(__file__).parents[3]
@@ -135,7 +135,7 @@ def test_a_comparison_from_python(shared, tmp_path):
 
 def test_no_run_succeeds(shared, tmp_path, monkeypatch):
     from recbole_perpeft.studies.compare import comparison
-    from recbole_perpeft.studies.compare.runs import Outcome
+    from recbole_perpeft.studies.compare.jobs.runs import Outcome
 
     monkeypatch.setattr(comparison, "carry_out_all", lambda jobs, *rest: [Outcome(job, "no luck") for job in jobs])
     with pytest.raises(PerPEFTError, match="no run succeeded:\n  BPR on toy, seed 2026: no luck"):

@@ -5,9 +5,9 @@ import pytest
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.run import run
-from recbole_perpeft.studies.compare.controls import controls_of
-from recbole_perpeft.studies.compare.plan import plan
-from recbole_perpeft.studies.compare.specs import ModelSpec, parse_models
+from recbole_perpeft.studies.compare.jobs.controls import controls_of
+from recbole_perpeft.studies.compare.jobs.plan import plan
+from recbole_perpeft.studies.compare.jobs.specs import ModelSpec, parse_models
 
 CONTENT = ["content of other items", "noise for content", "titles alone", "photos alone"]
 GROUPS = ["histories shuffled", "random groups", "groups by hidden_group"]

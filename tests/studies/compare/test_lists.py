@@ -12,12 +12,12 @@ from recbole_perpeft.data.history import HistoryIndex
 from recbole_perpeft.data.split import RowHistories
 from recbole_perpeft.runs.run import run
 from recbole_perpeft.studies.compare import analysis
+from recbole_perpeft.studies.compare.jobs.plan import TestRows, plan
+from recbole_perpeft.studies.compare.jobs.runs import Outcome
+from recbole_perpeft.studies.compare.jobs.specs import parse_models
 from recbole_perpeft.studies.compare.lists import list_run, parse_lists, ranks_of_lists
-from recbole_perpeft.studies.compare.plan import TestRows, plan
 from recbole_perpeft.studies.compare.records import collect
 from recbole_perpeft.studies.compare.report import write_report
-from recbole_perpeft.studies.compare.runs import Outcome
-from recbole_perpeft.studies.compare.specs import parse_models
 from recbole_perpeft.training.ranks import target_ranks
 
 N_USERS, N_ITEMS = 4, 6

@@ -6,9 +6,9 @@ import pytest
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs import config
-from recbole_perpeft.studies.compare import plan as plans
-from recbole_perpeft.studies.compare.plan import plan, run_key
-from recbole_perpeft.studies.compare.specs import parse_models
+from recbole_perpeft.studies.compare.jobs import plan as plans
+from recbole_perpeft.studies.compare.jobs.plan import plan, run_key
+from recbole_perpeft.studies.compare.jobs.specs import parse_models
 
 SETTINGS = {"model": "BPR", "learning_rate": 0.001, "data_path": "here", "show_progress": True, "seed": 1}
 

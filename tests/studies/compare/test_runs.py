@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recbole_perpeft.studies.compare import runs
-from recbole_perpeft.studies.compare.plan import Job
-from recbole_perpeft.studies.compare.runs import carry_out_all
-from recbole_perpeft.studies.compare.specs import ModelSpec
+from recbole_perpeft.studies.compare.jobs import runs
+from recbole_perpeft.studies.compare.jobs.plan import Job
+from recbole_perpeft.studies.compare.jobs.runs import carry_out_all
+from recbole_perpeft.studies.compare.jobs.specs import ModelSpec
 from support.finished_run import write_run
 
 ROOT = Path(__file__).parents[3]
@@ -133,7 +133,7 @@ def test_the_worker_ends_with_its_parent():
     """The parent is killed: nothing closes pipes in good order, nobody sends a signal."""
     code = """
         import sys, threading, time
-        from recbole_perpeft.studies.compare import runs
+        from recbole_perpeft.studies.compare.jobs import runs
         threading.Thread(target=runs._end_with_parent, daemon=True).start()
         print("ready", flush=True)
         time.sleep(120)

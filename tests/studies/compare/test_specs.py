@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs.config import properties_folder
-from recbole_perpeft.studies.compare.specs import ModelSpec, choose, parse_models
+from recbole_perpeft.studies.compare.jobs.specs import ModelSpec, choose, parse_models
 
 ROOT = Path(__file__).parents[3]
 

@@ -9,9 +9,9 @@ from scipy import stats
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.protocol import with_split
 from recbole_perpeft.studies.compare import analysis
-from recbole_perpeft.studies.compare.plan import plan
+from recbole_perpeft.studies.compare.jobs.plan import plan
+from recbole_perpeft.studies.compare.jobs.specs import parse_models
 from recbole_perpeft.studies.compare.report import write_report
-from recbole_perpeft.studies.compare.specs import parse_models
 from recbole_perpeft.studies.compare.splits import kendall, side_by_side
 
 

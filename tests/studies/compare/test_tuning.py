@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.studies.compare import compare, tuning
-from recbole_perpeft.studies.compare.plan import plan
-from recbole_perpeft.studies.compare.specs import parse_models
+from recbole_perpeft.studies.compare import compare
+from recbole_perpeft.studies.compare.jobs import tuning
+from recbole_perpeft.studies.compare.jobs.plan import plan
+from recbole_perpeft.studies.compare.jobs.specs import parse_models
 from support.attack.ground import in_one_process
 
 

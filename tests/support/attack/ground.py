@@ -11,7 +11,7 @@ from unittest.mock import patch
 from recbole_perpeft.cli.main import main
 from recbole_perpeft.store.rows import RowFiles
 from recbole_perpeft.studies.compare import comparison
-from recbole_perpeft.studies.compare.runs import Outcome, carry_out
+from recbole_perpeft.studies.compare.jobs.runs import Outcome, carry_out
 from recbole_perpeft.studies.search.session import _Search
 from support.attack.judge import Ending, fault_of_error, is_finite
 from support.attack.judge import carry_out as end_of

@@ -13,7 +13,7 @@ from recbole_perpeft.models.perpeft.content import ItemEncoderSettings
 from recbole_perpeft.models.perpeft.model import GroupSettings
 from recbole_perpeft.models.towers import EncoderSettings
 from recbole_perpeft.runs.config import Config
-from recbole_perpeft.studies.compare.specs import ModelSpec
+from recbole_perpeft.studies.compare.jobs.specs import ModelSpec
 
 
 def controls_of(spec: ModelSpec, config: Config, true_group_field: str | None = None) -> list[ModelSpec]:

@@ -25,9 +25,9 @@ from recbole_perpeft.runs.folder import RESULT_FILE, SETTINGS_FILE
 from recbole_perpeft.runs.record import DamagedFileError, RunRecord
 from recbole_perpeft.runs.run import resume, run
 from recbole_perpeft.store.workers import end_with_parent
-from recbole_perpeft.studies.compare.plan import Job
+from recbole_perpeft.studies.compare.jobs.plan import Job
 
-_WORKER = "recbole_perpeft.studies.compare.runs"  # this file as a program
+_WORKER = "recbole_perpeft.studies.compare.jobs.runs"  # this file as a program
 _SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_TO_END = 10
 _LINES_SHOWN = 3

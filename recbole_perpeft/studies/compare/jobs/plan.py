@@ -26,8 +26,8 @@ from recbole_perpeft.data.history import HistoryIndex, history_of
 from recbole_perpeft.data.split import RowHistories
 from recbole_perpeft.runs.config import Config, changed, properties_folder, settings_file
 from recbole_perpeft.runs.run import create_dataset
-from recbole_perpeft.studies.compare.controls import controls_of
-from recbole_perpeft.studies.compare.specs import ModelSpec
+from recbole_perpeft.studies.compare.jobs.controls import controls_of
+from recbole_perpeft.studies.compare.jobs.specs import ModelSpec
 
 # What must be the same for models to be compared: interactions, split, candidates, metrics, choice of the epoch.
 PROTOCOL_KEYS = keys_of_kind([RunSettings], "protocol")

@@ -13,8 +13,8 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.runs.config import properties_folder
-from recbole_perpeft.studies.compare.plan import DatasetPlan, Tuning
-from recbole_perpeft.studies.compare.specs import ModelSpec
+from recbole_perpeft.studies.compare.jobs.plan import DatasetPlan, Tuning
+from recbole_perpeft.studies.compare.jobs.specs import ModelSpec
 from recbole_perpeft.studies.search.outcome import SearchReport
 from recbole_perpeft.studies.search.session import SEARCH_FILE, SearchSettings, resume_search, search
 
