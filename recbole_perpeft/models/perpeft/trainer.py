@@ -28,7 +28,7 @@ from recbole_perpeft.models.perpeft.grouping import (
 )
 from recbole_perpeft.nn.adapt.groups import freeze_shared
 from recbole_perpeft.training.checkpoint import load_checkpoint, restored
-from recbole_perpeft.training.ranks import metric_of_ranks
+from recbole_perpeft.training.ranks import mean_of_ranks
 from recbole_perpeft.training.rates import ContentTrainer
 
 __all__ = ["PerPEFTTrainer"]
@@ -106,7 +106,7 @@ class PerPEFTTrainer(ContentTrainer):
         """Whether groups can choose their best epochs, before hours are spent."""
         if not valid_data:
             raise PerPEFTError("shared_in_groups: freeze chooses by valid items, and there are none; change eval_args")
-        metric_of_ranks(self.config, self.valid_metric, torch.ones(1, dtype=torch.long))
+        mean_of_ranks(self.config, self.valid_metric, torch.ones(1, dtype=torch.long))
 
     @property
     def _freezes(self) -> bool:
@@ -150,7 +150,7 @@ class PerPEFTTrainer(ContentTrainer):
         """The valid metric of each group's users, from the latest evaluation."""
         found = self.target_ranks
         groups = self.model.group_of(found.users).numpy()
-        metric = partial(metric_of_ranks, self.config, self.valid_metric)
+        metric = partial(mean_of_ranks, self.config, self.valid_metric)
         return scores_of_groups(groups, self.model.n_groups, found.ranks, metric)
 
     def _start_from_global_modules(self, valid_data, show_progress: bool) -> None:

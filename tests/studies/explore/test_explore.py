@@ -7,6 +7,7 @@ import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.history import HistoryIndex
 from recbole_perpeft.runs.run import run
+from recbole_perpeft.studies.explore import exploration
 from recbole_perpeft.studies.explore.characters import Typical, counts_by_group, ranks_under, services, words_of
 from recbole_perpeft.studies.explore.exploration import Exploration
 from recbole_perpeft.studies.explore.explore import explore
@@ -94,6 +96,30 @@ def test_a_browser_runs_no_script_of_titles_and_finds_items(page, trained):
     rows = re.search(r'<table id="results">(.*?)</table>', shown, re.DOTALL)[1]
     assert rows.count("TAKEN") == len(HOSTILE)  # as text, in the cells of what the search found
     assert "&lt;script&gt;" in rows
+
+
+def test_the_ranks_are_those_that_the_run_wrote_unless_they_are_of_another_model(trained, tmp_path, monkeypatch):
+    asked = []
+
+    def counted(model, loader, as_everybody):
+        asked.append(as_everybody)
+        return ranks_under(model, loader, as_everybody)
+
+    monkeypatch.setattr(exploration, "ranks_under", counted)
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    found = Exploration(folder)
+    expected = found.ranks[1]
+    assert asked.count(False) == 1, "of the first batch alone"
+    table = pd.read_parquet(folder / "test_ranks.parquet")
+    assert expected.tolist() == table["rank"].tolist()
+    for other in (table.assign(rank=table["rank"] + 1), table.assign(group=1 - table["group"]), table[::-1], None):
+        (folder / "test_ranks.parquet").unlink()
+        if other is not None:
+            other.to_parquet(folder / "test_ranks.parquet", index=False)
+        del found.ranks  # which are kept
+        assert found.ranks[1].tolist() == expected.tolist()
+    assert [group.name for group in found.groups] == ["group 0", "group 1"], "numbered as in lists"
 
 
 def test_the_command_says_where_and_what_cannot_be_shown(trained, capsys, tmp_path):
