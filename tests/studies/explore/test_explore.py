@@ -2,9 +2,11 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -215,3 +217,25 @@ def test_photos_that_are_damaged_or_gone_are_none(tmp_path):
     (tmp_path / "empty.jpg").write_bytes(b"")
     album = Album([tmp_path / "cut.png", tmp_path / "empty.jpg", tmp_path / "gone.png"])
     assert [album.photo(row) for row in range(3)] == [None, None, None]
+
+
+def test_who_looks_at_colour_words(trained):
+    script = runpy.run_path(str(Path(__file__).resolve().parents[3] / "scripts" / "colour_words.py"))
+    found = Exploration(trained[0])
+    groups = pd.read_csv(found.config.dataset_folder / "aspects.user", sep="\t").set_axis(["user", "group"], axis=1)
+    by_colour = groups.loc[groups["group"] == "colour", "user"]
+    n_colour = [by_colour.isin(found.user_tokens[group.users]).sum() for group in found.groups]
+    group, of_colour = script["colour_group"](found)
+    assert group == np.argmax(n_colour) and of_colour == pytest.approx(max(n_colour) / len(found.groups[group].users))
+    named = np.array([bool(script["COLOURS"] & set(title.lower().split())) for title in found.titles])
+    items = np.flatnonzero((found.counts > 0).all(0) & named)[:2]
+    table = script["shares"](found, items)
+    assert table.shape == (2, 2, 2, 2) and (table >= 0).all() and (table <= 1 + 1e-6).all() and table.max() > 0
+    # As the page shows it, by the group's mean user.
+    with_module = found.eyes().look(items[0], found.titles[items[0]])[0]
+    assert table[0, 0, 0].tolist() == pytest.approx([script["share"](look) for look in with_module])
+    buyers = script["buyers"](found)
+    users, bought = found.histories.pairs()
+    who = np.intersect1d(users[bought == items[0]], found.groups[1].users)
+    expected = exploration.global_user_vectors(found.model, who, found.histories, 1).sum(0)
+    torch.testing.assert_close(buyers[1][items[0]], expected)
