@@ -9,7 +9,7 @@ import torch
 from recbole.evaluator.register import metrics_dict
 
 from recbole_perpeft.data.history import HistoryIndex
-from recbole_perpeft.training.ranks import TargetRanks, metric_of_ranks
+from recbole_perpeft.training.ranks import TargetRanks, mean_of_ranks
 
 SLICES = ("known", "new item", "new user", "new user and item")
 
@@ -44,5 +44,5 @@ def metrics_by_slice(config, trained: HistoryIndex, n_items: int, ranks: TargetR
     for place, title in enumerate(SLICES):
         inside = ranks.ranks[torch.from_numpy(slices == place)]
         if len(inside):
-            found[title] = {"targets": len(inside)} | {name: metric_of_ranks(config, name, inside) for name in names}
+            found[title] = {"targets": len(inside)} | {name: mean_of_ranks(config, name, inside) for name in names}
     return found

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
+import numpy as np
 import torch
 from recbole.evaluator import Collector
 from recbole.evaluator.collector import DataStruct
@@ -14,6 +18,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.training.list_figures import ListFigures
 from recbole_perpeft.training.workers import ALONE, Workers
 
+_NAME = re.compile(r"(?P<metric>[a-z]+)@(?P<cut>\d+)")
 _PER_EVALUATION = ("rec.topk", "rec.items", "rec.meanrank", "rec.score", "data.label")
 
 
@@ -154,8 +159,8 @@ class RankCollector(Collector):
         return torch.cat([hits.int(), n_positives.int()], dim=1)
 
 
-def metric_of_ranks(config, name: str, ranks: Tensor) -> float:
-    """A metric of RecBole of some targets.
+def mean_of_ranks(config, name: str, ranks: Tensor) -> float:
+    """A metric of RecBole of some targets, as an evaluation rounds it; of metrics that a project registers too.
 
     Args:
         config: RecBole configuration.
@@ -180,3 +185,47 @@ def _hits_of_ranks(ranks: Tensor, n_places: int) -> Tensor:
     places = torch.arange(1, n_places + 1, device=ranks.device)
     hits = (ranks.unsqueeze(1) == places).int()
     return torch.cat([hits, torch.ones_like(hits[:, :1])], dim=1)
+
+
+def _hit(ranks: np.ndarray) -> np.ndarray:
+    return np.ones_like(ranks, dtype=np.float64)
+
+
+def _ndcg(ranks: np.ndarray) -> np.ndarray:
+    return 1 / np.log2(ranks + 1.0)
+
+
+def _mrr(ranks: np.ndarray) -> np.ndarray:
+    return 1.0 / ranks
+
+
+# With one target a row; precision is divided by the cut as well.
+_OF_RANK: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType(
+    {"hit": _hit, "recall": _hit, "precision": _hit, "ndcg": _ndcg, "mrr": _mrr, "map": _mrr}
+)
+
+
+def is_rank_metric(name: str) -> bool:
+    """Whether a metric such as `ndcg@20` follows from the rank of the target."""
+    found = _NAME.fullmatch(name.lower())
+    return found is not None and found["metric"] in _OF_RANK
+
+
+def metric_of_ranks(name: str, ranks: np.ndarray) -> np.ndarray:
+    """A metric of each of several rows with one target each, as RecBole defines it.
+
+    Args:
+        name: `hit@k`, `recall@k`, `precision@k`, `ndcg@k`, `mrr@k` or `map@k`.
+        ranks: int [n], 1 for the best.
+
+    Returns:
+        float64 [n].
+
+    Raises:
+        KeyError: the metric does not follow from the rank.
+    """
+    if not is_rank_metric(name):
+        raise KeyError(name)
+    metric, cut = name.lower().split("@")
+    values = np.where(ranks <= int(cut), _OF_RANK[metric](ranks), 0.0)
+    return values / int(cut) if metric == "precision" else values

@@ -28,7 +28,7 @@ from recbole_perpeft.models.perpeft.grouping import (
 )
 from recbole_perpeft.nn.adapt.groups import freeze_shared
 from recbole_perpeft.training.checkpoint import load_checkpoint, restored
-from recbole_perpeft.training.ranks import metric_of_ranks
+from recbole_perpeft.training.ranks import mean_of_ranks
 from recbole_perpeft.training.rates import ContentTrainer
 from recbole_perpeft.training.workers import ALONE, Workers
 
@@ -112,7 +112,7 @@ class PerPEFTTrainer(ContentTrainer):
                 "shared_in_groups: freeze chooses an epoch for each group by all of its valid users; set "
                 "eval_sample to 0"
             )
-        metric_of_ranks(self.config, self.valid_metric, torch.ones(1, dtype=torch.long))
+        mean_of_ranks(self.config, self.valid_metric, torch.ones(1, dtype=torch.long))
 
     @property
     def _freezes(self) -> bool:
@@ -161,7 +161,7 @@ class PerPEFTTrainer(ContentTrainer):
         """The valid metric of each group's users, from the latest evaluation."""
         found = self.target_ranks
         groups = self.model.group_of(found.users).numpy()
-        metric = partial(metric_of_ranks, self.config, self.valid_metric)
+        metric = partial(mean_of_ranks, self.config, self.valid_metric)
         return scores_of_groups(groups, self.model.n_groups, found.ranks, metric)
 
     def _start_from_global_modules(self, valid_data, show_progress: bool) -> None:

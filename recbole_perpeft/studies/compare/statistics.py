@@ -1,11 +1,9 @@
-"""Metrics of single users from ranks, tests of differences between models over users, and TPME."""
+"""Tests of differences between models over users, and TPME."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 from scipy import stats
@@ -15,51 +13,6 @@ from recbole_perpeft.core.errors import PerPEFTError
 TPME_WEIGHTS = (0.45, 0.10, 0.45)
 _RESAMPLES, _SEED = 2000, 0
 _MOST_AT_ONCE = 4_000_000  # counts of distinct values held at a time
-_NAME = re.compile(r"(?P<metric>[a-z]+)@(?P<cut>\d+)")
-
-
-def _hit(ranks: np.ndarray) -> np.ndarray:
-    return np.ones_like(ranks, dtype=np.float64)
-
-
-def _ndcg(ranks: np.ndarray) -> np.ndarray:
-    return 1 / np.log2(ranks + 1.0)
-
-
-def _mrr(ranks: np.ndarray) -> np.ndarray:
-    return 1.0 / ranks
-
-
-# With one target a row; precision is divided by the cut as well.
-_OF_RANK: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType(
-    {"hit": _hit, "recall": _hit, "precision": _hit, "ndcg": _ndcg, "mrr": _mrr, "map": _mrr}
-)
-
-
-def is_rank_metric(name: str) -> bool:
-    """Whether a metric such as `ndcg@20` follows from the rank of the target."""
-    found = _NAME.fullmatch(name.lower())
-    return found is not None and found["metric"] in _OF_RANK
-
-
-def metric_of_ranks(name: str, ranks: np.ndarray) -> np.ndarray:
-    """A metric for rows with one target each, as RecBole defines it.
-
-    Args:
-        name: `hit@k`, `recall@k`, `precision@k`, `ndcg@k`, `mrr@k` or `map@k`.
-        ranks: int [n], 1 for the best.
-
-    Returns:
-        float64 [n].
-
-    Raises:
-        KeyError: the metric does not follow from the rank.
-    """
-    if not is_rank_metric(name):
-        raise KeyError(name)
-    metric, cut = name.lower().split("@")
-    values = np.where(ranks <= int(cut), _OF_RANK[metric](ranks), 0.0)
-    return values / int(cut) if metric == "precision" else values
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,7 @@ from torch import Tensor
 
 from recbole_perpeft.data.history import HistoryIndex
 from recbole_perpeft.models.perpeft.model import PerPEFT
-from recbole_perpeft.studies.compare.statistics import metric_of_ranks
-from recbole_perpeft.training.ranks import target_ranks
+from recbole_perpeft.training.ranks import metric_of_ranks, target_ranks
 
 _PRIOR = 500.0  # weight of the whole shop in the smoothed rates of a group, in interactions
 _WORD = r"(?u)\b[^\W\d_]{2,}\b"
@@ -76,12 +75,12 @@ def words_of(titles: Sequence[str]) -> tuple[scipy.sparse.csr_matrix, list[str]]
 
 
 @torch.no_grad()
-def ranks_under(model: PerPEFT, loader, as_everybody: bool) -> tuple[np.ndarray, np.ndarray]:
+def ranks_under(model: PerPEFT, loader: Iterable, as_everybody: bool) -> tuple[np.ndarray, np.ndarray]:
     """Users of an evaluation with a full ranking, and the ranks of their targets.
 
     Args:
         model: A model with groups.
-        loader: RecBole's loader of the evaluation.
+        loader: RecBole's loader of the evaluation, or some of its batches.
         as_everybody: With the global module in place of each user's group's.
 
     Returns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from recbole_perpeft.models.perpeft.grouping import global_user_vectors
 from recbole_perpeft.models.perpeft.model import PerPEFT
 from recbole_perpeft.pretrained.dual import FoundationModel
 from recbole_perpeft.pretrained.processor import Processor
+from recbole_perpeft.runs.record import RunRecord
 from recbole_perpeft.runs.run import load
 from recbole_perpeft.studies.explore import parts
 from recbole_perpeft.studies.explore.characters import (
@@ -53,6 +55,8 @@ class Exploration:
 
     def __init__(self, model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -> None:
         self.config, self.model, self.dataset, train, _, self.test = load(model_file, config_dict)
+        path = Path(model_file)
+        self._record = RunRecord(path if path.is_dir() else path.parent)
         if not isinstance(self.model, PerPEFT) or not self.model.n_groups:
             raise PerPEFTError(
                 f"{model_file}: {type(self.model).__name__} has no groups of users to look at; train PerPEFT"
@@ -120,8 +124,23 @@ class Exploration:
     @cached_property
     def ranks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Test users, and the ranks of their items under their group's module and under the global one."""
-        users, own = ranks_under(self.model, self.test, as_everybody=False)
-        return users, own, ranks_under(self.model, self.test, as_everybody=True)[1]
+        users, everybody = ranks_under(self.model, self.test, as_everybody=True)
+        own = self._ranks_of_run(users)
+        return users, ranks_under(self.model, self.test, as_everybody=False)[1] if own is None else own, everybody
+
+    def _ranks_of_run(self, users: np.ndarray) -> np.ndarray | None:
+        """What the run wrote of the test users, int64 [n]; None where that is not of this model.
+
+        A run that went on has another best epoch than the file is of, and users may be others where the settings were
+        changed: users and groups are compared, and the ranks of the first batch are made anew.
+        """
+        table = self._record.ranks()
+        if table is None or "group" not in table or not np.array_equal(table["user"], self.user_tokens[users]):
+            return None
+        own = table["rank"].to_numpy(np.int64)
+        first = ranks_under(self.model, islice(self.test, 1), as_everybody=False)[1]
+        is_same = np.array_equal(table["group"], self.user_group[users]) and np.array_equal(own[: len(first)], first)
+        return own if is_same else None
 
     @cached_property
     def served(self) -> list[Service]:

@@ -10,7 +10,8 @@ from recbole_perpeft.studies.compare import analysis
 from recbole_perpeft.studies.compare.records import collect
 from recbole_perpeft.studies.compare.report import write_report
 from recbole_perpeft.studies.compare.sections import plots, tables
-from recbole_perpeft.studies.compare.statistics import metric_of_ranks, paired_test
+from recbole_perpeft.studies.compare.statistics import paired_test
+from recbole_perpeft.training.ranks import metric_of_ranks
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 

@@ -12,11 +12,10 @@ from recbole_perpeft.studies.compare.statistics import (
     false_discovery,
     holm,
     interval_of_mean,
-    is_rank_metric,
-    metric_of_ranks,
     paired_test,
     tpme,
 )
+from recbole_perpeft.training.ranks import is_rank_metric, metric_of_ranks
 
 RANKS = np.array([1, 2, 3, 10, 11, 500])
 OF_ONE = {

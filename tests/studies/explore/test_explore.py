@@ -2,11 +2,14 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -14,6 +17,7 @@ from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.history import HistoryIndex
 from recbole_perpeft.runs.run import run
+from recbole_perpeft.studies.explore import exploration
 from recbole_perpeft.studies.explore.characters import Typical, counts_by_group, ranks_under, services, words_of
 from recbole_perpeft.studies.explore.exploration import Exploration
 from recbole_perpeft.studies.explore.explore import explore
@@ -94,6 +98,30 @@ def test_a_browser_runs_no_script_of_titles_and_finds_items(page, trained):
     rows = re.search(r'<table id="results">(.*?)</table>', shown, re.DOTALL)[1]
     assert rows.count("TAKEN") == len(HOSTILE)  # as text, in the cells of what the search found
     assert "&lt;script&gt;" in rows
+
+
+def test_the_ranks_are_those_that_the_run_wrote_unless_they_are_of_another_model(trained, tmp_path, monkeypatch):
+    asked = []
+
+    def counted(model, loader, as_everybody):
+        asked.append(as_everybody)
+        return ranks_under(model, loader, as_everybody)
+
+    monkeypatch.setattr(exploration, "ranks_under", counted)
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    found = Exploration(folder)
+    expected = found.ranks[1]
+    assert asked.count(False) == 1, "of the first batch alone"
+    table = pd.read_parquet(folder / "test_ranks.parquet")
+    assert expected.tolist() == table["rank"].tolist()
+    for other in (table.assign(rank=table["rank"] + 1), table.assign(group=1 - table["group"]), table[::-1], None):
+        (folder / "test_ranks.parquet").unlink()
+        if other is not None:
+            other.to_parquet(folder / "test_ranks.parquet", index=False)
+        del found.ranks  # which are kept
+        assert found.ranks[1].tolist() == expected.tolist()
+    assert [group.name for group in found.groups] == ["group 0", "group 1"], "numbered as in lists"
 
 
 def test_the_command_says_where_and_what_cannot_be_shown(trained, capsys, tmp_path):
@@ -189,3 +217,25 @@ def test_photos_that_are_damaged_or_gone_are_none(tmp_path):
     (tmp_path / "empty.jpg").write_bytes(b"")
     album = Album([tmp_path / "cut.png", tmp_path / "empty.jpg", tmp_path / "gone.png"])
     assert [album.photo(row) for row in range(3)] == [None, None, None]
+
+
+def test_who_looks_at_colour_words(trained):
+    script = runpy.run_path(str(Path(__file__).resolve().parents[3] / "scripts" / "colour_words.py"))
+    found = Exploration(trained[0])
+    groups = pd.read_csv(found.config.dataset_folder / "aspects.user", sep="\t").set_axis(["user", "group"], axis=1)
+    by_colour = groups.loc[groups["group"] == "colour", "user"]
+    n_colour = [by_colour.isin(found.user_tokens[group.users]).sum() for group in found.groups]
+    group, of_colour = script["colour_group"](found)
+    assert group == np.argmax(n_colour) and of_colour == pytest.approx(max(n_colour) / len(found.groups[group].users))
+    named = np.array([bool(script["COLOURS"] & set(title.lower().split())) for title in found.titles])
+    items = np.flatnonzero((found.counts > 0).all(0) & named)[:2]
+    table = script["shares"](found, items)
+    assert table.shape == (2, 2, 2, 2) and (table >= 0).all() and (table <= 1 + 1e-6).all() and table.max() > 0
+    # As the page shows it, by the group's mean user.
+    with_module = found.eyes().look(items[0], found.titles[items[0]])[0]
+    assert table[0, 0, 0].tolist() == pytest.approx([script["share"](look) for look in with_module])
+    buyers = script["buyers"](found)
+    users, bought = found.histories.pairs()
+    who = np.intersect1d(users[bought == items[0]], found.groups[1].users)
+    expected = exploration.global_user_vectors(found.model, who, found.histories, 1).sum(0)
+    torch.testing.assert_close(buyers[1][items[0]], expected)
