@@ -160,7 +160,7 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None, n
     return config, model, dataset, *loaders
 
 
-def _read_catalogues(model: torch.nn.Module, path: Path) -> None:
+def _read_catalogues(model: Any, path: Path) -> None:
     """Let a model that makes item vectors of content look for them in a file."""
     if hasattr(model, "read_catalogues"):
         model.read_catalogues(path)
