@@ -174,7 +174,8 @@ def first_block(family: Family, name: str, n_blocks: int) -> int:
     """The first block that depends on a module, by its name in an encoder; `n_blocks` for what follows all."""
     if family.blocks is not None and name.startswith(f"{family.blocks}."):
         return int(name.removeprefix(f"{family.blocks}.").split(".")[0])
-    follows = family.norm is not None and name.startswith(family.norm)
+    # Of timm's encoders, `norm` follows the blocks and `norm_pre` does not.
+    follows = family.norm is not None and f"{name}.".startswith(f"{family.norm}.")
     return n_blocks if follows or not family.heads.isdisjoint(name.split(".")) else 0
 
 
