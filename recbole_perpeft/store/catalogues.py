@@ -19,6 +19,10 @@ _OF = "of"  # the entry of the header that says what the vectors were computed f
 _SUM = "crc32 of "
 
 
+class _OutdatedError(Exception):
+    """The file is whole, and of something else."""
+
+
 class KeptCatalogues:
     """Item vectors by name in one file, which is believed only where nothing of it has changed.
 
@@ -39,30 +43,33 @@ class KeptCatalogues:
             shape: What they must have.
         """
         try:
-            check_regular(self.path)
-            with safe_open(self.path, "pt") as file:
-                header = file.metadata() or {}
-                if header.get(_OF) != of:
-                    return self._refused("is of other weights, content or settings")
-                if name not in file.keys():  # noqa: SIM118 - this is no mapping
-                    return self._refused(f"lacks {name}")
-                # A copy: mapped memory may lie anywhere, and products with it differ in the last digit.
-                vectors = file.get_tensor(name).clone()
+            return self._checked(name, of, shape)
         except FileNotFoundError:
-            return self._refused("is missing")
+            why = "is missing"
+        except _OutdatedError as error:
+            why = str(error)
         except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-            return self._refused(f"is damaged ({one_line(error)})")
-        if vectors.dtype != torch.float32 or list(vectors.shape) != list(shape):
-            return self._refused("is damaged (it holds vectors of another shape)")
-        if header.get(_SUM + name) != str(checksum([vectors.numpy()])):
-            return self._refused("is damaged (it was changed after it was written)")
-        return vectors
-
-    def _refused(self, why: str) -> Tensor | None:
+            why = f"is damaged ({one_line(error)})"
         if why not in self._told:
             self._told.add(why)
             LOGGER.info(f"{self.path} {why}: item vectors are computed again")
         return None
+
+    def _checked(self, name: str, of: str, shape: Sequence[int]) -> Tensor:
+        check_regular(self.path)
+        with safe_open(self.path, "pt") as file:
+            header = file.metadata() or {}
+            if header.get(_OF) != of:
+                raise _OutdatedError("is of other weights, content or settings")
+            if name not in file.keys():  # noqa: SIM118 - this is no mapping
+                raise _OutdatedError(f"lacks {name}")
+            # A copy: mapped memory may lie anywhere, and products with it differ in the last digit.
+            vectors = file.get_tensor(name).clone()
+        if vectors.dtype != torch.float32 or list(vectors.shape) != list(shape):
+            raise ValueError("it holds vectors of another shape")
+        if header.get(_SUM + name) != str(checksum([vectors.numpy()])):
+            raise ValueError("it was changed after it was written")
+        return vectors
 
     def write(self, of: str, catalogues: Mapping[str, Tensor]) -> None:
         """Replace the file; where the disk does not take it, there is none, and the log says so.

@@ -14,7 +14,7 @@ from recbole_perpeft.models.towers import EncoderSettings, Tower
 from recbole_perpeft.models.ways import adapt
 from recbole_perpeft.nn.adapt.bank import AdapterBank
 from recbole_perpeft.nn.adapt.frozen_prefix import FrozenPrefix, frozen_depths
-from recbole_perpeft.nn.adapt.tuning import Method
+from recbole_perpeft.nn.adapt.tuning import LastBlocks, Method
 from recbole_perpeft.nn.content import AdaptedContent, ContentEncoder, FrozenContent
 from recbole_perpeft.nn.item_encoder import ItemEncoder, NoProjector, Projector
 from recbole_perpeft.nn.joined_content import JoinedContent, UnitVectors
@@ -27,6 +27,7 @@ from recbole_perpeft.store.inputs import ContentCache
 
 # PerPEFT's settings of a way of adapting, where they are not the way's own.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({"iisan": vars(PRESETS["perpeft"])})
+_WITHOUT_BLOCKS = ("none", "frozen", "iisan", "ids")  # ways that adapt nothing in an encoder
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class ItemEncoderSettings(EncoderSettings):
         "A method of the peft library, adapter, bitfit, full; iisan: a side network; none: frozen; ids: no content.",
     )
     peft_config: dict | None = setting({}, "Settings of the method, over the paper's for lora and ia3.")
+    adapt_last: int | None = setting(
+        None, "Blocks of each tower that are adapted, counted from its end; ~ for what the method reaches.", least=1
+    )
     max_text_length: int | None = setting(None, "Title tokens; by default what the model can read.", least=1)
     hidden_size: int = same_as(TransformerSettings, "hidden_size")
     content_weight: float = setting(0.5, "Weight of the projected content beside the id embedding.", above=0)
@@ -56,6 +60,11 @@ class ItemEncoderSettings(EncoderSettings):
             raise PerPEFTError(
                 f"foundation_model, {', '.join(named)}: a model has one dual encoder or towers; leave out "
                 f"foundation_model or {' and '.join(named)}"
+            )
+        if self.adapt_last and self.peft_type.lower() in _WITHOUT_BLOCKS:
+            raise PerPEFTError(
+                f"adapt_last is {self.adapt_last}, but peft_type {self.peft_type} adapts no block: leave it out, "
+                "or choose another peft_type"
             )
         super().check()
 
@@ -85,6 +94,11 @@ class PersonalContent(ContentBuilder):
 
     settings: ItemEncoderSettings
 
+    def bank_of(self, encoder: FoundationModel | PooledTower, method: Method) -> AdapterBank:
+        """The modules of all groups on an encoder, in its last blocks if so many are named."""
+        last = self.settings.adapt_last
+        return AdapterBank(encoder, method if last is None else LastBlocks(method, last))
+
     def with_modules(self, bank: AdapterBank, cache: ContentCache, processor: Processor) -> AdaptedContent:
         """A bank with its inputs; frozen blocks below the first adapted one leave the model if asked for."""
         settings, around = self.settings, self.around
@@ -104,7 +118,7 @@ class DualContent(PersonalContent):
     def adapted(self, method: Method) -> ContentEncoder:
         """As in `ContentBuilder`."""
         # What is wrong with the settings shows before the images are read.
-        bank = AdapterBank(FoundationModel.from_pretrained(str(self.settings.foundation_model)), method)
+        bank = self.bank_of(FoundationModel.from_pretrained(str(self.settings.foundation_model)), method)
         return self.with_modules(bank, *self._inputs())
 
     def frozen(self) -> ContentEncoder:
@@ -131,7 +145,7 @@ class TowersContent(PersonalContent):
     def adapted(self, method: Method) -> ContentEncoder:
         """As in `ContentBuilder`."""
         towers = self.settings.by_role
-        banks = {role: AdapterBank(self._load(tower), method) for role, tower in towers.items()}
+        banks = {role: self.bank_of(self._load(tower), method) for role, tower in towers.items()}
         length = self.settings.max_text_length
         contents = {
             role: self.with_modules(banks[role], *self.around.inputs({tower.kind: tower}, length))

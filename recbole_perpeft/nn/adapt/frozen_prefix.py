@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.nn.adapt.bank import AdapterBank
+from recbole_perpeft.nn.adapt.tuning import first_block
 from recbole_perpeft.pretrained.families import find, find_encoder
 from recbole_perpeft.store.by_length import CHUNKS_AT_ONCE, encoded_by_length
 from recbole_perpeft.store.rows import Layout, RowFiles, computed_rows
@@ -138,14 +139,8 @@ def _frozen_depth(bank: AdapterBank, kind: str, adapted: set[int]) -> int:
     if family.blocks is None:
         return 0
     depth = len(find(tower, family.blocks))
-    for name, module in tower.named_modules():
-        if id(module) not in adapted:
-            continue
-        if name.startswith(family.blocks + "."):
-            depth = min(depth, int(name.removeprefix(family.blocks + ".").split(".")[0]))
-        elif family.norm is None or not name.startswith(family.norm):
-            return 0
-    return depth
+    names = [name for name, module in tower.named_modules() if id(module) in adapted]
+    return min([depth, *(first_block(family, name, depth) for name in names)])
 
 
 def _blocks(bank: AdapterBank, kind: str) -> nn.ModuleList:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -101,10 +102,86 @@ class HoulsbyAdapters(Settings):
 
     def __call__(self, encoder: Encoder) -> None:
         for tower in towers_of(encoder):
-            for block in blocks_of(tower.model, tower.family):
+            for block in filter(_has_weights, blocks_of(tower.model, tower.family)):
                 projections = [find_role(block, role, tower) for role in (ATTENTION_OUTPUT, FEED_FORWARD_OUTPUT)]
                 width = int(find(tower.model, tower.family.width))
                 insert_houlsby_adapters(block, projections, width, self.adapter_rank)
+
+
+@dataclass(frozen=True)
+class LastBlocks:
+    """A method that reaches the last blocks of each tower alone, and what follows them.
+
+    All below stays as it is, so that what it makes of every item can be stored.
+
+    Args:
+        method: The method.
+        n_blocks: How many blocks; a tower that has fewer is adapted as a whole.
+    """
+
+    method: Method
+    n_blocks: int
+
+    def __call__(self, encoder: Encoder) -> None:
+        """As in `Method`.
+
+        Raises:
+            PerPEFTError: No tower has so many blocks, or the method adapts what is below them.
+        """
+        towers = towers_of(encoder)
+        blocks = [blocks_of(tower.model, tower.family) for tower in towers]
+        if self.n_blocks > max(map(len, blocks)):
+            depths = " and ".join(
+                f"the {tower.kind} encoder has {len(own)}" for tower, own in zip(towers, blocks, strict=True)
+            )
+            raise PerPEFTError(f"adapt_last is {self.n_blocks}, but {depths} blocks: set it to no more")
+        below = [max(0, len(own) - self.n_blocks) for own in blocks]
+        known = {id(module) for module in encoder.modules()}
+        with ExitStack() as hidden:
+            for tower, depth in zip(towers, below, strict=True):
+                hidden.enter_context(_hidden(find(tower.model, str(tower.family.blocks)), depth))
+            self.method(encoder)
+        for tower, depth in zip(towers, below, strict=True):
+            _freeze_below(tower, depth, known)
+
+
+@contextmanager
+def _hidden(blocks: nn.ModuleList, n: int) -> Iterator[None]:
+    """Take the first blocks out of reach for a while."""
+    first = list(blocks)[:n]
+    for place in range(n):
+        blocks[place] = nn.Identity()
+    try:
+        yield
+    finally:
+        for place, block in enumerate(first):
+            blocks[place] = block
+
+
+def _freeze_below(tower: TowerParts, depth: int, known: set[int]) -> None:
+    for name, module in tower.model.named_modules():
+        if first_block(tower.family, name, depth) >= depth:
+            continue
+        if id(module) not in known:
+            raise PerPEFTError(
+                f"adapt_last: peft_config adapts {name}, which is below the last blocks; leave one of them out"
+            )
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+
+
+def first_block(family: Family, name: str, n_blocks: int) -> int:
+    """The first block that depends on a module, by its name in an encoder; `n_blocks` for what follows all."""
+    if family.blocks is not None and name.startswith(f"{family.blocks}."):
+        return int(name.removeprefix(f"{family.blocks}.").split(".")[0])
+    # Of timm's encoders, `norm` follows the blocks and `norm_pre` does not.
+    follows = family.norm is not None and f"{name}.".startswith(f"{family.norm}.")
+    return n_blocks if follows or not family.heads.isdisjoint(name.split(".")) else 0
+
+
+def _has_weights(block: nn.Module) -> bool:
+    """Whether a block is within reach (`LastBlocks`)."""
+    return next(block.parameters(), None) is not None
 
 
 class Inserted(NamedTuple):

@@ -195,3 +195,24 @@ def test_wrong_ways_show_before_images_are_read(clip_folder, tmp_path, options, 
     settings = ItemEncoderSettings(foundation_model=str(clip_folder), **options)
     with pytest.raises(PerPEFTError, match=message):
         build_item_encoder(settings, Surroundings(None, ["[PAD]", "a"], tmp_path, False))
+
+
+def test_the_last_blocks_of_a_model_or_of_its_towers(build, clip_folder, towers):
+    spelled = {"target_modules": r".*layers\.1\.self_attn\.(q|v)_proj"}
+    items = torch.arange(len(TOKENS))
+    first = build(foundation_model=str(clip_folder), adapt_last=1)
+    with torch.no_grad():
+        for parameter in first.content_encoder.bank.parameters_of(None):
+            parameter += 0.3
+    for values in ({"peft_config": spelled}, {"adapt_last": 1, "cache_frozen_blocks": False}):
+        other = build(foundation_model=str(clip_folder), **values)
+        other.load_state_dict(first.state_dict())
+        torch.testing.assert_close(other(items, None), first(items, None))
+    of_towers = build(**of_kinds(towers, ("text", "image")), adapt_last=1).content_encoder
+    for tower in of_towers.towers.values():
+        assert all("/2/" in name for name in tower.bank.modules_of_groups.of(None)), "the last of three"
+
+
+def test_what_adapts_no_block_has_no_last_ones():
+    with pytest.raises(PerPEFTError, match="adapt_last is 1, but peft_type none adapts no block"):
+        ItemEncoderSettings(peft_type="none", adapt_last=1)

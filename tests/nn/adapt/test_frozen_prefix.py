@@ -2,9 +2,11 @@ import pytest
 import torch
 from transformers import CLIPModel, SiglipModel
 
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.nn.adapt.bank import AdapterBank
 from recbole_perpeft.nn.adapt.frozen_prefix import FrozenPrefix, StoredBlock, frozen_depths
 from recbole_perpeft.nn.adapt.methods import PeftMethod
+from recbole_perpeft.nn.adapt.tuning import HoulsbyAdapters, LastBlocks, train_all, train_biases
 from recbole_perpeft.nn.content import AdaptedContent
 from recbole_perpeft.pretrained.dual import FoundationModel
 
@@ -118,3 +120,46 @@ def test_checkpoints_and_exports_are_those_of_the_whole_model(make_bank, tmp_pat
     assert bank.state_dict().keys() == other.state_dict().keys()
     other.load_state_dict(bank.state_dict())
     other.load(bank.export(tmp_path, "module", None), None)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [PeftMethod("lora"), PeftMethod("ia3"), PeftMethod("vera"), HoulsbyAdapters(4), train_biases, train_all],
+    ids=["lora", "ia3", "vera", "adapter", "bitfit", "full"],
+)
+@pytest.mark.parametrize("folder", ["clip_folder", "siglip_folder"])
+def test_methods_reach_the_last_blocks_alone(request, folder, method):
+    model = {"clip_folder": CLIPModel, "siglip_folder": SiglipModel}[folder]
+    foundation = FoundationModel(model.from_pretrained(request.getfixturevalue(folder)))
+    bank = AdapterBank(foundation, LastBlocks(method, 1))
+    assert frozen_depths(bank) == {"image": 1, "text": 1}
+    names = list(bank.modules_of_groups.of(None))
+    assert any("layers/1" in name for name in names)
+    assert not [name for name in names if "layers/0" in name or "embedding" in name]
+    whole = AdapterBank(FoundationModel(model.from_pretrained(request.getfixturevalue(folder))), LastBlocks(method, 2))
+    assert {name for name in whole.modules_of_groups.of(None) if "layers/1" in name} == {
+        name for name in names if "layers/1" in name
+    }
+
+
+def test_last_blocks_are_those_of_the_spelled_out_modules(clip_folder):
+    def bank(method):
+        torch.manual_seed(0)
+        return AdapterBank(FoundationModel(CLIPModel.from_pretrained(clip_folder)), method)
+
+    found, spelled = bank(LastBlocks(PeftMethod("lora"), 1)), bank(PeftMethod("lora", {"target_modules": TOP}))
+    assert frozen_depths(found) == frozen_depths(spelled)
+    for key, tensor in spelled.state_dict().items():
+        assert torch.equal(found.state_dict()[key], tensor)
+    assert found.state_dict().keys() == spelled.state_dict().keys()
+
+
+def test_more_blocks_than_there_are_and_modules_below_them_are_refused(clip_folder):
+    def bank(method):
+        return AdapterBank(FoundationModel(CLIPModel.from_pretrained(clip_folder)), method)
+
+    with pytest.raises(PerPEFTError, match="adapt_last is 3, but the text encoder has 2 and the image encoder has 2"):
+        bank(LastBlocks(PeftMethod("lora"), 3))
+    with pytest.raises(PerPEFTError, match="adapts embeddings.patch_embedding.*below the last blocks"):
+        bank(LastBlocks(PeftMethod("lora", {"target_modules": ["q_proj", "patch_embedding"]}), 1))
+    assert frozen_depths(bank(LastBlocks(PeftMethod("lora"), 2))) == {}
