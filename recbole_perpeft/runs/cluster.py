@@ -36,6 +36,8 @@ _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+# Nobody announces the end of this machine.
+_OF_THIS_MACHINE = {**RAY_OF_THIS_MACHINE, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 # The journal has a line about a worker that died; the traceback is in the folder of Ray's state.
 _LOG_LEVELS = {
     "ray": logging.ERROR,
@@ -59,7 +61,7 @@ def running_ray(address: str | None = None, store_bytes: int = 0, n_cpus: int | 
     Raises:
         PerPEFTError: Ray cannot be imported or started, or there is no cluster at the address.
     """
-    for key, value in (_SETTINGS | _WORKER_SETTINGS | ({} if address else RAY_OF_THIS_MACHINE)).items():
+    for key, value in (_SETTINGS | _WORKER_SETTINGS | ({} if address else _OF_THIS_MACHINE)).items():
         os.environ.setdefault(key, value)
     try:
         import ray

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -88,6 +89,7 @@ def run_together(config: Config, folder: RunFolder, work: Work) -> dict[str, Any
 
 def _persist(plan: _Plan, state: Path, nproc: int, resources: dict[str, float], max_failures: int) -> None:
     """Start the processes, and again where one is lost."""
+    from ray import cloudpickle
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -95,8 +97,8 @@ def _persist(plan: _Plan, state: Path, nproc: int, resources: dict[str, float], 
     on_this_machine = not plan.settings["ray_address"]
     for failures in range(max_failures + 1):
         trainer = TorchTrainer(
-            _work,
-            train_loop_config={"plan": plan},
+            _errand(),
+            train_loop_config={"plan": cloudpickle.dumps(plan)},
             torch_config=_of_this_machine(backend) if on_this_machine else TorchConfig(backend=backend),
             scaling_config=ScalingConfig(
                 num_workers=nproc, use_gpu="GPU" in resources, resources_per_worker=resources
@@ -134,16 +136,29 @@ def _reason(error: Exception) -> str:
     return one_line(failures[0])[:_LONGEST_REASON]
 
 
-def _work(arguments: dict[str, _Plan]) -> None:
+def train_here(plan: _Plan) -> None:
     """Runs in each process."""
     from ray.train.torch import get_device
 
-    plan, workers, device = arguments["plan"], Team(), get_device()
+    workers, device = Team(), get_device()
     settings = plan.settings | ({"gpu_id": str(device.index)} if device.type == "cuda" else {})
     if workers.rank:
         settings["log_wandb"] = False
     folder = RunFolder(plan.folder, writes=workers.rank == 0)
     plan.work(Config(plan.model, config_dict=settings), folder, workers)
+
+
+# What follows passes through a process of Ray's that has no use for this package. Functions inside of functions travel
+# by themselves, without their module, whose import takes seconds.
+
+
+def _errand() -> Callable[[dict[str, bytes]], None]:
+    def work(arguments: dict[str, bytes]) -> None:
+        from recbole_perpeft.runs.processes import train_here
+
+        train_here(pickle.loads(arguments["plan"]))
+
+    return work
 
 
 def _of_this_machine(backend: str) -> Any:
@@ -153,13 +168,19 @@ def _of_this_machine(backend: str) -> Any:
     """
     from ray.train.torch import TorchConfig
 
+    def meet(file: str, rank: int, size: int) -> None:
+        addresses = psutil.net_if_addrs().items()
+        own = next((name for name, of_name in addresses if any(one.address == "127.0.0.1" for one in of_name)), "lo")
+        os.environ |= {"GLOO_SOCKET_IFNAME": own, "NCCL_SOCKET_IFNAME": own}
+        store = distributed.FileStore(file, size)
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+
     class MeetsByFile(TorchConfig().backend_cls):
         def on_start(self, worker_group, backend_config):
             import ray
 
-            file = Path(tempfile.gettempdir()) / f"recbole_perpeft-{uuid4().hex}"
-            n = len(worker_group)
-            ray.get([worker_group.execute_single_async(rank, _meet, backend, file, rank, n) for rank in range(n)])
+            file, n = os.path.join(tempfile.gettempdir(), f"recbole_perpeft-{uuid4().hex}"), len(worker_group)
+            ray.get([worker_group.execute_single_async(rank, meet, file, rank, n) for rank in range(n)])
 
     class OfThisMachine(TorchConfig):
         @property
@@ -167,12 +188,3 @@ def _of_this_machine(backend: str) -> Any:
             return MeetsByFile
 
     return OfThisMachine(backend=backend)
-
-
-def _meet(backend: str, file: Path, rank: int, size: int) -> None:
-    """Runs in each process on this machine."""
-    addresses = psutil.net_if_addrs().items()
-    own = next((name for name, of_name in addresses if any(one.address == "127.0.0.1" for one in of_name)), "lo")
-    os.environ |= {"GLOO_SOCKET_IFNAME": own, "NCCL_SOCKET_IFNAME": own}
-    store = distributed.FileStore(str(file), size)
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
