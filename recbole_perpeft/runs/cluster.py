@@ -156,6 +156,19 @@ def store_size(needed: int, available: int) -> int:
     return max(_SMALLEST_STORE, min(wanted, largest))
 
 
+def absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose paths mean the same in any folder; workers may start in another than this program."""
+    return {key: _absolute(value) for key, value in settings.items()}
+
+
+def _absolute(value: Any) -> Any:
+    # A name such as `aspects` may be a folder here too; what has a slash is meant as a path if it exists, and so is
+    # the folder of an encoder.
+    if isinstance(value, str) and ("/" in value and Path(value).exists() or (Path(value) / "config.json").is_file()):
+        return str(Path(value).absolute())
+    return value
+
+
 def check_resources(cpus: float, gpus: float, what: str, n: int = 1) -> None:
     """Refuse what the machines cannot run at once: Ray would wait for more of them.
 

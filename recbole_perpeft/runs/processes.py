@@ -21,7 +21,7 @@ import psutil
 from torch import distributed
 
 from recbole_perpeft.core.errors import PerPEFTError, one_line
-from recbole_perpeft.core.logs import LOGGER, followed
+from recbole_perpeft.core.logs import LOGGER, followed, level_of
 from recbole_perpeft.runs import cluster
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.folder import LOG_FILE, RESULT_FILE, RunFolder
@@ -66,13 +66,13 @@ def run_together(config: Config, folder: RunFolder, work: Work) -> dict[str, Any
     nproc, address = config["nproc"], config["ray_address"]
     result = folder.path / RESULT_FILE
     result.unlink(missing_ok=True)  # of a run that was finished before it goes on
-    plan = _Plan(config.model_class, config.to_dict(), folder.path.absolute(), work)
-    plan.settings.update(model=config["model"], dataset=config["dataset"])
-    for key in ("data_path", "cache_folder"):
-        plan.settings[key] = str(Path(plan.settings[key]).absolute())
+    settings = cluster.absolute_paths(config.to_dict()) | {"model": config["model"], "dataset": config["dataset"]}
+    settings |= {key: str(Path(settings[key]).absolute()) for key in ("data_path", "cache_folder")}
+    plan = _Plan(config.model_class, settings, folder.path.absolute(), work)
     state = plan.folder / _RAY_STATE
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    LOGGER.info(f"{nproc} processes start: {folder.path}")
+    with folder.logged(level_of(config["state"])):
+        LOGGER.info(f"{nproc} processes start, which takes a while")
     with followed(folder.path / LOG_FILE), cluster.running_ray(address, n_cpus=max(nproc, processors)):
         gpus = int(bool(config["use_gpu"] and cluster.n_gpus()))
         cpus = 1 if address else max(1, processors // nproc)
