@@ -36,6 +36,8 @@ _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+# Nobody announces the end of this machine.
+_OF_THIS_MACHINE = {**RAY_OF_THIS_MACHINE, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 # The journal has a line about a worker that died; the traceback is in the folder of Ray's state.
 _LOG_LEVELS = {
     "ray": logging.ERROR,
@@ -59,7 +61,7 @@ def running_ray(address: str | None = None, store_bytes: int = 0, n_cpus: int | 
     Raises:
         PerPEFTError: Ray cannot be imported or started, or there is no cluster at the address.
     """
-    for key, value in (_SETTINGS | _WORKER_SETTINGS | ({} if address else RAY_OF_THIS_MACHINE)).items():
+    for key, value in (_SETTINGS | _WORKER_SETTINGS | ({} if address else _OF_THIS_MACHINE)).items():
         os.environ.setdefault(key, value)
     try:
         import ray
@@ -152,6 +154,19 @@ def store_size(needed: int, available: int) -> int:
             "free memory: leave out --ship_data, and keep the data in a folder that all machines share"
         )
     return max(_SMALLEST_STORE, min(wanted, largest))
+
+
+def absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose paths mean the same in any folder; workers may start in another than this program."""
+    return {key: _absolute(value) for key, value in settings.items()}
+
+
+def _absolute(value: Any) -> Any:
+    # A name such as `aspects` may be a folder here too; what has a slash is meant as a path if it exists, and so is
+    # the folder of an encoder.
+    if isinstance(value, str) and ("/" in value and Path(value).exists() or (Path(value) / "config.json").is_file()):
+        return str(Path(value).absolute())
+    return value
 
 
 def check_resources(cpus: float, gpus: float, what: str, n: int = 1) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import psutil
 from torch import distributed
 
 from recbole_perpeft.core.errors import PerPEFTError, one_line
-from recbole_perpeft.core.logs import LOGGER, followed
+from recbole_perpeft.core.logs import LOGGER, followed, level_of
 from recbole_perpeft.runs import cluster
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.folder import LOG_FILE, RESULT_FILE, RunFolder
@@ -65,13 +66,13 @@ def run_together(config: Config, folder: RunFolder, work: Work) -> dict[str, Any
     nproc, address = config["nproc"], config["ray_address"]
     result = folder.path / RESULT_FILE
     result.unlink(missing_ok=True)  # of a run that was finished before it goes on
-    plan = _Plan(config.model_class, config.to_dict(), folder.path.absolute(), work)
-    plan.settings.update(model=config["model"], dataset=config["dataset"])
-    for key in ("data_path", "cache_folder"):
-        plan.settings[key] = str(Path(plan.settings[key]).absolute())
+    settings = cluster.absolute_paths(config.to_dict()) | {"model": config["model"], "dataset": config["dataset"]}
+    settings |= {key: str(Path(settings[key]).absolute()) for key in ("data_path", "cache_folder")}
+    plan = _Plan(config.model_class, settings, folder.path.absolute(), work)
     state = plan.folder / _RAY_STATE
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    LOGGER.info(f"{nproc} processes start: {folder.path}")
+    with folder.logged(level_of(config["state"])):
+        LOGGER.info(f"{nproc} processes start, which takes a while")
     with followed(folder.path / LOG_FILE), cluster.running_ray(address, n_cpus=max(nproc, processors)):
         gpus = int(bool(config["use_gpu"] and cluster.n_gpus()))
         cpus = 1 if address else max(1, processors // nproc)
@@ -88,6 +89,7 @@ def run_together(config: Config, folder: RunFolder, work: Work) -> dict[str, Any
 
 def _persist(plan: _Plan, state: Path, nproc: int, resources: dict[str, float], max_failures: int) -> None:
     """Start the processes, and again where one is lost."""
+    from ray import cloudpickle
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -95,8 +97,8 @@ def _persist(plan: _Plan, state: Path, nproc: int, resources: dict[str, float], 
     on_this_machine = not plan.settings["ray_address"]
     for failures in range(max_failures + 1):
         trainer = TorchTrainer(
-            _work,
-            train_loop_config={"plan": plan},
+            _errand(),
+            train_loop_config={"plan": cloudpickle.dumps(plan)},
             torch_config=_of_this_machine(backend) if on_this_machine else TorchConfig(backend=backend),
             scaling_config=ScalingConfig(
                 num_workers=nproc, use_gpu="GPU" in resources, resources_per_worker=resources
@@ -134,16 +136,29 @@ def _reason(error: Exception) -> str:
     return one_line(failures[0])[:_LONGEST_REASON]
 
 
-def _work(arguments: dict[str, _Plan]) -> None:
+def train_here(plan: _Plan) -> None:
     """Runs in each process."""
     from ray.train.torch import get_device
 
-    plan, workers, device = arguments["plan"], Team(), get_device()
+    workers, device = Team(), get_device()
     settings = plan.settings | ({"gpu_id": str(device.index)} if device.type == "cuda" else {})
     if workers.rank:
         settings |= {"log_wandb": False, "trackers": None}
     folder = RunFolder(plan.folder, writes=workers.rank == 0)
     plan.work(Config(plan.model, config_dict=settings), folder, workers)
+
+
+# What follows passes through a process of Ray's that has no use for this package. Functions inside of functions travel
+# by themselves, without their module, whose import takes seconds.
+
+
+def _errand() -> Callable[[dict[str, bytes]], None]:
+    def work(arguments: dict[str, bytes]) -> None:
+        from recbole_perpeft.runs.processes import train_here
+
+        train_here(pickle.loads(arguments["plan"]))
+
+    return work
 
 
 def _of_this_machine(backend: str) -> Any:
@@ -153,15 +168,21 @@ def _of_this_machine(backend: str) -> Any:
     """
     from ray.train.torch import TorchConfig
 
+    def meet(file: str, rank: int, size: int) -> None:
+        addresses = psutil.net_if_addrs().items()
+        own = next((name for name, of_name in addresses if any(one.address == "127.0.0.1" for one in of_name)), "lo")
+        os.environ |= {"GLOO_SOCKET_IFNAME": own, "NCCL_SOCKET_IFNAME": own}
+        store = distributed.FileStore(file, size)
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+
     backend_of_ray: Any = TorchConfig().backend_cls
 
     class MeetsByFile(backend_of_ray):
         def on_start(self, worker_group, backend_config):
             import ray
 
-            file = Path(tempfile.gettempdir()) / f"recbole_perpeft-{uuid4().hex}"
-            n = len(worker_group)
-            ray.get([worker_group.execute_single_async(rank, _meet, backend, file, rank, n) for rank in range(n)])
+            file, n = os.path.join(tempfile.gettempdir(), f"recbole_perpeft-{uuid4().hex}"), len(worker_group)
+            ray.get([worker_group.execute_single_async(rank, meet, file, rank, n) for rank in range(n)])
 
     class OfThisMachine(TorchConfig):
         @property
@@ -169,12 +190,3 @@ def _of_this_machine(backend: str) -> Any:
             return MeetsByFile
 
     return OfThisMachine(backend=backend)
-
-
-def _meet(backend: str, file: Path, rank: int, size: int) -> None:
-    """Runs in each process on this machine."""
-    addresses = psutil.net_if_addrs().items()
-    own = next((name for name, of_name in addresses if any(one.address == "127.0.0.1" for one in of_name)), "lo")
-    os.environ |= {"GLOO_SOCKET_IFNAME": own, "NCCL_SOCKET_IFNAME": own}
-    store = distributed.FileStore(str(file), size)
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=size)

@@ -60,9 +60,12 @@ def check_same(found, expected):
         assert torch.allclose(found["state"][name], tensor, rtol=0, atol=1e-6), name
 
 
-@pytest.mark.parametrize("model", ["PerPEFT", "IISAN", "VIP5"])
-def test_two_processes_equal_one_that_takes_two_batches_a_step(model, trained, in_processes):
-    chosen = {"batches_a_step": 2, "eval_batch_size": 32}
+DRAWN = {"eval_args": {"mode": "uni20"}}
+
+
+@pytest.mark.parametrize(("model", "more"), [("PerPEFT", {}), ("IISAN", DRAWN), ("VIP5", {})])
+def test_two_processes_equal_one_that_takes_two_batches_a_step(model, more, trained, in_processes):
+    chosen = {"batches_a_step": 2, "eval_batch_size": 32} | more
     expected = trained(model, ALONE, "alone", **chosen)
     for found in in_processes(2, lambda workers: trained(model, workers, "together", **chosen)):
         check_same(found, expected)

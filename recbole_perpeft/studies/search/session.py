@@ -26,7 +26,7 @@ from recbole_perpeft.studies.search.checks import check_search
 from recbole_perpeft.studies.search.outcome import SearchReport
 from recbole_perpeft.studies.search.report import write_report
 from recbole_perpeft.studies.search.searchers import SCORE, check_names, make_sampling, make_scheduler
-from recbole_perpeft.studies.search.shipping import absolute_paths, ship, size_of
+from recbole_perpeft.studies.search.shipping import ship, size_of
 from recbole_perpeft.studies.search.space import SearchSpace, max_epochs, read_space
 from recbole_perpeft.studies.search.trial import TrialPlan, train_trial
 
@@ -97,7 +97,7 @@ def search(
         "data_path": str(config.dataset_folder.parent.absolute()),
         "cache_folder": str(Path(config["cache_folder"]).absolute()),
     }
-    session = _Search(settings, absolute_paths(fixed), chosen)
+    session = _Search(settings, cluster.absolute_paths(fixed), chosen)
     folder = _new_folder(settings.output, config)
     # While the draft is there, what else is there belongs to a search that has not begun.
     with written_whole(folder / SEARCH_FILE) as draft:

@@ -6,7 +6,6 @@ import os
 import stat
 import tarfile
 import tempfile
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,16 +98,3 @@ def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member
-
-
-def absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings whose paths mean the same in any folder; workers do not start in that of the search."""
-    return {key: _absolute(value) for key, value in settings.items()}
-
-
-def _absolute(value: Any) -> Any:
-    # A name such as `aspects` may be a folder here too; what has a slash is meant as a path if it exists, and so is
-    # the folder of an encoder.
-    if isinstance(value, str) and ("/" in value and Path(value).exists() or (Path(value) / "config.json").is_file()):
-        return str(Path(value).absolute())
-    return value

@@ -13,12 +13,15 @@ from types import ModuleType
 import pandas as pd
 import psutil
 import pytest
+import torch
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs import cluster
 from recbole_perpeft.runs.cluster import running_ray
+from recbole_perpeft.runs.run import run
 from recbole_perpeft.studies.search import SearchSettings, resume_search
 from recbole_perpeft.studies.search import search as start_search
+from recbole_perpeft.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -213,6 +216,21 @@ def test_searchers_that_learn_from_earlier_trials(search, searcher):
     assert table["error"].isna().all() and len(table) == 3
     assert table["learning_rate"].between(1e-4, 1e-1).all() and table["learning_rate"].nunique() == 3
     assert set(table["embedding_size"]) <= set(range(4, 9)) and set(table["weight_decay"]) <= {0.0, 0.1, 0.2}
+
+
+def test_a_training_of_two_processes_ends_as_one_that_takes_two_batches_a_step(aspects_settings):
+    chosen = aspects_settings | {"adaptation": "frozen", "train_windows": "newest", "epochs": 1}
+    together, alone = (run("MoRec", config_dict=chosen | how) for how in ({"nproc": 2}, {"batches_a_step": 2}))
+    for key in ("test_result", "best_valid_result", "epochs"):
+        assert together[key] == alone[key], key
+    found, expected = (load_checkpoint(Path(one["run_folder"]) / "best.pth") for one in (together, alone))
+    assert found["config"]["nproc"] == found["config"]["batches_a_step"] == 2
+    for name, tensor in expected["state_dict"].items():
+        if isinstance(tensor, torch.Tensor):
+            assert torch.allclose(found["state_dict"][name], tensor, rtol=0, atol=1e-6), name
+    assert {path.name for path in Path(together["run_folder"]).iterdir()} == {
+        path.name for path in Path(alone["run_folder"]).iterdir()
+    }
 
 
 def test_a_search_whose_worker_and_program_are_killed_goes_on(program):

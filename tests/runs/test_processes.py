@@ -1,0 +1,84 @@
+"""Lost processes start again, wrong input is told at once. One test of searches trains by Ray itself."""
+
+import json
+import pickle
+from contextlib import nullcontext
+
+import pytest
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.runs import cluster
+from recbole_perpeft.runs.folder import RunFolder
+from recbole_perpeft.runs.run import run
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def train(aspects_settings, tmp_path, monkeypatch):
+    """Starts two processes that are not there; each time they end with an error, or with None as they should."""
+    import ray.train.torch
+
+    starts = []
+
+    def start(*ends, **settings):
+        class Trainer:
+            def __init__(self, work, train_loop_config, scaling_config, **more):
+                assert scaling_config.num_workers == 2
+                self.folder = pickle.loads(train_loop_config["plan"]).folder
+
+            def fit(self):
+                error = ends[len(starts)]
+                starts.append(error)
+                if error is not None:
+                    raise ray.train.WorkerGroupError(str(error), {1: error})
+                (self.folder / "result.json").write_text(json.dumps({"epochs": 3}))
+
+        monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
+        folder = {"nproc": 2, "run_folder": str(tmp_path / "run")}
+        return run(config_dict=aspects_settings | folder | settings)
+
+    start.starts = starts
+    monkeypatch.setattr(cluster, "running_ray", lambda *how, **more: nullcontext())
+    monkeypatch.setattr(cluster, "n_gpus", lambda: 0)
+    monkeypatch.setattr(cluster, "check_resources", lambda *needs: None)
+    return start
+
+
+def test_lost_processes_start_again_until_that_is_too_often(train):
+    assert train(RuntimeError("lost"), RuntimeError("lost"), None) == {"epochs": 3}
+    assert len(train.starts) == 3
+
+
+def test_a_training_that_is_lost_too_often_can_be_resumed(train, tmp_path):
+    with pytest.raises(PerPEFTError, match=f"lost 2 times, at last: gone; .* --resume={tmp_path}/run"):
+        train(RuntimeError("lost"), RuntimeError("gone"), max_failures=1)
+    assert not (tmp_path / "run" / "ray").exists()
+
+
+def test_wrong_input_is_told_at_once(train):
+    wrong = RuntimeError("a process has ended")
+    wrong.__cause__ = PerPEFTError("the file is not there")
+    with pytest.raises(PerPEFTError, match="^the file is not there$"):
+        train(wrong)
+    assert len(train.starts) == 1
+
+
+def test_a_callback_cannot_be_called_from_another_process(aspects_settings):
+    with pytest.raises(PerPEFTError, match="callback_fn is called in the process that trains"):
+        run(config_dict=aspects_settings | {"nproc": 2}, callback_fn=print)
+
+
+def test_a_process_that_does_not_write_leaves_nothing(tmp_path):
+    folder = RunFolder(tmp_path, writes=False)
+    with folder.logged(20):
+        folder.write_result({"epochs": 1})
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_many_processes_for_the_machines_are_refused(monkeypatch):
+    nodes = [{"Resources": {"CPU": 4.0, "GPU": 1.0}}, {"Resources": {"CPU": 4.0}}]
+    monkeypatch.setattr(cluster, "_nodes", lambda: nodes)
+    cluster.check_resources(1, 0, "a process", 8)
+    with pytest.raises(PerPEFTError, match="a process needs 2 CPUs and 1 GPUs, and the machines have no place for 2"):
+        cluster.check_resources(2, 1, "a process", 2)
