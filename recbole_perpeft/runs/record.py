@@ -18,6 +18,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import read_regular
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.runs.folder import ENVIRONMENT_FILE, METRICS_FILE, RANKS_FILE, RESULT_FILE, SETTINGS_FILE
+from recbole_perpeft.training.ranks import is_rank_metric, metric_of_ranks
 
 Schema = Mapping[str, tuple[type, ...]]  # types of the entries of a file by name; it may have others
 
@@ -205,6 +206,9 @@ class RunRecord:
             raise self._damaged(RANKS_FILE, f"its columns are {', '.join(map(str, table.columns))}")
         if not all(pd.api.types.is_integer_dtype(table[name]) for name in names) or (table["rank"] < 1).any():
             raise self._damaged(RANKS_FILE, "not all ranks are whole numbers from 1 on")
+        for name in table.columns[:2]:
+            if not pd.api.types.is_string_dtype(table[name]):
+                raise self._damaged(RANKS_FILE, f"not all of {name} are text")
         return table.set_axis(["user", "item", *names], axis=1)
 
     def check(self) -> None:
@@ -220,10 +224,29 @@ class RunRecord:
         try:
             if self.finished:
                 self.check()
-                self.ranks()
+                self._check_result(self.ranks())
         except DamagedFileError as error:
             return error
         return None
+
+    def _check_result(self, ranks: pd.DataFrame | None) -> None:
+        """The metrics of the result are those of the ranks: a number that was changed is still a number."""
+        if ranks is None or not (self.folder / SETTINGS_FILE).is_file():
+            return
+        found = {name.lower(): value for name, value in self.result["test_result"].items()}
+        settings = self.settings()
+        metrics, cuts = (settings.get(key) for key in ("metrics", "topk"))
+        if not isinstance(metrics, list) or not isinstance(cuts, list):
+            return
+        tolerance = 10.0 ** -settings.get("metric_decimal_place", 4)
+        for name in (f"{metric}@{cut}".lower() for metric in metrics for cut in cuts):
+            if not is_rank_metric(name):
+                continue
+            if name not in found:
+                raise self._damaged(RESULT_FILE, f"it has no {name}")
+            of_ranks = float(metric_of_ranks(name, ranks["rank"].to_numpy()).mean())
+            if not abs(found[name] - of_ranks) <= tolerance:
+                raise self._damaged(RESULT_FILE, f"{name} is {found[name]}, the ranks say {of_ranks:.6f}")
 
     def _check_epochs(self, table: pd.DataFrame) -> None:
         missing = [name for name in _EPOCH_COLUMNS if name not in table]

@@ -133,12 +133,13 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None, n
     _check_names({"model": content["model"]}, config_dict or {}, str(path))
     check_recorded_plugins(content["config"].get("plugin"), (config_dict or {}).get("plugin"), str(path))
     unread = {"trackers": None, "log_wandb": False}  # a model is loaded where they need not be installed
-    config = Config(config_dict=changed(content["config"] | names | unread, config_dict or {}))
-    ids = None
+    recorded, given = content["config"] | names | unread, dict(config_dict or {})
+    config, ids = _config_of(path, changed(recorded, given)), None
     if not needs_log and not is_log_there(config):
         ids = read_ids(path.parent)
-        config = Config(config_dict=changed(content["config"] | names | unread, dict(config_dict or {}) | NO_FILTERS))
-    dataset, loaders, model = build(config, ids)
+        config = _config_of(path, changed(recorded, given | NO_FILTERS))
+    with restored(path, "config"):
+        dataset, loaders, model = build(config, ids)
     check_same_data(content.get("data", {}), dataset, path, ("ids",))
     try:
         model.load_state_dict(content["state_dict"])
@@ -149,6 +150,15 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None, n
     model.eval()
     read_catalogues(model, path.parent / CATALOGUES_FILE)
     return config, model, dataset, *loaders
+
+
+def _config_of(path: Path, settings: dict[str, Any]) -> Config:
+    """The settings of a checkpoint, which errors name."""
+    try:
+        with restored(path, "config"):
+            return Config(config_dict=settings)
+    except PerPEFTError as error:
+        raise error if str(path) in str(error) else PerPEFTError(f"{path}: {error}") from error
 
 
 def _check_names(recorded: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:

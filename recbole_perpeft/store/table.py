@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,21 @@ class Manifest:
             os.fsync(opened.fileno())
 
 
+@contextmanager
+def _as_written(folder: Path) -> Iterator[None]:
+    """Read what a manifest says of a table, whose types within only the recipe knows.
+
+    Raises:
+        UnusableRowsError: in place of whatever the recipe stumbles over.
+    """
+    try:
+        yield
+    except PerPEFTError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise UnusableRowsError(f"{folder / MANIFEST}: is no manifest of such a table ({error!r}).") from error
+
+
 class Table(MappedRows):
     """Arrays with a row for every item of a data set, in the order of its item file, in a folder of their own.
 
@@ -117,13 +132,9 @@ class Table(MappedRows):
             PerPEFTError: It belongs to something else.
         """
         manifest = Manifest.read(folder, recipe)
-        recipe.check(folder, manifest.values)
-        try:
+        with _as_written(folder):
+            recipe.check(folder, manifest.values)
             table = cls(folder, recipe, manifest)
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
-            if isinstance(error, PerPEFTError):
-                raise
-            raise UnusableRowsError(f"{folder / MANIFEST}: is no manifest of such a table ({error!r}).") from error
         changed = recipe.changed_rows(table.files, manifest.values, recipe.marks())
         if len(changed):
             raise UnusableRowsError(f"{folder}: {recipe.field} of {_named(table.tokens, changed)}.")
@@ -259,10 +270,11 @@ class _Build:
         recipe = self._recipe
         try:
             manifest = Manifest.read(self._folder, recipe)
-            recipe.check(self._folder, manifest.values)
+            with _as_written(self._folder):
+                recipe.check(self._folder, manifest.values)
+                earlier = replace(self._files, folder=self._folder, layout=recipe.layout(manifest.values))
         except PerPEFTError:
             return
-        earlier = replace(self._files, folder=self._folder, layout=recipe.layout(manifest.values))
         is_same = all(manifest.values.get(name, value) == value for name, value in self._values.items())
         if not is_same or not earlier.are_complete():
             return

@@ -67,3 +67,20 @@ def test_the_message_names_file_and_entry(finished, tmp_path, name, other):
     del content[name]
     torch.save(content, tmp_path / "run" / "last.pth")
     assert str(tmp_path / "run" / "last.pth") in outcome(lambda: resume(tmp_path / "run", {"epochs": 2}))
+
+
+@pytest.mark.parametrize(
+    ("key", "other", "reason"),
+    [
+        ("embedding_size", {}, "is damaged: its entry config is not what was written"),
+        ("topk", " ", "topk is ' '"),
+        ("a_misspelt_key", 1, "unknown setting"),
+        ("load_col", {"inter": ["user_id", "item_id", [[]]]}, "config"),
+    ],
+)
+def test_settings_that_are_not_what_was_written(finished, tmp_path, key, other, reason):
+    content = torch.load(finished / "best.pth", weights_only=True)
+    content["config"][key] = other
+    torch.save(content, tmp_path / "best.pth")
+    message = outcome(lambda: load(tmp_path / "best.pth"))
+    assert message.startswith(str(tmp_path / "best.pth")) and reason in message

@@ -1,6 +1,7 @@
 """What is read of a run, and what is said of a damaged one."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -106,6 +107,7 @@ def test_files_that_hold_something_else_are_named(folder, name, old, new, reason
     [
         ({"rank": [0, 1, 2]}, "not all ranks are whole numbers"),
         ({"rank": [1.5, 1, 2]}, "not all ranks are whole numbers"),
+        ({"user_id": [["u1"], ["u2"], ["u3"]]}, "not all of user_id are text"),
         ({"more": [1, 2, 3]}, "its columns are user_id, item_id, rank, group, more"),
     ],
 )
@@ -114,6 +116,19 @@ def test_ranks_that_are_none_are_named(folder, changes, reason):
     pd.read_parquet(path).assign(**changes).to_parquet(path, index=False)
     with pytest.raises(DamagedFileError, match=reason):
         RunRecord(folder).ranks()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [('"hit@5": 0.', '"hit@5": 0.1', "hit@5 is 0.1.*, the ranks say 0.666667"), ("hit@5", "hit@3", "it has no hit@5")],
+)
+def test_metrics_that_are_not_those_of_the_ranks_are_damage(folder, old, new, reason):
+    (folder / "config.yaml").write_text("model: BPR\ndataset: toy\nmetrics: [Hit]\ntopk: [5]\n")
+    assert RunRecord(folder).damage() is None
+    path = folder / "result.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert re.search(reason, RunRecord(folder).damage().reason)
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "environment.json"])
