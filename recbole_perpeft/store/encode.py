@@ -11,7 +11,7 @@ from joblib import cpu_count
 from torch import Tensor
 
 from recbole_perpeft.core.digest import row_digests
-from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError, one_line
 from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.data.content import IMAGE
 from recbole_perpeft.data.photos.images import process_images
@@ -111,6 +111,18 @@ class StateEncoder:
         damaged = {str(chunk.start + place): why for place, why in images.damaged.items()}
         return _Inputs(chunk, {"pixel_values": images.pixels}, {DIGEST: images.digests, STAMP: images.stamps}, damaged)
 
+    def _pooled_states(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """States of a batch; models check only as they work that processor and weights belong together."""
+        try:
+            return self._backbone.pooled_states(self._settings.layers, self._pooling, **batch)
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:
+            raise PerPEFTError(
+                f"{self._settings.encoder}: the model cannot read what its own processor makes ({one_line(error)}); "
+                "get the folder again, or write both with save_pretrained"
+            ) from error
+
     @torch.inference_mode()
     def _compute(self, inputs: _Inputs) -> ComputedChunk:
         n, layers, width = len(inputs.chunk.tokens), self._settings.layers, self._backbone.width
@@ -118,7 +130,7 @@ class StateEncoder:
         final = torch.empty(n, width, dtype=self._dtype)
         for places in self._batches(inputs):
             batch = self._batch(inputs.arrays, places)
-            exact = self._backbone.pooled_states(layers, self._pooling, **batch)
+            exact = self._pooled_states(batch)
             for stored, values in zip((states, final), exact, strict=True):
                 stored[places] = self._checked(values.cpu(), inputs.chunk, places)
         rows = dict(inputs.rows) | {FINAL: final.numpy()}

@@ -1,6 +1,8 @@
+import json
 import logging
 import os
 import pickle
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -186,6 +188,28 @@ def test_other_items_are_told(shop, bert, items, message, caplog):
     assert message in str(error.value)
     assert open_or_build(shop, bert).n_rows == len(items)
     assert any(message in warning for warning in warnings_of(caplog))
+
+
+@pytest.mark.parametrize(
+    "change", [{"origin": float("inf")}, {"origin": {}}, {"is_first_shared": None}, {"width": "x"}], ids=str
+)
+def test_a_manifest_of_other_types_is_made_anew(shop, bert, change):
+    cache = open_or_build(shop, bert)
+    expected = cache.states(all_rows(cache))
+    manifest = cache.folder / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content |= change
+    manifest.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+    assert torch.equal(open_or_build(shop, bert).states(all_rows(cache)), expected)
+
+
+def test_a_processor_of_another_model_is_told(tmp_path, encoders):
+    folder = shutil.copytree(encoders["vit"], tmp_path / "vit")
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"size": {"height": 4, "width": 4}}))
+    shop = tiny.write_shop(tmp_path / "shop", 3, images=True)
+    with pytest.raises(PerPEFTError, match="vit: the model cannot read what its own processor makes"):
+        open_or_build(shop, HiddenStateSettings(str(folder), (1,), dtype="float32"), "image")
 
 
 def test_a_cache_of_another_data_set(shop, bert):

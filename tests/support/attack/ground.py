@@ -8,6 +8,8 @@ from pathlib import Path
 from random import Random
 from unittest.mock import patch
 
+import numpy as np
+
 from recbole_perpeft.cli.main import main
 from recbole_perpeft.store.rows import RowFiles
 from recbole_perpeft.studies.compare import comparison
@@ -41,8 +43,10 @@ def _no_trials(*_: object) -> None:
 
 
 def arrays_of(folder: Path) -> dict[str, str]:
-    """Digests of arrays below a folder."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.npy")}
+    """Digests of the values of arrays below a folder, in whatever order a file has them."""
+    arrays = {path.name: np.load(path) for path in folder.rglob("*.npy")}
+    described = {name: f"{array.dtype.str} {array.shape}".encode() for name, array in arrays.items()}
+    return {name: hashlib.sha256(described[name] + array.tobytes()).hexdigest() for name, array in arrays.items()}
 
 
 class Ground:
