@@ -80,11 +80,18 @@ class RowFiles:
                     reserve(file.fileno(), 0, self._file_bytes(name))
 
     def are_complete(self) -> bool:
-        """Whether all files are there and none is cut off."""
+        """Whether all files are there, begin as they were made, and none is cut off."""
         return all(
-            self.path(name).is_file() and self.path(name).stat().st_size == self._file_bytes(name)
+            self.path(name).is_file()
+            and self.path(name).stat().st_size == self._file_bytes(name)
+            and self._begins_as_made(name)
             for name in self.layout
         )
+
+    def _begins_as_made(self, name: str) -> bool:
+        header = self._header(name)
+        with open(self.path(name), "rb") as file:
+            return file.read(len(header)) == header
 
     def write(self, start: int, rows: Mapping[str, np.ndarray]) -> None:
         """Write some rows of some arrays, from row `start` on."""
@@ -136,6 +143,8 @@ class RowFiles:
             array = map_array(path, "c")
         except (OSError, ValueError) as error:
             raise UnusableRowsError(f"{path}: not a complete array ({error}).") from error
+        if not array.flags.c_contiguous:
+            raise UnusableRowsError(f"{path}: its rows are not one after the other.")
         if array.shape != (self.n_rows, *row_shape) or array.dtype != np.dtype(dtype):
             raise UnusableRowsError(
                 f"{path}: holds {array.dtype} {array.shape}, not {dtype} {(self.n_rows, *row_shape)}."

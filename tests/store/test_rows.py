@@ -74,6 +74,15 @@ def test_files_that_hold_something_else(files, damage, message):
         MappedRows(files)
 
 
+def test_files_in_another_order_are_not_complete(files):
+    """What is written into them by rows would be read by columns."""
+    assert files.are_complete()
+    np.save(files.path("values"), np.asfortranarray(VALUES))
+    assert not files.are_complete()
+    with pytest.raises(UnusableRowsError, match="not one after the other"):
+        MappedRows(files)
+
+
 def test_rows_that_need_no_manifest_are_computed_once(tmp_path, caplog):
     files, n_computed = RowFiles(tmp_path, {"a-1": ("<f4", (2, 3)), "b-1": ("<f4", ())}, N_ROWS), []
 
