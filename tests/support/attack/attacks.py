@@ -173,8 +173,7 @@ def of_spaces(ground: Ground, rng: Random) -> tuple[str, str]:
 def of_resumed_runs(ground: Ground, rng: Random) -> tuple[str, str]:
     finished, place = ground.finished_run, ground.fresh()
     folder = copied(finished, place / "run")
-    names = ["config.yaml", "result.json", "metrics.csv", "environment.json", "best.pth", "last.pth", "*.parquet"]
-    names.append("catalogues.safetensors")
+    names = ("config.yaml", "result.json", "metrics.csv", "environment.json", "best.pth", "last.pth", "*.parquet")
     what = mutate_file(rng, ground.file_of(rng, folder, *names))
     copied(folder, place / "run-again")
     words = lambda mark: [f"--resume={folder}{mark}", "--epochs=3"]  # noqa: E731
@@ -186,7 +185,7 @@ def of_resumed_runs(ground: Ground, rng: Random) -> tuple[str, str]:
 def of_lists_from_runs(ground: Ground, rng: Random) -> tuple[str, str]:
     finished, place = ground.finished_run, ground.fresh()
     folder = copied(finished, place / "run")
-    what = mutate_file(rng, ground.file_of(rng, folder, "best.pth", "catalogues.safetensors"))
+    what = mutate_file(rng, ground.file_of(rng, folder, "best.pth"))
     user = (ground.data / "aspects.inter").read_text().splitlines()[1].split("\t")[0]
     ending = carry_out(["recommend", f"--model_file={folder}", f"--users={user}"])
     if ending.problem or ending.status:
