@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.history import HistoryIndex
 from recbole_perpeft.use.topk import Candidates, best_items
 
 PACKAGES = ("usearch",)
@@ -29,7 +30,8 @@ class Approximation:
     the lists of the group are exact ones. Scores are always exact, and so are lists that would not be full.
 
     Args:
-        scorer: has the item vectors of groups, `vectors`.
+        scorer: has the item vectors of groups, `vectors`, and makes vectors of users, `user_vectors`.
+        model_name: for errors.
 
     Raises:
         PerPEFTError: usearch is not installed, or the model has no item vectors.
@@ -41,12 +43,16 @@ class Approximation:
         if not hasattr(scorer, "vectors"):
             raise PerPEFTError(f"--ann: {model_name} has no item vectors that could be searched; leave it out")
         self._scorer = scorer
-        self._of: tuple[int | None, Candidates, int] | None = None
+        self._of: tuple[int | None, Candidates, int] | None = None  # group, candidates and k of the graph
         self._vectors = torch.empty(0)
         self._index: Any = None
         self._effort = _LEAST_EFFORT
         self._found, self._wanted, self._n_measured, self._n_exact = 0, 0, 0, 0
         self._seconds = np.zeros(3)  # of graphs, and of the measured users: exact, approximate
+
+    def user_vectors(self, histories: HistoryIndex, rows: np.ndarray, group: int | None) -> Tensor:
+        """Vectors of users after their newest items, [B, d]."""
+        return self._scorer.user_vectors(histories, rows, group)
 
     def best(
         self, of_users: Tensor, group: int | None, candidates: Candidates, seen: tuple[np.ndarray, np.ndarray], k: int

@@ -310,7 +310,7 @@ class Recommender:
                 score = self.scorer.score(people.histories, of, people.users[batch.rows], group, candidates)
                 items, scores = best_items(score, candidates, seen, wanted.k)
             else:
-                of_users = self.scorer.user_vectors(people.histories, of, group)
+                of_users = self.approximation.user_vectors(people.histories, of, group)
                 items, scores = self.approximation.best(of_users, group, candidates, seen, wanted.k)
             if wanted.min_score is not None:
                 items = np.where(scores >= wanted.min_score, items, -1)
