@@ -127,7 +127,8 @@ class Approximation:
         assert self._of is not None
         _, candidates, k = self._of
         n_items, of_users = len(candidates.ids), of_users.cpu()
-        n_seen = np.bincount(seen[0], minlength=len(of_users))
+        had = np.unique(seen[0] * n_items + candidates.place[seen[1]])  # an item may have been bought twice
+        n_seen = np.bincount(had // n_items, minlength=len(of_users))
         count = min(n_items, k + int(n_seen.max(initial=0)))
         self._index.expansion_search = max(self._effort, count)
         queries = torch.nn.functional.pad(of_users, (0, 1)).numpy()
@@ -137,7 +138,7 @@ class Approximation:
         keys, counts = found.keys[: len(of_users)].astype(np.int64), np.asarray(found.counts)[: len(of_users)]
         places = np.where(np.arange(count) < counts[:, None], keys, -1)
         pairs = np.arange(len(places))[:, None] * n_items + places
-        is_out = (places < 0) | np.isin(pairs, seen[0] * n_items + candidates.place[seen[1]])
+        is_out = (places < 0) | np.isin(pairs, had)
         rows = torch.from_numpy(places.clip(0))
         step = max(1, _NUMBERS_AT_ONCE // (count * self._vectors.shape[1]))
         scores = torch.cat(
