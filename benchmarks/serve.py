@@ -106,6 +106,7 @@ def main() -> int:
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=serve_items, args=(arguments.n_items, theirs))
     process.start()
+    theirs.close()  # so that a server that does not begin is noticed
     recommender = recommender_of(arguments.n_items, N_USERS)
     users = np.random.default_rng(1).choice(recommender.all_users(), arguments.requests)
     try:
@@ -118,7 +119,8 @@ def main() -> int:
             answers = [answer for found in pool.map(client, [port] * len(parts), parts) for answer in found]
             seconds = (time.perf_counter() - began) / len(answers)
     finally:
-        os.kill(process.pid or 0, signal.SIGINT)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
         process.join()
     product = bare(recommender.model.vectors[1:], 200)
     wrong = n_wrong(recommender, [answer for _, answer in answers])

@@ -30,7 +30,8 @@ class Approximation:
     the lists of the group are exact ones. Scores are always exact, and so are lists that would not be full.
 
     Args:
-        scorer: has the item vectors of groups, `vectors`.
+        scorer: has the item vectors of groups, `vectors`, and makes vectors of users, `user_vectors`.
+        model_name: for errors.
 
     Raises:
         PerPEFTError: usearch is not installed, or the model has no item vectors.
@@ -42,7 +43,7 @@ class Approximation:
         if not hasattr(scorer, "vectors"):
             raise PerPEFTError(f"--ann: {model_name} has no item vectors that could be searched; leave it out")
         self._scorer = scorer
-        self._of: tuple[int | None, Candidates, int] | None = None
+        self._of: tuple[int | None, Candidates, int] | None = None  # group, candidates and k of the graph
         self._vectors = torch.empty(0)
         self._index: Any = None
         self._effort = _LEAST_EFFORT
@@ -50,7 +51,7 @@ class Approximation:
         self._seconds = np.zeros(3)  # of graphs, and of the measured users: exact, approximate
 
     def user_vectors(self, histories: HistoryIndex, rows: np.ndarray, group: int | None) -> Tensor:
-        """Vectors of some histories in the eyes of a group, [B, d]."""
+        """Vectors of users after their newest items, [B, d]."""
         return self._scorer.user_vectors(histories, rows, group)
 
     def best(
@@ -126,7 +127,8 @@ class Approximation:
         assert self._of is not None
         _, candidates, k = self._of
         n_items, of_users = len(candidates.ids), of_users.cpu()
-        n_seen = np.bincount(seen[0], minlength=len(of_users))
+        had = np.unique(seen[0] * n_items + candidates.place[seen[1]])  # an item may have been bought twice
+        n_seen = np.bincount(had // n_items, minlength=len(of_users))
         count = min(n_items, k + int(n_seen.max(initial=0)))
         self._index.expansion_search = max(self._effort, count)
         queries = torch.nn.functional.pad(of_users, (0, 1)).numpy()
@@ -136,7 +138,7 @@ class Approximation:
         keys, counts = found.keys[: len(of_users)].astype(np.int64), np.asarray(found.counts)[: len(of_users)]
         places = np.where(np.arange(count) < counts[:, None], keys, -1)
         pairs = np.arange(len(places))[:, None] * n_items + places
-        is_out = (places < 0) | np.isin(pairs, seen[0] * n_items + candidates.place[seen[1]])
+        is_out = (places < 0) | np.isin(pairs, had)
         rows = torch.from_numpy(places.clip(0))
         step = max(1, _NUMBERS_AT_ONCE // (count * self._vectors.shape[1]))
         scores = torch.cat(

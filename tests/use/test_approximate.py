@@ -64,7 +64,7 @@ def test_lists_are_full_and_hold_nothing_that_is_left_out(seed, n_items, n_users
     vectors, of_users = (torch.from_numpy(rng.normal(size=(n, 4)).astype("float32")) for n in (n_items + 1, n_users))
     rows, items = np.nonzero(rng.random((n_users, n_items + 1)) < share)
     barred = candidates.place[items] >= 0
-    seen = (rows[barred], items[barred])
+    seen = (rows[barred].repeat(2), items[barred].repeat(2))  # who buys a thing twice
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(approximate, "_FEW_ITEMS", 0)
         found, values = Approximation(Scorer(vectors), "Model").best(of_users, 3, candidates, seen, k)
