@@ -175,7 +175,7 @@ def _of_this_machine(backend: str) -> Any:
         store = distributed.FileStore(file, size)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
 
-    class MeetsByFile(TorchConfig().backend_cls):
+    class MeetsByFile(TorchConfig().backend_cls):  # type: ignore[misc]
         def on_start(self, worker_group, backend_config):
             import ray
 
