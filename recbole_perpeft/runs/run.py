@@ -150,7 +150,7 @@ def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None, n
     if not needs_log and not is_log_there(config):
         ids = read_ids(path.parent)
         config = Config(config_dict=changed(content["config"] | names | unread, dict(config_dict or {}) | NO_FILTERS))
-    dataset, loaders, model = _build(config, ids)
+    dataset, loaders, model = build_run(config, ids)
     check_same_data(content.get("data", {}), dataset, path, ("ids",))
     try:
         model.load_state_dict(content["state_dict"])
@@ -251,8 +251,13 @@ def get_trainer(config: Config) -> type:
     return own or run_trainer(get_recbole_trainer(config["MODEL_TYPE"], config["model"]))
 
 
-def _build(config: Config, ids: tuple[np.ndarray, np.ndarray] | None = None) -> tuple:
-    """Data set, its loaders, and the model with fresh weights; `ids` as for `create_dataset`."""
+def build_run(config: Config, ids: tuple[np.ndarray, np.ndarray] | None = None) -> tuple:
+    """Data set, its loaders, and the model with fresh weights.
+
+    Args:
+        config: settings.
+        ids: as for `create_dataset`.
+    """
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config, ids)
     loaders = data_preparation(config, dataset)
@@ -277,7 +282,7 @@ def _train_and_test(
     config: Config, folder: RunFolder, saved: bool, callback_fn, with_test: bool, trackers: Trackers
 ) -> dict[str, Any]:
     began = perf_counter()
-    dataset, (train_data, valid_data, test_data), model = _build(config)
+    dataset, (train_data, valid_data, test_data), model = build_run(config)
     LOGGER.info(dataset)
     if saved:
         write_ids(folder.path, dataset)
