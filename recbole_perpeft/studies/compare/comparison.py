@@ -97,8 +97,15 @@ def compare(
     """
     specs = parse_models(models)
     baseline = choose(specs, [baseline or specs[0].name])[0].name
-    of_all = (n_seeds, config_file_list, config_dict, true_group_field, code_version)
-    plans = _plans(specs, dataset, of_all, splits, controls, n_parallel)
+    of_all = {
+        "n_seeds": n_seeds,
+        "config_file_list": config_file_list,
+        "config_dict": config_dict,
+        "true_group_field": true_group_field,
+        "code_version": code_version,
+        "controls": controls,
+    }
+    plans = _plans(specs, dataset, of_all, splits, n_parallel)
     files = parse_lists(lists, [spec.name for spec in specs])
     if files and len(plans) > 1:
         raise PerPEFTError("--lists are made for one data set and one split: name one dataset, and leave out --splits")
@@ -124,17 +131,17 @@ def compare(
 def _plans(
     specs: Sequence[ModelSpec],
     dataset: str | Sequence[str],
-    of_all: tuple[Any, ...],
+    of_all: Mapping[str, Any],
     splits: Sequence[str],
-    controls: bool,
     n_parallel: int,
 ) -> list[DatasetPlan]:
-    for name, value in (("seeds", of_all[0]), ("parallel", n_parallel)):
+    """The parts of a comparison; `of_all` is what `plan` is given for each of them."""
+    for name, value in (("seeds", of_all["n_seeds"]), ("parallel", n_parallel)):
         if value < 1:
             raise PerPEFTError(f"--{name} is {value}: it must be at least 1")
     datasets = [dataset] if isinstance(dataset, str) else dataset
     kinds = dict.fromkeys(splits) or [None]
-    return [plan(specs, name, *of_all, split, controls) for name in datasets for split in kinds]
+    return [plan(specs, name, split=split, **of_all) for name in datasets for split in kinds]
 
 
 def estimate_comparison(
@@ -157,8 +164,15 @@ def estimate_comparison(
     Raises:
         PerPEFTError: settings or data are wrong.
     """
-    of_all = (n_seeds, config_file_list, config_dict, true_group_field, code_version)
-    plans = _plans(parse_models(models), dataset, of_all, splits, controls, n_parallel)
+    of_all = {
+        "n_seeds": n_seeds,
+        "config_file_list": config_file_list,
+        "config_dict": config_dict,
+        "true_group_field": true_group_field,
+        "code_version": code_version,
+        "controls": controls,
+    }
+    plans = _plans(parse_models(models), dataset, of_all, splits, n_parallel)
     waiting: dict[tuple[str, str], dict[Path, Job]] = {}
     for job in (job for part in plans for job in part.jobs if not RunRecord(job.folder).finished):
         waiting.setdefault((job.spec.name, job.title), {})[job.folder] = job
