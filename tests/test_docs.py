@@ -55,8 +55,7 @@ def check_compare(options):
     models = options.pop("models")
     specs = [] if models.startswith("@") and not is_shipped(models) else parse_models(models)
     own = {"only", "seeds", "baseline", "parallel", "output", "true_group_field", "code_version", "config_files"}
-    own |= {"estimate"}
-    settings = {key: value for key, value in options.items() if key not in own}
+    settings = {key: value for key, value in options.items() if key not in own | {"estimate"}}
     dataset = settings.pop("dataset", None)
     for spec in specs:
         check_settings(spec.model, dataset, settings | dict(spec.settings))
