@@ -46,16 +46,16 @@ def check_settings(model, dataset, settings):
 
 
 def check_train(options):
-    options.pop("resume", None)
-    options.pop("config_files", None)
+    for flag in ("resume", "config_files", "estimate"):
+        options.pop(flag, None)
     check_settings(options.pop("model", None), options.pop("dataset", None), options)
 
 
 def check_compare(options):
     models = options.pop("models")
     specs = [] if models.startswith("@") and not is_shipped(models) else parse_models(models)
-    own = ("only", "seeds", "baseline", "parallel", "output", "true_group_field", "code_version", "config_files")
-    settings = {key: value for key, value in options.items() if key not in own}
+    own = {"only", "seeds", "baseline", "parallel", "output", "true_group_field", "code_version", "config_files"}
+    settings = {key: value for key, value in options.items() if key not in own | {"estimate"}}
     dataset = settings.pop("dataset", None)
     for spec in specs:
         check_settings(spec.model, dataset, settings | dict(spec.settings))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from recbole_perpeft.cli.flags import settings_of
+from recbole_perpeft.cli.flags import settings_of, yes
 from recbole_perpeft.cli.train import model_list
 from recbole_perpeft.core.errors import PerPEFTError
 
@@ -36,6 +36,7 @@ usage: recbole-perpeft compare --models=LIST [--dataset=NAMES] [--seeds=N] [--pa
   --true_group_field=COLUMN
                        column of the .user file with the users' true groups: tells how far models find them
   --code_version=NAME  use finished runs again that were made under this name, even if the code has changed since
+  --estimate           print what all runs would take that are not finished, from a few measured steps, and end
   --config_files=...   YAML files with settings of all models, separated by spaces
   --key=value          any setting, of all models; wins over the files
   --list_models        print the names of all models
@@ -57,7 +58,7 @@ examples:
 
 def parse(words: Sequence[str]) -> dict[str, Any]:
     """Flags and settings."""
-    return settings_of(words, ("help", "list_models", "controls"))
+    return settings_of(words, ("help", "list_models", "controls", "estimate"))
 
 
 def run(options: dict[str, Any]) -> int:
@@ -75,6 +76,7 @@ def run(options: dict[str, Any]) -> int:
 def _compare(flags: dict[str, Any]) -> int:
     from recbole_perpeft.runs.config import DEFAULT_DATASET
     from recbole_perpeft.studies.compare import compare
+    from recbole_perpeft.studies.compare.comparison import estimate_comparison
     from recbole_perpeft.studies.compare.jobs.specs import choose, parse_models
 
     if "models" not in flags:
@@ -84,23 +86,25 @@ def _compare(flags: dict[str, Any]) -> int:
     specs = parse_models(flags.pop("models"))
     if "only" in flags:
         specs = choose(specs, _names(flags.pop("only"), ";"))
-    comparison = compare(
-        specs,
-        _names(flags.pop("dataset", DEFAULT_DATASET), ","),
-        flags.pop("output", "comparison"),
+    only_estimate = yes("estimate", flags.pop("estimate", False))
+    datasets, output = _names(flags.pop("dataset", DEFAULT_DATASET), ","), flags.pop("output", "comparison")
+    arguments: dict[str, Any] = dict(
         n_seeds=_whole_number("seeds", flags.pop("seeds", "3")),
         baseline=flags.pop("baseline", None),
         n_parallel=_whole_number("parallel", flags.pop("parallel", "1")),
         config_file_list=str(flags.pop("config_files", "")).split(),
         true_group_field=flags.pop("true_group_field", None),
         code_version=flags.pop("code_version", None),
-        controls=_yes("controls", flags.pop("controls", False)),
+        controls=yes("controls", flags.pop("controls", False)),
         lists=_names(flags.pop("lists", ""), ","),
         splits=_names(flags.pop("splits", ""), ","),
         n_trials=_whole_number("tune", flags.pop("tune", "0")),
         config_dict=flags,
-        when_done=_tell,
     )
+    if only_estimate:
+        print(estimate_comparison(specs, datasets, **arguments))
+        return 0
+    comparison = compare(specs, datasets, output, when_done=_tell, **arguments)
     print((comparison.folder / "report.md").read_text(encoding="utf-8"))
     print(f"report: {comparison.folder / 'report.html'}")
     return 1 if comparison.failures else 0
@@ -120,13 +124,6 @@ def _whole_number(flag: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise PerPEFTError(f"--{flag} is {text!r}: it must be a whole number") from None
-
-
-def _yes(flag: str, value: Any) -> bool:
-    known = {"true": True, "false": False}
-    if str(value).lower() not in known:
-        raise PerPEFTError(f"--{flag} is {value!r}: it stands alone, or is True or False")
-    return known[str(value).lower()]
 
 
 def _shipped() -> list[str]:

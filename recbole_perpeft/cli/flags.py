@@ -117,3 +117,15 @@ def spelt(word: str) -> str:
 def no_flag(word: str) -> PerPEFTError:
     """The error for a word that is no flag."""
     return PerPEFTError(f"cannot make sense of {word!r}: settings look like --key=value (see --help)")
+
+
+def yes(flag: str, value: Any) -> bool:
+    """Whether a flag that stands alone is given, or is True.
+
+    Raises:
+        PerPEFTError: It has another value.
+    """
+    known = {"true": True, "false": False}
+    if str(value).lower() not in known:
+        raise PerPEFTError(f"--{flag} is {value!r}: it stands alone, or is True or False")
+    return known[str(value).lower()]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_perpeft.cli.flags import settings_of
+from recbole_perpeft.cli.flags import settings_of, yes
 from recbole_perpeft.cli.train import model_list
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.yaml_values import parse_value
@@ -22,6 +22,7 @@ usage: recbole-perpeft search [--model=NAME] [--dataset=NAME] [--search=FILE] [-
   --config_files=FILES  YAML files with settings that are fixed in all trials
   --search=FILE         the search space: YAML, or RecBole's text format; default properties/search/<Model>.yaml
 {flags}
+  --estimate            print what all trials would take, from a few measured steps, and end
   --resume=FOLDER       go on with a search that was stopped
   --key=value           any setting of the model, fixed in all trials
 
@@ -34,7 +35,7 @@ example:
 
 def parse(words: Sequence[str]) -> dict[str, Any]:
     """Flags and settings."""
-    return settings_of(words, ("help", "list_models", "ship_data"))
+    return settings_of(words, ("help", "list_models", "ship_data", "estimate"))
 
 
 def run(options: dict[str, Any]) -> int:
@@ -43,6 +44,8 @@ def run(options: dict[str, Any]) -> int:
         print(_help())
     elif options.pop("list_models", False):
         print(model_list())
+    elif yes("estimate", options.pop("estimate", False)):
+        print(_estimate(options))
     else:
         print(_summary(_start(options)))
     return 0
@@ -60,21 +63,44 @@ def _help() -> str:
 
 
 def _start(words: dict[str, Any]):
-    from recbole_perpeft.core.settings import settings_from
-    from recbole_perpeft.studies.search.session import SEARCH_KEYS, SearchSettings, resume_search, search
+    from recbole_perpeft.studies.search.session import resume_search, search
 
     source = words.pop("resume", None)
-    own = {key: _value(key, words.pop(key)) for key in sorted(SEARCH_KEYS & words.keys())}
-    _refuse_misspelt_flags(words.keys() - {"search"}, SEARCH_KEYS | {"resume", "search"})
+    own = _own(words)
     if source is not None:
         if words:
             raise PerPEFTError(f"a resumed search has its settings already: leave out --{', --'.join(words)}")
         return resume_search(Path(source), own)
+    return search(*_arguments(words, own))
+
+
+def _arguments(words: dict[str, Any], own: dict[str, Any]) -> tuple[Any, ...]:
+    """What a new search is given: model, data set, space, files, settings of trials, how to search."""
+    from recbole_perpeft.core.settings import settings_from
+    from recbole_perpeft.studies.search.session import SearchSettings
+
     if own.get("searcher") == "grid" and "num_samples" in own:
         raise PerPEFTError("a grid has as many trials as it has points: leave out --num_samples")
     model, dataset, space = (words.pop(key, None) for key in ("model", "dataset", "search"))
     files = str(words.pop("config_files", "")).split()
-    return search(model, dataset, space, files, words, settings_from(own, SearchSettings))
+    return model, dataset, space, files, words, settings_from(own, SearchSettings)
+
+
+def _estimate(words: dict[str, Any]) -> str:
+    from recbole_perpeft.studies.search.session import estimate_search
+
+    if "resume" in words:
+        raise PerPEFTError("--estimate is for a new search: leave out --resume, or --estimate")
+    return estimate_search(*_arguments(words, _own(words)))
+
+
+def _own(words: dict[str, Any]) -> dict[str, Any]:
+    """Takes what says how to search out of the words."""
+    from recbole_perpeft.studies.search.session import SEARCH_KEYS
+
+    own = {key: _value(key, words.pop(key)) for key in sorted(SEARCH_KEYS & words.keys())}
+    _refuse_misspelt_flags(words.keys() - {"search"}, SEARCH_KEYS | {"resume", "search", "estimate"})
+    return own
 
 
 def _refuse_misspelt_flags(words: Iterable[str], flags: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_perpeft.cli.flags import settings_of
+from recbole_perpeft.cli.flags import settings_of, yes
 from recbole_perpeft.core.errors import PerPEFTError
 
 _HELP = """\
@@ -19,6 +19,7 @@ usage: recbole-perpeft train [--model=NAME] [--dataset=NAME] [--config_files="a.
   --config_files=...   YAML files with settings or presets ({presets}), separated by spaces;
                        later ones win
   --key=value          any setting; wins over the files
+  --estimate           print what the run would take (time, memory, disk) from a few measured steps, and end
   --resume=FOLDER      continue an interrupted run in its folder (or give its last.pth)
   --list_models        print the names of all models
   -h, --help           this text; with --model=NAME also the settings of that model
@@ -38,7 +39,7 @@ Settings and their defaults
 
 def parse(words: Sequence[str]) -> dict[str, Any]:
     """Flags and settings."""
-    return settings_of(words)
+    return settings_of(words, ("help", "list_models", "estimate"))
 
 
 def run(options: dict[str, Any]) -> int:
@@ -47,6 +48,8 @@ def run(options: dict[str, Any]) -> int:
         print(help_text(options.get("model")))
     elif options.pop("list_models", False):
         print(model_list())
+    elif yes("estimate", options.pop("estimate", False)):
+        print(_estimate(options))
     else:
         print(_report(_start(options)))
     return 0
@@ -79,6 +82,15 @@ def _start(settings: dict[str, Any]) -> dict[str, Any]:
     if files:
         raise PerPEFTError("a resumed run has its settings already: leave out --config_files")
     return resume(Path(source), settings)
+
+
+def _estimate(settings: dict[str, Any]) -> str:
+    from recbole_perpeft.runs.estimate import estimate_run
+
+    if "resume" in settings:
+        raise PerPEFTError("--estimate is for a new run: leave out --resume, or --estimate")
+    files = str(settings.pop("config_files", "")).split()
+    return estimate_run(settings.pop("model", None), settings.pop("dataset", None), files, settings).table()
 
 
 def _report(result: dict[str, Any]) -> str:

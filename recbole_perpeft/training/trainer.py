@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -99,6 +100,10 @@ class RunTrainer(StepTrainer):
     def extra_result(self) -> dict[str, Any]:
         """What `result.json` says of a finished training beside what it says of every one."""
         return {}
+
+    def stages(self, train_data, valid_data) -> Iterator[tuple[str, int]]:
+        """Names and epochs of the stages of a training, each ready to be measured: what lies between two is done."""
+        yield self.stage, self.epochs
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """Train from `start_epoch` to `epochs`, unless early stopping comes first.

@@ -1,5 +1,6 @@
 """Training of PerPEFT in three stages: global, grouping, personalised (PerPEFT section 3)."""
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -88,6 +89,21 @@ class PerPEFTTrainer(ContentTrainer):
         if self._freezes and verbose:
             self.logger.info(self.group_bests.summary(self.global_epochs))
         return result
+
+    def stages(self, train_data, valid_data) -> Iterator[tuple[str, int]]:
+        """As in `RunTrainer`; a global stage that is taken from another run has no epochs."""
+        if not self.model.personalised_stage:
+            yield self.stage, self.epochs
+            return
+        self._train_data, settings = train_data, self.group_settings
+        check_group_sizes(len(train_data.dataset.interactions.users), settings.n_groups, settings.min_group_size)
+        yield self.stage, 0 if settings.global_run else settings.epochs_global
+        self._start_personalised_stage(train_data, valid_data)
+        train_data.set_groups(self.model.user_group, settings.group_negative_ratio)
+        if self._freezes:
+            self._check_choice(valid_data)
+            self._start_from_global_modules(valid_data, False)
+        yield self.stage, self.epochs
 
     def _take_global_model(self, run_folder: Path, train_data) -> None:
         """The best model of a finished run in the place of the global stage."""

@@ -12,7 +12,9 @@ import pandas as pd
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import alone, full_disk
 from recbole_perpeft.runs.config import DEFAULT_DATASET
-from recbole_perpeft.studies.compare.jobs.plan import DatasetPlan, plan
+from recbole_perpeft.runs.estimate import estimate_apart, sum_table
+from recbole_perpeft.runs.record import RunRecord
+from recbole_perpeft.studies.compare.jobs.plan import DatasetPlan, Job, plan
 from recbole_perpeft.studies.compare.jobs.runs import Outcome, carry_out_all
 from recbole_perpeft.studies.compare.jobs.specs import ModelSpec, choose, parse_models
 from recbole_perpeft.studies.compare.jobs.tuning import tuned
@@ -96,26 +98,26 @@ def compare(
     Raises:
         PerPEFTError: settings or data are wrong, no run succeeded, or another process is writing this report.
     """
-    for name, value, least in (("seeds", n_seeds, 1), ("parallel", n_parallel, 1), ("tune", n_trials, 0)):
-        if value < least:
-            raise PerPEFTError(f"--{name} is {value}: it must be at least {least}")
+    if n_trials < 0:
+        raise PerPEFTError(f"--tune is {n_trials}: it must be at least 0")
     specs = parse_models(models)
-    datasets = [dataset] if isinstance(dataset, str) else dataset
     baseline = choose(specs, [baseline or specs[0].name])[0].name
-    of_all = (n_seeds, config_file_list, config_dict, true_group_field, code_version)
-    kinds = dict.fromkeys(splits) or [None]
-
-    def planned(specs: Sequence[ModelSpec], name: str, split: str | None) -> DatasetPlan:
-        return plan(specs, name, *of_all, split, controls)
-
-    plans = [planned(specs, name, split) for name in datasets for split in kinds]
+    of_all = {
+        "n_seeds": n_seeds,
+        "config_file_list": config_file_list,
+        "config_dict": config_dict,
+        "true_group_field": true_group_field,
+        "code_version": code_version,
+        "controls": controls,
+    }
+    plans = _plans(specs, dataset, of_all, splits, n_parallel)
     files = parse_lists(lists, [spec.name for spec in specs])
     if files and len(plans) > 1:
         raise PerPEFTError("--lists are made for one data set and one split: name one dataset, and leave out --splits")
     if n_trials:
         found = [tuned(specs, part, n_trials, n_parallel) for part in plans]
         plans = [
-            replace(planned(best, part.dataset, part.split), tunings=tunings)
+            replace(plan(best, part.dataset, split=part.split, **of_all), tunings=tunings)
             for part, (best, tunings) in zip(plans, found, strict=True)
         ]
     foreign = {file.name: list_run(file, plans[0]) for file in files}
@@ -135,3 +137,61 @@ def compare(
             raise PerPEFTError("no run succeeded:\n  " + "\n  ".join(errors))
         records = [collect(part, outcomes, foreign) for part in plans]
         return Comparison(Path(output), baseline, records, write_report(Path(output), records, baseline))
+
+
+def _plans(
+    specs: Sequence[ModelSpec],
+    dataset: str | Sequence[str],
+    of_all: Mapping[str, Any],
+    splits: Sequence[str],
+    n_parallel: int,
+) -> list[DatasetPlan]:
+    """The parts of a comparison; `of_all` is what `plan` is given for each of them."""
+    for name, value in (("seeds", of_all["n_seeds"]), ("parallel", n_parallel)):
+        if value < 1:
+            raise PerPEFTError(f"--{name} is {value}: it must be at least 1")
+    datasets = [dataset] if isinstance(dataset, str) else dataset
+    kinds = dict.fromkeys(splits) or [None]
+    return [plan(specs, name, split=split, **of_all) for name in datasets for split in kinds]
+
+
+def estimate_comparison(
+    models: str | Sequence[str | ModelSpec],
+    dataset: str | Sequence[str] = DEFAULT_DATASET,
+    n_seeds: int = 3,
+    n_parallel: int = 1,
+    config_file_list: Sequence[str] = (),
+    config_dict: Mapping[str, Any] | None = None,
+    true_group_field: str | None = None,
+    code_version: str | None = None,
+    splits: Sequence[str] = (),
+    controls: bool = False,
+    **_: Any,
+) -> str:
+    """What the runs of a comparison would take that are not finished yet, as a table; arguments as for `compare`.
+
+    One run of each model is measured, the others of its seeds are taken to be like it.
+
+    Raises:
+        PerPEFTError: settings or data are wrong.
+    """
+    of_all = {
+        "n_seeds": n_seeds,
+        "config_file_list": config_file_list,
+        "config_dict": config_dict,
+        "true_group_field": true_group_field,
+        "code_version": code_version,
+        "controls": controls,
+    }
+    plans = _plans(parse_models(models), dataset, of_all, splits, n_parallel)
+    waiting: dict[tuple[str, str], dict[Path, Job]] = {}
+    for job in (job for part in plans for job in part.jobs if not RunRecord(job.folder).finished):
+        waiting.setdefault((job.spec.name, job.title), {})[job.folder] = job
+    rows = []
+    for (name, title), jobs in waiting.items():
+        one = estimate_apart(next(iter(jobs.values())).settings)
+        rows.append((replace(one, what=f"{name} on {title}"), len(jobs)))
+    n_runs = len({job.folder for part in plans for job in part.jobs})
+    n_left = sum(n for _, n in rows)
+    table = sum_table(rows, min(n_parallel, max(n_left, 1)))
+    return table + (f"\n{n_runs - n_left} of {n_runs} runs are finished and used again" if n_left < n_runs else "")

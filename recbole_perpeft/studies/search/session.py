@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from recbole_perpeft.data.atomic import prepare_dataset_folder
 from recbole_perpeft.models import get_model
 from recbole_perpeft.runs import cluster
 from recbole_perpeft.runs.config import Config, properties_folder
+from recbole_perpeft.runs.estimate import estimate_apart, sum_table
 from recbole_perpeft.runs.keys import model_keys
 from recbole_perpeft.studies.search.checks import check_search
 from recbole_perpeft.studies.search.outcome import SearchReport
@@ -89,15 +91,7 @@ def search(
         KeyboardInterrupt: the search was stopped; its report covers what there is, and `resume_search` goes on.
     """
     settings = settings or SearchSettings()
-    config = Config(model, dataset, config_file_list, config_dict)
-    source = Path(space) if isinstance(space, str) else space or _shipped_space(config["model"])
-    chosen = read_space(source)
-    fixed = {"model": config["model"], "dataset": config["dataset"]} | dict(chosen.fixed) | config.external_config_dict
-    fixed |= {
-        "data_path": str(config.dataset_folder.parent.absolute()),
-        "cache_folder": str(Path(config["cache_folder"]).absolute()),
-    }
-    session = _Search(settings, cluster.absolute_paths(fixed), chosen)
+    config, source, session = _session(model, dataset, space, config_file_list, config_dict, settings)
     folder = _new_folder(settings.output, config)
     # While the draft is there, what else is there belongs to a search that has not begun.
     with written_whole(folder / SEARCH_FILE) as draft:
@@ -109,6 +103,52 @@ def search(
             else:
                 copy.write_text(_yaml(source), encoding="utf-8")
     return session.carry_out(folder)
+
+
+def _session(
+    model: str | None,
+    dataset: str | None,
+    space: str | Path | Mapping[str, Any] | None,
+    config_file_list: Sequence[str] | None,
+    config_dict: Mapping[str, Any] | None,
+    settings: SearchSettings,
+) -> tuple[Config, Path | Mapping[str, Any], _Search]:
+    config = Config(model, dataset, config_file_list, config_dict)
+    source = Path(space) if isinstance(space, str) else space or _shipped_space(config["model"])
+    chosen = read_space(source)
+    fixed = {"model": config["model"], "dataset": config["dataset"]} | dict(chosen.fixed) | config.external_config_dict
+    fixed |= {
+        "data_path": str(config.dataset_folder.parent.absolute()),
+        "cache_folder": str(Path(config["cache_folder"]).absolute()),
+    }
+    return config, source, _Search(settings, cluster.absolute_paths(fixed), chosen)
+
+
+def estimate_search(
+    model: str | None = None,
+    dataset: str | None = None,
+    space: str | Path | Mapping[str, Any] | None = None,
+    config_file_list: Sequence[str] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    settings: SearchSettings | None = None,
+) -> str:
+    """What a search would take on this machine if no trial is stopped early, as a table; arguments as for `search`.
+
+    The trial with the settings as they are is measured, the others are taken to be like it.
+
+    Raises:
+        PerPEFTError: settings, space or data are wrong.
+    """
+    settings = settings or SearchSettings()
+    _, _, session = _session(model, dataset, space, config_file_list, config_dict, settings)
+    n_trials = session.sampling.n_trials
+    one = estimate_apart(session.config.to_dict() | session.fixed, with_test=False)
+    fitting = int((os.cpu_count() or 1) // settings.cpus) if settings.cpus else n_trials
+    at_once = max(1, min(n_trials, fitting, settings.max_concurrent or n_trials))
+    # Ray's processes are used again by the trials that follow.
+    table = sum_table([(dataclasses.replace(one, what=f"trial of {one.what}", launch=0.0), n_trials)], at_once)
+    stopping = "" if settings.scheduler == "none" else f"; {settings.scheduler} stops trials early, it takes less"
+    return f"{table}\nwithout early stopping{stopping}; Ray's start and the best trial's test are not counted"
 
 
 def resume_search(folder: Path, changes: Mapping[str, Any] | None = None) -> SearchReport:

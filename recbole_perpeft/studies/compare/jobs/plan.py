@@ -60,8 +60,13 @@ class Job:
     settings: Mapping[str, Any]
     split: str | None = None
 
+    @property
+    def title(self) -> str:
+        """Data set and split, as the report calls them."""
+        return _title(self.dataset, self.split)
+
     def __str__(self) -> str:
-        return f"{self.spec.name} on {_title(self.dataset, self.split)}, seed {self.seed}"
+        return f"{self.spec.name} on {self.title}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
