@@ -114,7 +114,7 @@ def test_epochs_of_all_stages_count(space_of):
         (["--resume=nowhere"], "not the folder of a search"),
         (["--resume=nowhere", "--epochs=3"], "leave out --epochs"),
         (["--resume=nowhere", "--output=here"], "not the folder of a search"),
-        (["--model=BPR"], "no search space comes with the package for BPR"),
+        (["--model=FPMC"], "no search space comes with the package for FPMC"),
         (["--valid_metric=Bingo@3"], "Bingo@3"),
         (["--data_path=nowhere", "--dataset=toy"], "no data set toy"),
     ],
