@@ -154,8 +154,13 @@ def bound(host: str, port: int) -> socket.socket:
 
 def serve(service: Service, address: socket.socket) -> None:
     """Answer until Ctrl-C or SIGTERM; requests that are at work then are still answered."""
+    # Its own settings of logs would close the handlers that are there.
     config = uvicorn.Config(
-        app_of(service), access_log=False, timeout_graceful_shutdown=_SECONDS_TO_STOP, log_level="warning"
+        app_of(service),
+        access_log=False,
+        timeout_graceful_shutdown=_SECONDS_TO_STOP,
+        log_level="warning",
+        log_config=None,
     )
     try:
         uvicorn.Server(config).run(sockets=[address])

@@ -80,6 +80,7 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb", reason="Weights & Biases is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_CONSOLE", "off")  # it would keep the streams of this test for those that follow
     logged, log = [], wandb.Run.log
     monkeypatch.setattr(wandb.Run, "log", lambda run, data, **how: (logged.append(data), log(run, data, **how))[1])
     assert told(tmp_path, "wandb") == {} and wandb.run is None
