@@ -64,12 +64,14 @@ class ScheduledTrainer(RunTrainer):
             return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         finally:
             self._set_rates(1.0)
+            self._full_rates = []
 
     def _train_step(
         self, batches: Iterable[Any], loss_func, gradient: MeanGradient | None = None, n_batches: int = 1
     ) -> Tensor:
-        self._set_rates(self._schedule.share(self._step, self._n_steps))
-        self._step += 1
+        if self._full_rates:  # within an epoch: a step by itself has the full rates
+            self._set_rates(self._schedule.share(self._step, self._n_steps))
+            self._step += 1
         return super()._train_step(batches, loss_func, gradient, n_batches)
 
     def _set_rates(self, share: float) -> None:
