@@ -206,7 +206,7 @@ def step_seconds(trainer, train, n: int) -> float:
     for number in range(n + 2):
         if number == 2:
             began = finished(DEVICE)
-        trainer._train_step(trainer._on_device(next(batches)), trainer.model.calculate_loss)
+        trainer._train_step([trainer._on_device(next(batches))], trainer.model.calculate_loss)
     return (finished(DEVICE) - began) / n
 
 
@@ -247,7 +247,7 @@ def section_waits(shop: Shop) -> Iterator[str]:
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer._train_step(trainer._on_device(batch), trainer.model.calculate_loss)
+        trainer._train_step([trainer._on_device(batch)], trainer.model.calculate_loss)
     torch.cuda.set_sync_debug_mode("default")
     found.update(f"{Path(one.filename).name}:{one.lineno}" for one in caught if "synchroniz" in str(one.message))
     places = ", ".join(f"{place} x{n}" for place, n in found.most_common(6))
@@ -278,7 +278,7 @@ def section_same(shop: Shop) -> Iterator[str]:
                 trainer.model.train()
                 batches = endless(train)
                 step = trainer._train_step
-                found.append([step(next(batches), trainer.model.calculate_loss).item() for _ in range(shop.steps)])
+                found.append([step([next(batches)], trainer.model.calculate_loss).item() for _ in range(shop.steps)])
             verdict = "equal" if found[0] == found[1] else f"NOT equal: {found}"
             yield f"{kind}: losses of {shop.steps} steps are {verdict}"
 
