@@ -102,7 +102,7 @@ def compare(
         raise PerPEFTError(f"--tune is {n_trials}: it must be at least 0")
     specs = parse_models(models)
     baseline = choose(specs, [baseline or specs[0].name])[0].name
-    of_all = {
+    of_all: dict[str, Any] = {
         "n_seeds": n_seeds,
         "config_file_list": config_file_list,
         "config_dict": config_dict,
@@ -175,7 +175,7 @@ def estimate_comparison(
     Raises:
         PerPEFTError: settings or data are wrong.
     """
-    of_all = {
+    of_all: dict[str, Any] = {
         "n_seeds": n_seeds,
         "config_file_list": config_file_list,
         "config_dict": config_dict,
