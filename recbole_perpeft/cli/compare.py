@@ -88,23 +88,25 @@ def _compare(flags: dict[str, Any]) -> int:
         specs = choose(specs, _names(flags.pop("only"), ";"))
     only_estimate = yes("estimate", flags.pop("estimate", False))
     datasets, output = _names(flags.pop("dataset", DEFAULT_DATASET), ","), flags.pop("output", "comparison")
-    arguments: dict[str, Any] = dict(
-        n_seeds=_whole_number("seeds", flags.pop("seeds", "3")),
+    n_parallel, splits = _whole_number("parallel", flags.pop("parallel", "1")), _names(flags.pop("splits", ""), ",")
+    own: dict[str, Any] = dict(
         baseline=flags.pop("baseline", None),
-        n_parallel=_whole_number("parallel", flags.pop("parallel", "1")),
+        lists=_names(flags.pop("lists", ""), ","),
+        n_trials=_whole_number("tune", flags.pop("tune", "0")),
+        when_done=_tell,
+    )
+    of_all: dict[str, Any] = dict(
+        n_seeds=_whole_number("seeds", flags.pop("seeds", "3")),
         config_file_list=str(flags.pop("config_files", "")).split(),
         true_group_field=flags.pop("true_group_field", None),
         code_version=flags.pop("code_version", None),
         controls=yes("controls", flags.pop("controls", False)),
-        lists=_names(flags.pop("lists", ""), ","),
-        splits=_names(flags.pop("splits", ""), ","),
-        n_trials=_whole_number("tune", flags.pop("tune", "0")),
         config_dict=flags,
     )
     if only_estimate:
-        print(estimate_comparison(specs, datasets, **arguments))
+        print(estimate_comparison(specs, datasets, splits, n_parallel, **of_all))
         return 0
-    comparison = compare(specs, datasets, output, when_done=_tell, **arguments)
+    comparison = compare(specs, datasets, output, splits=splits, n_parallel=n_parallel, **own, **of_all)
     print((comparison.folder / "report.md").read_text(encoding="utf-8"))
     print(f"report: {comparison.folder / 'report.html'}")
     return 1 if comparison.failures else 0

@@ -251,6 +251,12 @@ def _interrupt(signal_number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+def child_environment() -> dict[str, str]:
+    """The environment of a Python process that imports what this one does, this package above all."""
+    paths = filter(None, [*sys.path, os.environ.get("PYTHONPATH")])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 @contextmanager
 def ended_with_this_program(processes: Sequence[psutil.Process]) -> Iterator[None]:
     """End processes after the block, however the block ends: a watching process reads a pipe until nobody holds it.
@@ -270,7 +276,7 @@ def ended_with_this_program(processes: Sequence[psutil.Process]) -> Iterator[Non
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is not meant for it
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=child_environment(),
     )
     try:
         yield

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from tabulate import tabulate
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs.build import build, get_trainer
+from recbole_perpeft.runs.cluster import child_environment
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.folder import peak_gpu_memory_mb, peak_memory_mb
 
@@ -186,11 +186,9 @@ def estimate_apart(settings: Mapping[str, Any], with_test: bool = True) -> Estim
         PerPEFTError: wrong settings or data, or the process ended without an answer.
     """
     order = json.dumps({"settings": dict(settings), "with_test": with_test})
-    parents = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, parents))}
     command = [sys.executable, "-m", "recbole_perpeft.runs.estimate"]
     began = perf_counter()
-    done = subprocess.run(command, input=order, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, input=order, capture_output=True, text=True, env=child_environment())
     whole = perf_counter() - began
     try:
         answer = json.loads(done.stdout.splitlines()[-1])

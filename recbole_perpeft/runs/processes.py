@@ -18,6 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 import psutil
+from joblib import cpu_count
 from torch import distributed
 
 from recbole_perpeft.core.errors import PerPEFTError, one_line
@@ -70,7 +71,7 @@ def run_together(config: Config, folder: RunFolder, work: Work) -> dict[str, Any
     settings |= {key: str(Path(settings[key]).absolute()) for key in ("data_path", "cache_folder")}
     plan = _Plan(config.model_class, settings, folder.path.absolute(), work)
     state = plan.folder / _RAY_STATE
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processors = cpu_count()
     with folder.logged(level_of(config["state"])):
         LOGGER.info(f"{nproc} processes start, which takes a while")
     with followed(folder.path / LOG_FILE), cluster.running_ray(address, n_cpus=max(nproc, processors)):

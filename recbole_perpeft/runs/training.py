@@ -28,6 +28,20 @@ from recbole_perpeft.training.workers import Workers
 def train_and_test(
     config: Config, folder: RunFolder, workers: Workers, saved: bool, callback_fn, with_test: bool, trackers: Trackers
 ) -> dict[str, Any]:
+    """Train, from `last.pth` on where there is one, test the best model, and write what the run folder holds of it.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        workers: the processes that share the training; the first writes.
+        saved: whether checkpoints are written.
+        callback_fn: called with epoch and valid score after each evaluation.
+        with_test: whether to evaluate the best model on the test part.
+        trackers: who is told.
+
+    Returns:
+        The result, as `run.run` describes it.
+    """
     began = perf_counter()
     dataset, (train_data, valid_data, test_data), model = build(config)
     LOGGER.info(dataset)

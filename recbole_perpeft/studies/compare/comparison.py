@@ -158,32 +158,23 @@ def _plans(
 def estimate_comparison(
     models: str | Sequence[str | ModelSpec],
     dataset: str | Sequence[str] = DEFAULT_DATASET,
-    n_seeds: int = 3,
-    n_parallel: int = 1,
-    config_file_list: Sequence[str] = (),
-    config_dict: Mapping[str, Any] | None = None,
-    true_group_field: str | None = None,
-    code_version: str | None = None,
     splits: Sequence[str] = (),
-    controls: bool = False,
-    **_: Any,
+    n_parallel: int = 1,
+    n_seeds: int = 3,
+    **of_all: Any,
 ) -> str:
     """What the runs of a comparison would take that are not finished yet, as a table; arguments as for `compare`.
 
     One run of each model is measured, the others of its seeds are taken to be like it.
 
+    Args:
+        models, dataset, splits, n_parallel, n_seeds: as for `compare`.
+        of_all: what else `plan` is given: settings, `controls` and the like.
+
     Raises:
         PerPEFTError: settings or data are wrong.
     """
-    of_all: dict[str, Any] = {
-        "n_seeds": n_seeds,
-        "config_file_list": config_file_list,
-        "config_dict": config_dict,
-        "true_group_field": true_group_field,
-        "code_version": code_version,
-        "controls": controls,
-    }
-    plans = _plans(parse_models(models), dataset, of_all, splits, n_parallel)
+    plans = _plans(parse_models(models), dataset, of_all | {"n_seeds": n_seeds}, splits, n_parallel)
     waiting: dict[tuple[str, str], dict[Path, Job]] = {}
     for job in (job for part in plans for job in part.jobs if not RunRecord(job.folder).finished):
         waiting.setdefault((job.spec.name, job.title), {})[job.folder] = job

@@ -147,3 +147,9 @@ def test_the_worker_ends_with_its_parent():
     began = time.monotonic()
     assert process.wait(timeout=30) == 3 and time.monotonic() - began < 20
     process.stdout.close()
+
+
+def test_processes_import_this_package_and_not_its_folders_as_packages():
+    paths = [Path(path).resolve() for path in runs._environment(1)["PYTHONPATH"].split(os.pathsep)]
+    package = ROOT / "recbole_perpeft"
+    assert ROOT in paths and not [path for path in paths if path == package or package in path.parents]

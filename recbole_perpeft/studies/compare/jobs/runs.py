@@ -21,6 +21,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import keys_of_kind
 from recbole_perpeft.core.whole import alone
+from recbole_perpeft.runs.cluster import child_environment
 from recbole_perpeft.runs.folder import RESULT_FILE, SETTINGS_FILE
 from recbole_perpeft.runs.record import DamagedFileError, RunRecord
 from recbole_perpeft.runs.run import resume, run
@@ -167,10 +168,8 @@ def _sudden_end(status: int, messages: str) -> str:
     return f"the process ended with {how}: {last_lines}"
 
 
-def _environment(n_parallel: int) -> dict[str, Any]:
-    package_parent = str(Path(__file__).resolve().parents[3])
-    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)}
+def _environment(n_parallel: int) -> dict[str, str]:
+    environment = child_environment()
     if n_parallel > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n_parallel)))
     return environment

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,8 @@ def _space(spec: ModelSpec) -> dict[str, Any]:
     return {key: value for key, value in space.items() if key.partition(".")[0] not in spec.settings}
 
 
-def _names(space: Mapping[str, Any]) -> set[str]:
-    return {key.partition(".")[0] for key in space}
+def _names(keys: Iterable[str]) -> set[str]:
+    return {key.partition(".")[0] for key in keys}
 
 
 def _digest(key: str, space: Mapping[str, Any]) -> str:
@@ -83,7 +83,7 @@ def _carry_out(
 def _tuning(name: str, report: SearchReport) -> Tuning:
     if report.best is None:
         raise PerPEFTError(f"no trial of {name} has succeeded; see {report.folder}")
-    names = _names(dict.fromkeys(report.parameters))
+    names = _names(report.parameters)
     chosen = {key: value for key, value in report.best_settings.items() if key in names}
     score = float(report.best["best_valid_score"])
     return Tuning(name, report.folder, report.n_trials, report.n_epochs, score, chosen)
