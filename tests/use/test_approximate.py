@@ -15,6 +15,7 @@ from recbole_perpeft.use.approximate import LEAST_RECALL, Approximation
 from recbole_perpeft.use.lists import write_lists
 from recbole_perpeft.use.recommend import Wanted
 from recbole_perpeft.use.topk import Candidates, best_items
+from support.candidates import drawn_candidates
 
 needs_usearch = pytest.mark.skipif(find_spec("usearch") is None, reason="usearch is not installed")
 
@@ -58,9 +59,8 @@ def test_recall_is_what_is_promised(length):
 @settings(max_examples=25, deadline=None)
 def test_lists_are_full_and_hold_nothing_that_is_left_out(seed, n_items, n_users, k, share):
     rng = np.random.default_rng(seed)
-    ids = np.flatnonzero(rng.random(n_items + 1) < 0.7)
-    ids = ids[ids > 0] if (ids > 0).any() else np.array([1])
-    candidates, k = Candidates(ids, n_items + 1), min(k, len(ids))
+    candidates = drawn_candidates(rng, n_items)
+    k = min(k, len(candidates.ids))
     vectors, of_users = (torch.from_numpy(rng.normal(size=(n, 4)).astype("float32")) for n in (n_items + 1, n_users))
     rows, items = np.nonzero(rng.random((n_users, n_items + 1)) < share)
     barred = candidates.place[items] >= 0
@@ -69,7 +69,7 @@ def test_lists_are_full_and_hold_nothing_that_is_left_out(seed, n_items, n_users
         patch.setattr(approximate, "_FEW_ITEMS", 0)
         found, values = Approximation(Scorer(vectors), "Model").best(of_users, 3, candidates, seen, k)
     for user in range(n_users):
-        may = set(ids) - set(seen[1][seen[0] == user])
+        may = set(candidates.ids) - set(seen[1][seen[0] == user])
         n = min(k, len(may))
         assert set(found[user, :n]) <= may and len(set(found[user, :n])) == n and (found[user, n:] == -1).all()
         assert (np.diff(values[user, :n]) <= 0).all() and (values[user, n:] == -np.inf).all()

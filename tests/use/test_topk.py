@@ -8,15 +8,14 @@ from hypothesis import strategies as st
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.use.topk import Candidates, best_items
+from support.candidates import drawn_candidates
 
 
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 6), st.integers(1, 12), st.integers(1, 50))
 @settings(max_examples=40, deadline=None)
 def test_chunks_find_what_a_sort_finds(seed, n_items, n_users, k, items_at_once):
     rng = np.random.default_rng(seed)
-    ids = np.flatnonzero(rng.random(n_items + 1) < 0.7)
-    ids = ids[ids > 0] if (ids > 0).any() else np.array([1])
-    candidates = Candidates(ids, n_items + 1)
+    candidates = drawn_candidates(rng, n_items)
     table = rng.permutation(n_users * (n_items + 1)).reshape(n_users, -1).astype("float32")
     rows, items = np.nonzero(rng.random((n_users, n_items + 1)) < 0.3)
     barred = candidates.place[items] >= 0
@@ -25,7 +24,9 @@ def test_chunks_find_what_a_sort_finds(seed, n_items, n_users, k, items_at_once)
     found, values = best_items(lambda part: scores[:, part].clone(), candidates, seen, k, items_at_once)
     for user in range(n_users):
         had = set(seen[1][seen[0] == user])
-        expected = sorted((item for item in ids if item not in had), key=lambda item: -table[user, item])[:k]
+        expected = sorted((item for item in candidates.ids if item not in had), key=lambda item: -table[user, item])[
+            :k
+        ]
         assert found[user].tolist() == [*expected, *[-1] * (k - len(expected))]
         assert values[user, : len(expected)].tolist() == table[user, expected].tolist()
 
