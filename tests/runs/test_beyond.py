@@ -8,25 +8,17 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.history import history_of
 from recbole_perpeft.runs.beyond import content_of, diversity_encoders, list_figures, result_of
 from recbole_perpeft.runs.config import Config
-from recbole_perpeft.runs.run import create_dataset, data_preparation, get_trainer
-
-OF_PERPEFT = ("epochs_global", "n_groups")
+from recbole_perpeft.runs.run import create_dataset
 
 
 @pytest.mark.parametrize("model", ["SASRec", "BPR"])
-def test_a_model_of_recbole_has_figures_of_the_untouched_encoder(aspects_settings, tmp_path, model):
-    settings = {key: value for key, value in aspects_settings.items() if key not in OF_PERPEFT}
-    config = Config(model, "aspects", config_dict=settings | {"diversity_encoder": "aspects-clip"})
-    config["checkpoint_dir"] = str(tmp_path)
-    dataset = create_dataset(config)
-    train_data, _, test_data = data_preparation(config, dataset)
-    torch.manual_seed(0)
-    network = config.model_class(config, train_data.dataset)
-    trainer = get_trainer(config)(config, network)
+def test_a_model_of_recbole_has_figures_of_the_untouched_encoder(prepare_recbole, tmp_path, model):
+    prepared = prepare_recbole(model, diversity_encoder="aspects-clip")
+    config, dataset, trainer = prepared.config, prepared.dataset, prepared.trainer(tmp_path)
     content = content_of(config, dataset)
-    figures = list_figures(config, train_data._dataset, None, content)
+    figures = list_figures(config, prepared.train_data._dataset, None, content)
     trainer.eval_collector.list_figures = figures
-    trainer.evaluate(test_data, load_best_model=False)
+    trainer.evaluate(prepared.test_data, load_best_model=False)
 
     trained = history_of(create_dataset(config).build(), "valid").items
     assert figures._train_counts.tolist() == np.bincount(trained, minlength=dataset.item_num).tolist()

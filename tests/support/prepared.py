@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from recbole_perpeft.runs.config import Config
-from recbole_perpeft.runs.run import create_dataset, data_preparation
+from recbole_perpeft.runs.run import create_dataset, data_preparation, get_trainer
 
 
 class Prepared:
@@ -19,6 +19,11 @@ class Prepared:
     def fresh_model(self, seed=0):
         torch.manual_seed(seed)
         return self.config.model_class(self.config, self.train_data.dataset)
+
+    def trainer(self, folder):
+        """Of the model, with files in a folder."""
+        self.config["checkpoint_dir"] = str(folder)
+        return get_trainer(self.config)(self.config, self.model)
 
     def personalise(self, n_groups=3):
         """Groups by user id, and modules that differ."""
@@ -37,5 +42,16 @@ class Prepared:
 def prepare(aspects_settings):
     def make(name="PerPEFT", **settings):
         return Prepared(name, aspects_settings | settings)
+
+    return make
+
+
+@pytest.fixture
+def prepare_recbole(aspects_settings):
+    """The same for models of RecBole, which have no groups."""
+    own = {key: value for key, value in aspects_settings.items() if key not in ("epochs_global", "n_groups")}
+
+    def make(name, **settings):
+        return Prepared(name, own | settings)
 
     return make

@@ -8,23 +8,16 @@ from recbole.trainer import Trainer
 
 from recbole_perpeft.core.compat import tensorboard_in
 from recbole_perpeft.data.history import PHASES
-from recbole_perpeft.runs.config import Config
-from recbole_perpeft.runs.run import create_dataset, data_preparation, get_trainer
+from recbole_perpeft.runs.run import create_dataset
 
 
 # What RecBole masks: nothing for sequential models, the history but the targets for others.
 @pytest.mark.parametrize(("model", "mask"), [("SASRec", "none"), ("BPR", "keep_target"), ("Pop", "keep_target")])
-def test_our_evaluation_gives_the_numbers_of_recbole(aspects_settings, tmp_path, model, mask):
+def test_our_evaluation_gives_the_numbers_of_recbole(prepare_recbole, tmp_path, model, mask):
     own = {"mask_history": mask, "metrics": ["Recall", "MRR", "NDCG", "Hit", "MAP", "Precision", "GiniIndex"]}
-    dropped = ("epochs_global", "n_groups")
-    settings = {key: value for key, value in aspects_settings.items() if key not in dropped}
-    config = Config(model, "aspects", config_dict=settings | own | {"epochs": 1, "metric_decimal_place": 8})
-    config["checkpoint_dir"] = str(tmp_path)
-    dataset = create_dataset(config)
-    train_data, _, test_data = data_preparation(config, dataset)
-    torch.manual_seed(0)
-    network = config.model_class(config, train_data.dataset)
-    trainer = get_trainer(config)(config, network)
+    prepared = prepare_recbole(model, **own, epochs=1, metric_decimal_place=8)
+    config, network, trainer = prepared.config, prepared.model, prepared.trainer(tmp_path)
+    train_data, test_data = prepared.train_data, prepared.test_data
     trainer.keeps_files = False
     trainer.fit(train_data, None, saved=True)
     if model == "Pop":  # among equal scores RecBole takes any order, ours the middle: make them differ
