@@ -12,8 +12,10 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from uuid import uuid4
 
@@ -107,7 +109,7 @@ def _persist(plan: _Plan, state: Path, nproc: int, resources: dict[str, float], 
             run_config=RunConfig(name=f"attempt-{failures}", storage_path=str(state)),
         )
         try:
-            trainer.fit()
+            _fit(trainer)
         except TrainingFailedError as error:
             reason = _reason(error)
             if failures == max_failures:
@@ -118,6 +120,23 @@ def _persist(plan: _Plan, state: Path, nproc: int, resources: dict[str, float], 
             LOGGER.warning(f"a process was lost ({reason}); all go on after the last finished epoch")
         else:
             return
+
+
+def _fit(trainer: Any) -> None:
+    """Wait for it in this thread while it works in another.
+
+    In the main thread Ray Train takes Ctrl-C for itself, ends the program with status 0, and never gives it back.
+    """
+    ended: Future[Any] = Future()
+
+    def fit() -> None:
+        try:
+            ended.set_result(trainer.fit())
+        except BaseException as error:  # handed on as it is
+            ended.set_exception(error)
+
+    Thread(target=fit, daemon=True).start()
+    ended.result()
 
 
 def _reason(error: Exception) -> str:

@@ -82,7 +82,8 @@ def _running(ray: Any) -> Iterator[None]:
         yield
         return
     is_cluster = "RAY_ADDRESS" in os.environ
-    own = {} if is_cluster else {"num_cpus": os.cpu_count(), "include_dashboard": False}
+    # Without an address Ray would join whatever cluster was last started on this machine.
+    own = {} if is_cluster else {"address": "local", "num_cpus": os.cpu_count(), "include_dashboard": False}
     # Ray's workers yield to all other processes, as if this one had work of its own: it only waits for them.
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(log_to_driver=False, logging_level="ERROR", **own)

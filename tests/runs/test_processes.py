@@ -1,13 +1,16 @@
 """Lost processes start again, wrong input is told at once. One test of searches trains by Ray itself."""
 
+import _thread
 import json
 import pickle
+import threading
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.runs import cluster
+from recbole_perpeft.runs import cluster, processes
 from recbole_perpeft.runs.folder import RunFolder
 from recbole_perpeft.runs.run import run
 
@@ -48,6 +51,18 @@ def train(aspects_settings, tmp_path, monkeypatch):
 def test_lost_processes_start_again_until_that_is_too_often(train):
     assert train(RuntimeError("lost"), RuntimeError("lost"), None) == {"epochs": 3}
     assert len(train.starts) == 3
+
+
+def test_ctrl_c_ends_the_wait_for_the_processes():
+    has_ended = threading.Event()
+
+    def fit():
+        _thread.interrupt_main()
+        has_ended.wait(20)
+
+    with pytest.raises(KeyboardInterrupt):
+        processes._fit(SimpleNamespace(fit=fit))
+    has_ended.set()
 
 
 def test_a_training_that_is_lost_too_often_can_be_resumed(train, tmp_path):

@@ -123,7 +123,7 @@ def test_the_command_line_starts_nothing(tmp_path, capsys, monkeypatch, words, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "space.yaml").write_text("learning_rate: {uniform: [0.001, 0.1]}", encoding="utf-8")
     given = {word.partition("=")[0] for word in words}
-    space = [] if "--model=BPR" in words or {"--resume", "--search"} & given else ["--search=space.yaml"]
+    space = [] if "--model=FPMC" in words or {"--resume", "--search"} & given else ["--search=space.yaml"]
     model = [] if {"--resume", "--model"} & given else ["--model=SASRec"]
     assert main(["search", *model, *space, *words]) == 2
     error = capsys.readouterr().err
