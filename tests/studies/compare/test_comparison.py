@@ -133,6 +133,39 @@ def test_a_comparison_from_python(shared, tmp_path):
     assert list(quality.index) == ["Pop", "other"] and quality.loc["Pop"].equals(quality.loc["other"])
 
 
+def test_controls_splits_and_lists_in_one_command(aspects_settings, tmp_path, capfd):
+    settings = {key: str(value) for key, value in aspects_settings.items() if key != "dataset"} | {"epochs": "1"}
+    models, controls = "Pop, ContentKNN as KNN", ("content of other items", "noise for content", "titles alone")
+    for split, has_controls in (("LS", True), ("GT", False)):  # finished here, so that the command starts no process
+        made = plan(parse_models(models), "aspects", 1, (), settings, None, "1", split, has_controls)
+        for job in made.jobs:
+            assert carry_out(job.folder, dict(job.settings)) is None
+    had = (
+        pd.read_csv(f"{aspects_settings['data_path']}/aspects/aspects.inter", sep="\t")
+        .groupby("user_id:token")
+        .tail(1)
+    )
+    targets = had[["user_id:token", "item_id:token"]].set_axis(["user", "item"], axis=1).assign(score=1.0)
+    targets.to_csv(tmp_path / "known.csv", index=False)
+    words = [f"--models={models}", "--dataset=aspects", "--seeds=1", "--code_version=1"]
+    words += [f"--{key}={value}" for key, value in settings.items()]
+
+    report = tmp_path / "report"
+    assert (
+        main(["compare", *words, "--controls", f"--lists={tmp_path / 'known.csv'} as known", f"--output={report}"])
+        == 0
+    )
+    quality = pd.read_csv(report / "quality.csv").query("metric == 'ndcg@10'").set_index("model")["mean"]
+    assert {"Pop", "KNN", "known", *(f"KNN, {each}" for each in controls)} < set(quality.index)
+    assert quality["known"] == 1 and "known" in (report / "report.md").read_text()
+
+    assert main(["compare", *words, "--splits=LS,GT", f"--output={report}-splits"]) == 0
+    splits = pd.read_csv(tmp_path / "report-splits" / "splits.csv")
+    assert set(splits["metric"]) >= {"ndcg@10"} and "finished before" in capfd.readouterr().err
+    tables = pd.read_csv(tmp_path / "report-splits" / "quality.csv")
+    assert set(tables["split"]) == {"LS", "GT"} and set(tables["model"]) == {"Pop", "KNN"}
+
+
 def test_no_run_succeeds(shared, tmp_path, monkeypatch):
     from recbole_perpeft.studies.compare import comparison
     from recbole_perpeft.studies.compare.jobs.runs import Outcome
