@@ -147,7 +147,7 @@ class Programs:
             ),
             "compare": Program(ends=_comparison_in, share=0.8, **compare),
             "compare worker": Program(
-                ends=_comparison_in, worker="compare.runs", statuses=(0, 1), share=0.8, **compare
+                ends=_comparison_in, worker="compare.jobs.runs", statuses=(0, 1), share=0.8, **compare
             ),
             "search": Program(ends=_search_in, share=0.5, **search),
             "search worker": Program(ends=_search_in, worker="ray::ImplicitFunc", share=0.5, **search),
