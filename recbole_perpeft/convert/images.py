@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from urllib.parse import quote
 
 from joblib import cpu_count
-from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
+from joblib.externals.loky import BrokenProcessPool
 from PIL import Image
 from tqdm import tqdm
 
@@ -25,7 +25,7 @@ from recbole_perpeft.core.run_settings import USUAL_LIMITS, PhotoLimits
 from recbole_perpeft.core.whole import Journal, remove, written_whole
 from recbole_perpeft.data.photos.apart import Apart, ApartError, damaged
 from recbole_perpeft.data.photos.decode import DECODING, DamagedImageError
-from recbole_perpeft.store.workers import finished_tasks
+from recbole_perpeft.store.workers import finished_tasks, process_pool
 
 JOURNAL = "journal.jsonl"
 CHUNK_IMAGES = 32
@@ -215,7 +215,7 @@ def _in_chunks(
 def _in_workers(
     writer: ImageWriter, chunks: Iterable[list[tuple[str, ImageReference]]], n_workers: int
 ) -> Iterator[list[FinishedImage]]:
-    executor = ProcessPoolExecutor(n_workers, timeout=20, env={"OMP_NUM_THREADS": "1"})
+    executor = process_pool(n_workers, {"OMP_NUM_THREADS": "1"})
     write = functools.partial(_write_chunk, writer)
     yield from finished_tasks(executor, write, chunks, N_TASKS_A_WORKER * n_workers)
 

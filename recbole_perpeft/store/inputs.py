@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from joblib import cpu_count
-from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
+from joblib.externals.loky import BrokenProcessPool
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from recbole_perpeft.data.photos.images import process_images
 from recbole_perpeft.store.recipe import STAMP, Chunk, ComputedChunk, FinishedChunk, Recipe
 from recbole_perpeft.store.rows import Layout, RowFiles
 from recbole_perpeft.store.table import Table
-from recbole_perpeft.store.workers import finished_tasks
+from recbole_perpeft.store.workers import finished_tasks, process_pool
 
 FORMAT = "recbole_perpeft content cache, version 1"
 PIXELS, IDS, MASK, DIGEST = "pixel_values", "input_ids", "attention_mask", "image_digest"
@@ -247,18 +247,9 @@ class _InputsRecipe(Recipe):
 def _process_in_workers(
     files: RowFiles, processor: Processor, chunks: list[Chunk], n_workers: int
 ) -> Iterator[FinishedChunk]:
-    """Results in the order in which they come.
-
-    loky starts processes that neither share the threads of torch, as forked ones do, nor import the user's script
-    again, as spawned ones do: a script needs no `__main__` guard.
-    """
-    executor = ProcessPoolExecutor(
-        n_workers,
-        timeout=20,  # an idle worker ends, and so do those whose parent was killed
-        initializer=_start_worker,
-        initargs=(files, processor),
-        env={"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-    )
+    """Results in the order in which they come."""
+    environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    executor = process_pool(n_workers, environment, _start_worker, (files, processor))
     try:
         yield from finished_tasks(executor, _process_in_worker, chunks, N_TASKS_A_WORKER * n_workers)
     except BrokenProcessPool as error:

@@ -4,9 +4,9 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from joblib.externals.loky import FIRST_COMPLETED, ProcessPoolExecutor, wait
 
@@ -15,6 +15,35 @@ RAY_OF_THIS_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+
+def process_pool(
+    n_workers: int, env: Mapping[str, str], start: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()
+) -> ProcessPoolExecutor:
+    """Processes that end with this one, also where it is killed.
+
+    loky starts processes that neither share the threads of torch, as forked ones do, nor import the user's script
+    again, as spawned ones do: a script needs no `__main__` guard.
+
+    Args:
+        n_workers: how many.
+        env: environment variables of theirs.
+        start: called in each with the arguments before its first task.
+        arguments: for `start`.
+    """
+    return ProcessPoolExecutor(
+        n_workers,
+        timeout=20,  # an idle worker ends; where the system does not see to it, so do those whose parent was killed
+        initializer=_start,
+        initargs=(os.getpid(), start, arguments),
+        env=dict(env),
+    )
+
+
+def _start(parent: int, start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    end_with_parent(parent)
+    if start is not None:
+        start(*arguments)
 
 
 def finished_tasks(
