@@ -28,10 +28,10 @@ SECONDS_TO_END = 600  # of a busy machine
 def obey(words: Sequence[str], log: Path) -> None:
     """The command line in a session of its own, by which all that it starts is found.
 
-    After the signal SIGUSR1 it is killed as soon as it writes a file.
+    After the signal SIGUSR2 (the first one is taken by Ray Tune) it is killed as soon as it writes a file.
     """
     os.setsid()
-    signal.signal(signal.SIGUSR1, lambda *_: sys.addaudithook(_killed_in_a_write))
+    signal.signal(signal.SIGUSR2, lambda *_: sys.addaudithook(_killed_in_a_write))
     with open(log, "ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
@@ -86,7 +86,7 @@ class Victim:
     def kill_in_a_write(self) -> None:
         """As soon as it writes a file."""
         if self.runs:
-            os.kill(self.pid, signal.SIGUSR1)
+            os.kill(self.pid, signal.SIGUSR2)
 
     def kill_worker(self, line: str, rng: Random) -> bool:
         """Kill a process that it has started, as soon as there is one; whether there was one.
