@@ -10,12 +10,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.store.workers import RAY_OF_THIS_MACHINE
+
+if TYPE_CHECKING:
+    from recbole_perpeft.runs.config import Config
 
 _MB = 2**20
 _SMALLEST_STORE = 160 * _MB
@@ -66,7 +69,7 @@ def running_ray(address: str | None = None, store_bytes: int = 0, n_cpus: int | 
     try:
         import ray
     except ImportError as error:
-        raise PerPEFTError(f"several processes or trials need Ray ({error}): pip install 'ray[tune]'") from error
+        raise PerPEFTError(f"several processes or trials need Ray ({error}): pip install 'ray[data,tune]'") from error
     if ray.is_initialized():
         yield
         return
@@ -156,6 +159,12 @@ def store_size(needed: int, available: int) -> int:
     return max(_SMALLEST_STORE, min(wanted, largest))
 
 
+def settings_anywhere(config: Config) -> dict[str, Any]:
+    """Settings of a run as plain types that mean the same in any folder."""
+    settings = absolute_paths(config.to_dict()) | {"model": config["model"], "dataset": config["dataset"]}
+    return settings | {key: str(Path(settings[key]).absolute()) for key in ("data_path", "cache_folder")}
+
+
 def absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings whose paths mean the same in any folder; workers may start in another than this program."""
     return {key: _absolute(value) for key, value in settings.items()}
@@ -182,13 +191,34 @@ def check_resources(cpus: float, gpus: float, what: str, n: int = 1) -> None:
         PerPEFTError: the machines are too small or too few.
     """
     nodes = [node["Resources"] for node in _nodes()]
-    needs = {"CPU": cpus, "GPU": gpus}
-    places = [min((node.get(key, 0) // need for key, need in needs.items() if need), default=n) for node in nodes]
-    if sum(places) >= n:
+    if _places(nodes, cpus, gpus, n) >= n:
         return
     sizes = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
     lack = "no machine has that" if n == 1 else f"the machines have no place for {n}"
     raise PerPEFTError(f"{what} needs {cpus:g} CPUs and {gpus:g} GPUs, and {lack}: there are {sizes}")
+
+
+def _places(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float, n: int) -> float:
+    """How many with such needs fit on machines; `n` for each machine where they need nothing."""
+    needs = {"CPU": cpus, "GPU": gpus}
+    return sum(min((node.get(key, 0) // need for key, need in needs.items() if need), default=n) for node in nodes)
+
+
+def most_cpus(n: int, gpus: float) -> int:
+    """The most processors that each of `n` workers can have at once; 1 where not even that has a place.
+
+    Args:
+        n: how many.
+        gpus: that each needs.
+    """
+    nodes = [node["Resources"] for node in _nodes()]
+    most = int(sum(node.get("CPU", 0) for node in nodes)) // n
+    return next((cpus for cpus in range(most, 1, -1) if _places(nodes, cpus, gpus, n) >= n), 1)
+
+
+def n_machines() -> int:
+    """Machines of the cluster that have processors to work with."""
+    return sum(node["Resources"].get("CPU", 0) >= 1 for node in _nodes())
 
 
 def n_gpus() -> float:

@@ -69,9 +69,7 @@ def run_together(config: Config, folder: RunFolder, work: Work) -> dict[str, Any
     nproc, address = config["nproc"], config["ray_address"]
     result = folder.path / RESULT_FILE
     result.unlink(missing_ok=True)  # of a run that was finished before it goes on
-    settings = cluster.absolute_paths(config.to_dict()) | {"model": config["model"], "dataset": config["dataset"]}
-    settings |= {key: str(Path(settings[key]).absolute()) for key in ("data_path", "cache_folder")}
-    plan = _Plan(config.model_class, settings, folder.path.absolute(), work)
+    plan = _Plan(config.model_class, cluster.settings_anywhere(config), folder.path.absolute(), work)
     state = plan.folder / _RAY_STATE
     processors = cpu_count()
     with folder.logged(level_of(config["state"])):

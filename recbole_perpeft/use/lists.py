@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,20 @@ from recbole_perpeft.core.digest import columns_digest, digest
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import Journal, alone, clear, disk_errors, remove, written_whole
 from recbole_perpeft.data.files.atomic_table import read_table
-from recbole_perpeft.use.recommend import Lists, People, Recommender, Wanted
+from recbole_perpeft.use.recommend import Batch, Lists, Part, People, Recommender, Wanted
 
 _ROWS_AT_ONCE = 2**18  # of the table that is written
 _KINDS = {"user_id": pa.string(), "row": pa.int64(), "item_id": pa.string(), "score": pa.float32()}  # else int32
 _Write = Callable[[pd.DataFrame], Any]
+# Gives the number and the lists of each of some batches, in any order.
+Work = Callable[[Recommender, People, Wanted, Mapping[int, Batch]], Iterator[tuple[int, Part]]]
+
+
+def here(
+    recommender: Recommender, people: People, wanted: Wanted, batches: Mapping[int, Batch]
+) -> Iterator[tuple[int, Part]]:
+    """Lists of batches by their number, computed in this process."""
+    return zip(batches, recommender.lists(people, wanted, list(batches.values())), strict=True)
 
 
 @contextmanager
@@ -94,11 +103,13 @@ def titles(recommender: Recommender, items: pd.Series) -> list[str] | None:
     return by_item.reindex(items).fillna("").tolist()
 
 
-def compute(recommender: Recommender, people: People, wanted: Wanted, show_progress: bool = False) -> Lists:
-    """Lists in memory."""
+def compute(
+    recommender: Recommender, people: People, wanted: Wanted, show_progress: bool = False, work: Work = here
+) -> Lists:
+    """Lists in memory; arguments as of `write_lists`."""
     wanted = recommender.bounded(wanted)
     lists = Lists.empty(len(people.names), wanted.k)
-    _fill(recommender, people, wanted, lists, None, show_progress)
+    _fill(recommender, people, wanted, lists, work, None, show_progress)
     return lists
 
 
@@ -108,6 +119,7 @@ def write_lists(
     wanted: Wanted,
     output: Path,
     show_progress: bool = False,
+    work: Work = here,
 ) -> int:
     """Write lists to a file, whole or not at all.
 
@@ -120,6 +132,7 @@ def write_lists(
         wanted: What is wanted.
         output: The file; its suffix tells the format.
         show_progress: Whether to show a bar.
+        work: Computes the lists, in this process or in others.
 
     Returns:
         Rows of the table.
@@ -152,7 +165,8 @@ def write_lists(
         )
         if finished is None:
             journal.start(header)
-        _fill(recommender, people, wanted, lists, journal, show_progress, {entry["batch"] for entry in finished or ()})
+        done = {entry["batch"] for entry in finished or ()}
+        _fill(recommender, people, wanted, lists, work, journal, show_progress, done)
         n_rows = 0
         with written_whole(output) as draft, FORMATS[output.suffix.lower()](draft) as write:
             for table in tables(recommender, people, lists):
@@ -168,18 +182,18 @@ def _fill(
     people: People,
     wanted: Wanted,
     lists: Lists,
+    work: Work,
     journal: Journal | None,
     show_progress: bool,
     finished: set[int] | frozenset[int] = frozenset(),
 ) -> None:
     plan = recommender.plan(people)
-    todo = [number for number in range(len(plan)) if number not in finished]
+    batches = {number: batch for number, batch in enumerate(plan) if number not in finished}
     n_done = sum(len(plan[number].rows) for number in finished)
     with tqdm(
         total=len(people.names), initial=n_done, desc="lists", unit=" users", disable=not show_progress
     ) as progress:
-        found = recommender.lists(people, wanted, [plan[number] for number in todo])
-        for number, part in zip(todo, found, strict=True):
+        for number, part in work(recommender, people, wanted, batches):
             lists.put(plan[number], part)
             if journal is not None:
                 journal.add([{"batch": number}])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +40,10 @@ class People:
     histories: HistoryIndex
     rows: np.ndarray
     of_log: bool
+
+    def without_names(self) -> People:
+        """What lists are computed of, whoever it is."""
+        return replace(self, names=np.empty(0, dtype=object))
 
 
 class Wanted(NamedTuple):
@@ -300,21 +304,31 @@ class Recommender:
             PerPEFTError: Nothing can be recommended.
         """
         candidates = self.candidates(wanted)
-        for batch in plan:
-            of = people.rows[batch.rows]
-            group = None if batch.group < 0 else batch.group
-            seen = people.histories.rows(of) if wanted.exclude_seen else (np.empty(0, np.int64), np.empty(0, np.int64))
-            competes = candidates.place[seen[1]] >= 0
-            seen = seen[0][competes], seen[1][competes]
-            if self.approximation is None:
-                score = self.scorer.score(people.histories, of, people.users[batch.rows], group, candidates)
-                items, scores = best_items(score, candidates, seen, wanted.k)
-            else:
-                of_users = self.approximation.user_vectors(people.histories, of, group)
-                items, scores = self.approximation.best(of_users, group, candidates, seen, wanted.k)
-            if wanted.min_score is not None:
-                items = np.where(scores >= wanted.min_score, items, -1)
-            yield Part(items, scores)
+        return (self.lists_of(people, wanted, batch, candidates) for batch in plan)
+
+    def lists_of(self, people: People, wanted: Wanted, batch: Batch, candidates: Candidates) -> Part:
+        """The lists of a batch.
+
+        Args:
+            people: Whose.
+            wanted: What is wanted.
+            batch: Which of them.
+            candidates: Those of `wanted`; the same object for all batches, as what is computed of it is kept.
+        """
+        of = people.rows[batch.rows]
+        group = None if batch.group < 0 else batch.group
+        seen = people.histories.rows(of) if wanted.exclude_seen else (np.empty(0, np.int64), np.empty(0, np.int64))
+        competes = candidates.place[seen[1]] >= 0
+        seen = seen[0][competes], seen[1][competes]
+        if self.approximation is None:
+            score = self.scorer.score(people.histories, of, people.users[batch.rows], group, candidates)
+            items, scores = best_items(score, candidates, seen, wanted.k)
+        else:
+            of_users = self.approximation.user_vectors(people.histories, of, group)
+            items, scores = self.approximation.best(of_users, group, candidates, seen, wanted.k)
+        if wanted.min_score is not None:
+            items = np.where(scores >= wanted.min_score, items, -1)
+        return Part(items, scores)
 
     def bounded(self, wanted: Wanted) -> Wanted:
         """The same with lists that are no longer than there are candidates; raises as `candidates`."""

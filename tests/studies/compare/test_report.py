@@ -1,7 +1,5 @@
 import json
 import re
-import shutil
-import subprocess
 
 import pandas as pd
 import pytest
@@ -12,8 +10,7 @@ from recbole_perpeft.studies.compare.report import write_report
 from recbole_perpeft.studies.compare.sections import plots, tables
 from recbole_perpeft.studies.compare.statistics import paired_test
 from recbole_perpeft.training.ranks import metric_of_ranks
-
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+from support.browser import needs_browser, shown
 
 
 @pytest.fixture
@@ -110,14 +107,9 @@ def test_the_page_needs_no_network(report):
     )
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@needs_browser
 def test_the_page_in_a_browser(report, tmp_path):
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    page = (report / "report.html").as_uri()
-    run = subprocess.run(
-        [*command, "--virtual-time-budget=20000", "--dump-dom", page], capture_output=True, timeout=120, check=True
-    )
-    body = run.stdout.decode().split("<body>", 1)[1]
+    body = shown(report / "report.html", tmp_path / "profile", milliseconds=20_000).split("<body>", 1)[1]
     assert body.count('class="main-svg"') >= 4
     drawn = re.sub(r"<script.*?</script>", "", body, flags=re.S)
     # The axes and the points are there, not just empty boxes.

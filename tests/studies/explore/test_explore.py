@@ -4,7 +4,6 @@ import json
 import re
 import runpy
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,13 +21,13 @@ from recbole_perpeft.studies.explore.characters import Typical, counts_by_group,
 from recbole_perpeft.studies.explore.exploration import Exploration
 from recbole_perpeft.studies.explore.explore import explore
 from recbole_perpeft.studies.explore.pictures import Album
+from support.browser import needs_browser, shown
 
 HOSTILE = (
     "<script>document.title='TAKEN'</script> lamp",
     '"><img src=x onerror="document.title=\'TAKEN\'"> & lamp',
     "</script><script>document.title='TAKEN'</script><!-- lamp",
 )
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -86,16 +85,14 @@ def test_the_page_is_one_file_in_which_titles_stay_text(page):
     assert len(data["users"]) == 150
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@needs_browser
 def test_a_browser_runs_no_script_of_titles_and_finds_items(page, trained):
     text = page.read_text(encoding="utf-8")
     probe = "<script>query.value='lamp';query.dispatchEvent(new Event('input'));</script></body>"
     (page.parent / "probe.html").write_text(text.replace("</body>", probe), encoding="utf-8")
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"]
-    address = (page.parent / "probe.html").as_uri()
-    shown = subprocess.run([*command, address], capture_output=True, text=True, timeout=120, check=True).stdout
-    assert "<title>Groups of PerPEFT on aspects</title>" in shown
-    rows = re.search(r'<table id="results">(.*?)</table>', shown, re.DOTALL)[1]
+    document = shown(page.parent / "probe.html", page.parent / "profile")
+    assert "<title>Groups of PerPEFT on aspects</title>" in document
+    rows = re.search(r'<table id="results">(.*?)</table>', document, re.DOTALL)[1]
     assert rows.count("TAKEN") == len(HOSTILE)  # as text, in the cells of what the search found
     assert "&lt;script&gt;" in rows
 

@@ -1,4 +1,7 @@
-"""Searches with Ray Tune, on one cluster of two nodes that the tests share; what is killed has a Ray of its own."""
+"""What Ray spreads over machines (searches, a training, lists), on one cluster of two nodes that the tests share.
+
+What is killed has a Ray of its own.
+"""
 
 import gc
 import json
@@ -15,6 +18,7 @@ import psutil
 import pytest
 import torch
 
+from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs import cluster
 from recbole_perpeft.runs.cluster import running_ray
@@ -22,6 +26,7 @@ from recbole_perpeft.runs.run import run
 from recbole_perpeft.studies.search import SearchSettings, resume_search
 from recbole_perpeft.studies.search import search as start_search
 from recbole_perpeft.training.checkpoint import load_checkpoint
+from recbole_perpeft.use import scorers
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -231,6 +236,18 @@ def test_a_training_of_two_processes_ends_as_one_that_takes_two_batches_a_step(a
     assert {path.name for path in Path(together["run_folder"]).iterdir()} == {
         path.name for path in Path(alone["run_folder"]).iterdir()
     }
+
+
+def test_workers_on_two_nodes_make_the_file_that_this_process_makes(fixed, tmp_path, monkeypatch):
+    monkeypatch.setattr(scorers, "USERS_AT_ONCE", 8)
+    folder = run("BPR", config_dict=fixed | {"epochs": 1, "run_folder": str(tmp_path / "run")})["run_folder"]
+    words = ["recommend", f"--run={folder}", "--all_users", "--k=3", "--no_progress"]
+    assert main([*words, f"--output={tmp_path / 'here.parquet'}"]) == 0
+    spread = ["--workers=ray", "--nproc=2", "--ray_address=auto"]
+    assert main([*words, *spread, f"--output={tmp_path / 'there.parquet'}"]) == 0
+    assert (tmp_path / "there.parquet").read_bytes() == (tmp_path / "here.parquet").read_bytes()
+    assert main([*words, "--workers=ray", "--nproc=3", f"--output={tmp_path / 'none.parquet'}"]) == 2
+    assert not (tmp_path / "none.parquet").exists()
 
 
 def test_a_search_whose_worker_and_program_are_killed_goes_on(program):
