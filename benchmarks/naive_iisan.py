@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     batch_size = options.batch_size or (16 if options.quick else 64)
     rounds = options.rounds or (1 if options.quick else 5)
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"use_gpu": False, "state": "ERROR"}
+        settings = {"use_gpu": False, "state": "ERROR", "cache_folder": f"{folder}/cache"}
         if options.quick:
             make_aspects(Path(folder) / "aspects", AspectsSettings(n_items=60, n_users=60), show_progress=False)
             settings["data_path"] = folder
