@@ -109,7 +109,8 @@ class StepTrainer(Trainer):
                 gradient.take()
         if gradient is not None:
             gradient.give(n_batches)
-        if any(parameter.grad is not None for parameter in self.model.parameters()):
+        # The optimiser's lists are at hand; walking through the modules of an encoder takes longer than a small loss.
+        if any(parameter.grad is not None for part in self.optimizer.param_groups for parameter in part["params"]):
             self._update()
         return total
 
