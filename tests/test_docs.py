@@ -54,7 +54,8 @@ def check_train(options):
 def check_compare(options):
     models = options.pop("models")
     specs = [] if models.startswith("@") and not is_shipped(models) else parse_models(models)
-    own = {"only", "seeds", "baseline", "parallel", "output", "true_group_field", "code_version", "config_files"}
+    own = {"only", "seeds", "baseline", "parallel", "workers", "output"}
+    own |= {"true_group_field", "code_version", "config_files"}
     settings = {key: value for key, value in options.items() if key not in own | {"estimate"}}
     dataset = settings.pop("dataset", None)
     for spec in specs:

@@ -11,6 +11,7 @@ from recbole_perpeft.cli.flags import settings_of, yes
 from recbole_perpeft.cli.train import model_list
 from recbole_perpeft.core.errors import PerPEFTError
 
+_AS_MANY_AS_FIT = 10_000
 _HELP = """\
 Train models under one protocol and write a report: quality with significance, cost, and who profits.
 
@@ -32,6 +33,8 @@ usage: recbole-perpeft compare --models=LIST [--dataset=NAMES] [--seeds=N] [--pa
                        space that comes with the package for it, but for what its entry sets; default 0
   --baseline=NAME      the model that the others are compared with; default the first
   --parallel=N         runs at a time, each in its own process; default 1
+  --workers=ray        Ray places the runs, on this machine or with --ray_address=auto on the machines of a cluster,
+                       as many at a time as fit, or --parallel
   --output=FOLDER      folder of the report; default comparison
   --true_group_field=COLUMN
                        column of the .user file with the users' true groups: tells how far models find them
@@ -88,11 +91,17 @@ def _compare(flags: dict[str, Any]) -> int:
         specs = choose(specs, _names(flags.pop("only"), ";"))
     only_estimate = yes("estimate", flags.pop("estimate", False))
     datasets, output = _names(flags.pop("dataset", DEFAULT_DATASET), ","), flags.pop("output", "comparison")
+    workers = flags.pop("workers", "processes")
+    if workers not in ("processes", "ray"):
+        raise PerPEFTError(f"--workers is {workers!r}: it must be processes or ray")
+    if workers == "ray":
+        flags.setdefault("parallel", str(_AS_MANY_AS_FIT))
     n_parallel, splits = _whole_number("parallel", flags.pop("parallel", "1")), _names(flags.pop("splits", ""), ",")
     own: dict[str, Any] = dict(
         baseline=flags.pop("baseline", None),
         lists=_names(flags.pop("lists", ""), ","),
         n_trials=_whole_number("tune", flags.pop("tune", "0")),
+        workers=workers,
         when_done=_tell,
     )
     of_all: dict[str, Any] = dict(

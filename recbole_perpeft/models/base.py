@@ -17,19 +17,20 @@ from recbole_perpeft import __version__
 from recbole_perpeft.core.digest import state_digest
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.core.run_settings import PhotoLimits
-from recbole_perpeft.core.settings import Settings, setting, settings_from
+from recbole_perpeft.core.run_settings import PhotoLimits, RunSettings
+from recbole_perpeft.core.settings import Settings, same_as, setting, settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.data.dataset import SequenceDataset
 from recbole_perpeft.data.sampler import Candidates, Draws
 from recbole_perpeft.models.build import ContentControl
 from recbole_perpeft.nn.adapt.groups import GLOBAL
 from recbole_perpeft.nn.item_encoder import ItemEncoder
-from recbole_perpeft.nn.losses import LossChoice, NextItems, loss_from, vectors_of
+from recbole_perpeft.nn.losses import Loss, LossChoice, NextItems, loss_from, vectors_of
 from recbole_perpeft.nn.losses.in_batch import log_popularity
 from recbole_perpeft.nn.users.choice import UserEncoderChoice, build_user_encoder
 from recbole_perpeft.nn.users.sasrec import left_pad
 from recbole_perpeft.store.catalogues import KeptCatalogues
+from recbole_perpeft.training.optimisers import OF_TABLES
 from recbole_perpeft.training.rates import ContentTrainer
 
 _NOT_IN_VECTORS = ("rate", "place", "device", "display", "protocol")  # kinds of settings
@@ -42,6 +43,51 @@ class IdSettings(Settings):
     id_embedding_reg: float = setting(
         0.0, "Weight of the Frobenius norm of the id embedding in the loss.", least=0, kind="rate"
     )
+    sparse_ids: bool = setting(
+        False,
+        "Whether a step leaves id vectors alone that its batches do not hold, so that it costs no more with a million "
+        "items: SparseAdam in the place of Adam, and no weight decay of id vectors.",
+    )
+    learner: str = same_as(RunSettings, "learner")
+
+    def check(self) -> None:
+        """What would reach all rows in every step."""
+        if not self.sparse_ids:
+            return
+        if self.id_embedding_reg:
+            raise PerPEFTError(
+                "sparse_ids: the norm of id_embedding_reg is one of all id vectors, in every step; set "
+                "id_embedding_reg to 0, or sparse_ids to False"
+            )
+        if self.learner.lower() not in OF_TABLES:
+            raise PerPEFTError(
+                f"sparse_ids: learner {self.learner} cannot leave rows of a table alone; choose one of "
+                f"{', '.join(OF_TABLES)}"
+            )
+
+    def apply(self, model: str, item_encoder: ItemEncoder, loss: Loss) -> None:
+        """Lets gradients of id vectors hold the rows alone that a batch has reached, if that is asked for.
+
+        Args:
+            model: Name of the model.
+            item_encoder: Its item encoder.
+            loss: Its loss.
+
+        Raises:
+            PerPEFTError: There are no id vectors, or the loss reaches all of them.
+        """
+        ids = item_encoder.id_embedding
+        if self.id_embedding_reg and ids is None:
+            raise PerPEFTError(f"id_embedding_reg: items of {model} have no id vectors; set it to 0")
+        if self.sparse_ids and ids is None:
+            raise PerPEFTError(f"sparse_ids: items of {model} have no id vectors; set it to False")
+        if self.sparse_ids and loss.draws.catalogue:
+            raise PerPEFTError(
+                "sparse_ids: a loss over the whole catalogue reaches all id vectors in every step; choose another "
+                "loss_type, such as sampled_softmax, or set sparse_ids to False"
+            )
+        if ids is not None:
+            ids.sparse = self.sparse_ids
 
 
 class ContentRecommender(SequentialRecommender):
@@ -85,8 +131,7 @@ class ContentRecommender(SequentialRecommender):
         )
         self.item_tokens_with_content = content.tokens
         self.item_encoder = self.build_item_encoder(config, content, item_tokens)
-        if self.id_settings.id_embedding_reg and self.item_encoder.id_embedding is None:
-            raise PerPEFTError(f"id_embedding_reg: items of {type(self).__name__} have no id vectors; set it to 0")
+        self.id_settings.apply(type(self).__name__, self.item_encoder, self.loss)
         if self.loss.draws.catalogue and not self.item_encoder.content_encoder.reads_stored:
             raise PerPEFTError(
                 f"loss_type: {config['loss_type']} would send all {self.n_items - 1:,} items through a foundation "

@@ -9,6 +9,7 @@ from torch import nn
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import Settings, same_as, setting, settings_from
+from recbole_perpeft.training.optimisers import OF_TABLES, Together, sparse_tables, without
 from recbole_perpeft.training.schedule import ScheduledTrainer
 
 __all__ = ["ContentTrainer", "LearningRateSettings"]
@@ -62,9 +63,15 @@ class ContentTrainer(ScheduledTrainer):
     settings_classes = (LearningRateSettings,)
 
     def _build_optimizer(self, **kwargs):
-        """As in RecBole, with a learning rate for each group of parameters."""
+        """As in RecBole, with a learning rate for each group of parameters, and without decay of sparse tables."""
         kwargs.setdefault("params", settings_from(self.config, LearningRateSettings).groups(self.model))
-        return super()._build_optimizer(**kwargs)
+        tables = sparse_tables(self.model)
+        if not tables:
+            return super()._build_optimizer(**kwargs)
+        rest = super()._build_optimizer(**kwargs | {"params": without(kwargs["params"], tables)})
+        learner = OF_TABLES[self.learner.lower()]
+        of_tables = super()._build_optimizer(**kwargs | {"params": tables, "learner": learner, "weight_decay": 0.0})
+        return Together([rest, of_tables])
 
     def _on_device(self, interaction):
         """The batch as it is: the model sorts out its ids on the CPU."""

@@ -11,12 +11,12 @@ import torch
 from recbole.trainer import Trainer
 from recbole.utils import set_color
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.sampler import batch_seed
 from recbole_perpeft.training.gradients import MeanGradient
+from recbole_perpeft.training.optimisers import clip_norm
 from recbole_perpeft.training.workers import Workers, share_of_steps
 
 _STEPS_BETWEEN_CHECKS = 64
@@ -127,7 +127,7 @@ class StepTrainer(Trainer):
         """Change the weights by their gradients."""
         if self.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
-            clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+            clip_norm(self.model.parameters(), **self.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 

@@ -1,6 +1,7 @@
 """User groups: k-means on user vectors, random and given groups, and regrouping by likelihood."""
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -133,23 +134,46 @@ def global_user_vectors(model, users: np.ndarray, history, group: int | None = N
     return torch.cat(result)
 
 
+def likelihood_candidates(n_items: int, n: int, seed: Sequence[int]) -> Tensor | None:
+    """Items that stand for the catalogue in `sequence_log_likelihood`, ascending; None for all of them.
+
+    Args:
+        n_items: Number of items, the pad included.
+        n: How many to draw; 0 for all.
+        seed: Of the draw.
+    """
+    if not 0 < n < n_items - 1:
+        return None
+    drawn = np.random.default_rng(seed).choice(n_items - 1, n, replace=False, shuffle=False)
+    return torch.from_numpy(np.sort(drawn) + 1)
+
+
 @torch.no_grad()
-def sequence_log_likelihood(model, rows, group: int, batch_size: int = 256) -> Tensor:
-    """Log-likelihood of each training row under a group's modules; a user's is the sum over his rows.
+def sequence_log_likelihood(
+    model, rows, group: int, batch_size: int = 256, candidates: Tensor | None = None
+) -> Tensor:
+    r"""Log-likelihood of each training row under a group's modules; a user's is the sum over his rows.
 
     Sum over the slots of log softmax(<h_t, e_g(i)> over the whole catalogue)[next item]; targets of the row only.
+
+    Of drawn candidates, :math:`\sum_i e^{s_i}` over the n items is taken to be :math:`e^{s_t} + \frac{n - 1}{m} \sum_c
+    e^{s_c}` over the m candidates that are not the target t. The sum is right on average, its logarithm too small by
+    half its relative variance, which falls as 1 / m: log-likelihoods are a little too large, and with the same
+    candidates for all groups nearly as much in each.
 
     Args:
         model: A `ContentRecommender` in evaluation mode.
         rows: Interaction of training rows (`item_id_list`, `item_length`, `pos_item_id_list`).
         group: Whose modules to use.
         batch_size: Users at once, fewer if the catalogue is large.
+        candidates: Items drawn uniformly without replacement that stand for the catalogue, ascending, [m]; None for
+            all items.
 
     Returns:
         [number of rows], on the CPU.
     """
     catalogue = model.catalogue(group)
-    row_size = model.max_seq_length * len(catalogue)
+    row_size = model.max_seq_length * (len(catalogue) if candidates is None else len(candidates))
     batch_size = max(1, min(batch_size, _LOGITS_AT_ONCE // row_size))
     result = []
     for start in range(0, len(rows), batch_size):
@@ -158,11 +182,26 @@ def sequence_log_likelihood(model, rows, group: int, batch_size: int = 256) -> T
         item_seq = left_pad(part[model.ITEM_SEQ], length).to(catalogue.device)
         target = left_pad(part[model.POS_ITEM_SEQ], length).to(catalogue.device)
         hidden = model.user_encoder(functional.embedding(item_seq, catalogue), item_seq)  # (B, L, d)
-        logits = hidden @ catalogue.T  # (B, L, n_items)
-        logits[..., 0] = -torch.inf  # the pad is no candidate
-        per_slot = logits.gather(-1, target.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+        if candidates is None:
+            logits = hidden @ catalogue.T  # (B, L, n_items)
+            logits[..., 0] = -torch.inf  # the pad is no candidate
+            per_slot = logits.gather(-1, target.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+        else:
+            per_slot = _log_softmax_by_drawn(hidden, target, catalogue, candidates.to(catalogue.device))
         result.append(per_slot.masked_fill(target == 0, 0.0).sum(1).cpu())
     return torch.cat(result)
+
+
+def _log_softmax_by_drawn(hidden: Tensor, target: Tensor, catalogue: Tensor, drawn: Tensor) -> Tensor:
+    """Estimated log softmax of targets [B, L] for hidden [B, L, d], a catalogue [n_items, d] and drawn items [m]."""
+    logits = hidden @ catalogue[drawn].T  # (B, L, m)
+    place = torch.searchsorted(drawn, target).clamp(max=len(drawn) - 1).unsqueeze(-1)
+    is_drawn = drawn[place] == target.unsqueeze(-1)
+    logits.scatter_(-1, place, logits.gather(-1, place).masked_fill(is_drawn, -torch.inf))
+    n_others = (len(drawn) - is_drawn.long()).clamp(min=1).squeeze(-1)
+    log_weight = torch.log((len(catalogue) - 2) / n_others)  # neither the pad nor the target is among the others
+    of_target = (hidden * functional.embedding(target, catalogue)).sum(-1)
+    return of_target - torch.logaddexp(of_target, logits.logsumexp(-1) + log_weight)
 
 
 def most_likely_groups(log_likelihood: np.ndarray, current: np.ndarray, min_group_size: int) -> np.ndarray:

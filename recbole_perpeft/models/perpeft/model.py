@@ -49,6 +49,11 @@ class GroupSettings(Settings):
     regroup_every: int = setting(
         0, "Epochs after which users move to their most likely group; 0 never (the paper).", least=0
     )
+    regroup_candidates: int = setting(
+        0,
+        "With regroup_every: items, drawn anew each time, that stand for the catalogue in likelihoods; 0 for all.",
+        least=0,
+    )
 
     def check(self) -> None:
         """A grouping that is given needs its column; groups that each have a best epoch keep their users."""

@@ -21,6 +21,7 @@ from recbole_perpeft.models.perpeft.grouping import (
     given_groups,
     global_user_vectors,
     kmeans_groups,
+    likelihood_candidates,
     mean_vectors,
     most_likely_groups,
     random_groups,
@@ -251,7 +252,11 @@ class PerPEFTTrainer(ContentTrainer):
         """Hard E-step: every user moves to the group whose modules make his training rows most likely."""
         model, settings = self.model.eval(), self.group_settings
         rows, users = train_data.dataset.inter_feat, train_data.dataset.interactions.users
-        of_rows = torch.stack([sequence_log_likelihood(model, rows, g) for g in range(model.n_groups)], dim=1).double()
+        drawn = likelihood_candidates(
+            model.n_items, settings.regroup_candidates, (self.config["seed"], self.start_epoch)
+        )
+        likelihood = partial(sequence_log_likelihood, model, rows, candidates=drawn)
+        of_rows = torch.stack([likelihood(group) for group in range(model.n_groups)], dim=1).double()
         of_users = of_rows.new_zeros(model.n_users, model.n_groups).index_add_(0, rows[model.USER_ID], of_rows)
         before = model.group_of(torch.from_numpy(users)).numpy()
         groups = most_likely_groups(of_users[users].numpy(), before, settings.min_group_size)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -17,6 +18,7 @@ from recbole_perpeft.runs.record import RunRecord
 from recbole_perpeft.studies.compare.jobs.plan import DatasetPlan, Job, plan
 from recbole_perpeft.studies.compare.jobs.runs import Outcome, carry_out_all
 from recbole_perpeft.studies.compare.jobs.specs import ModelSpec, choose, parse_models
+from recbole_perpeft.studies.compare.jobs.tasks import placed_by_ray
 from recbole_perpeft.studies.compare.jobs.tuning import tuned
 from recbole_perpeft.studies.compare.lists import list_run, parse_lists
 from recbole_perpeft.studies.compare.records import DatasetRecord, collect
@@ -62,6 +64,7 @@ def compare(
     lists: Sequence[str] = (),
     controls: bool = False,
     n_trials: int = 0,
+    workers: Literal["processes", "ray"] = "processes",
     when_done: Callable[[int, int, Outcome], None] = lambda number, total, outcome: None,
 ) -> Comparison:
     """Train models under one protocol and write a report.
@@ -77,7 +80,7 @@ def compare(
         output: folder of the report.
         n_seeds: how many seeds; the setting `seed` is the first, the others follow it.
         baseline: name of the model that the others are compared with; by default the first.
-        n_parallel: how many runs at a time.
+        n_parallel: how many runs at a time at most.
         config_file_list: YAML files with settings of all models.
         config_dict: settings of all models; they win over the files.
         true_group_field: column of the `.user` file that names the users' true groups; the report then tells how far
@@ -90,6 +93,8 @@ def compare(
             a row of all tables under the same protocol.
         controls: whether every model of content brings its controls along as further rows.
         n_trials: how many settings of each model are tried before, see `tuning.tuned`; 0 compares them as they are.
+        workers: whether runs are processes of this machine, or tasks that Ray places, on the cluster of the setting
+            `ray_address` or on this machine.
         when_done: called after every run with its number, the number of runs and the outcome.
 
     Returns:
@@ -131,7 +136,8 @@ def compare(
         when_done(len(done), total, outcome)
 
     with full_disk(Path(output)), alone(Path(output), patience=0):
-        outcomes = carry_out_all(jobs, n_parallel, tell)
+        with placed_by_ray(jobs) if workers == "ray" else nullcontext() as start:
+            outcomes = carry_out_all(jobs, n_parallel, tell, start)
         if all(outcome.error is not None for outcome in outcomes):
             errors = dict.fromkeys(f"{outcome.job}: {outcome.error}" for outcome in outcomes)
             raise PerPEFTError("no run succeeded:\n  " + "\n  ".join(errors))

@@ -3,15 +3,18 @@ import logging
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from recbole.data.interaction import Interaction
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.models.perpeft.grouping import (
     kmeans_groups,
+    likelihood_candidates,
     mean_vectors,
     most_likely_groups,
     random_groups,
+    sequence_log_likelihood,
     warn_if_groups_are_small,
 )
 
@@ -88,3 +91,70 @@ def test_small_groups_are_warned_about(caplog):
     caplog.clear()
     warn_if_groups_are_small(groups, np.full(100, 10), n_items=100)
     assert "may do worse" not in caplog.text
+
+
+class Scores:
+    """A model whose users are what they bought last, and rows of two slots."""
+
+    ITEM_SEQ, ITEM_SEQ_LEN, POS_ITEM_SEQ, max_seq_length = "item_id_list", "item_length", "pos_item_id_list", 2
+
+    def __init__(self, n_items, seed):
+        self.vectors = 0.6 * torch.randn(n_items, 4, generator=torch.Generator().manual_seed(seed))
+        self.user_encoder = lambda vectors, item_seq: vectors
+
+    def catalogue(self, group):
+        return self.vectors * (group + 1)
+
+
+def rows_of(n_items, n, seed):
+    rng = np.random.default_rng(seed)
+    columns = {"item_id_list": rng.integers(1, n_items, (n, 2)), "pos_item_id_list": rng.integers(1, n_items, (n, 2))}
+    columns["item_length"] = rng.integers(1, 3, n)
+    for row in np.flatnonzero(columns["item_length"] == 1):
+        columns["item_id_list"][row, 1] = columns["pos_item_id_list"][row, 1] = 0
+    return Interaction({name: torch.from_numpy(column) for name, column in columns.items()})
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(3, 40), st.integers(0, 2), st.integers(0, 99))
+def test_a_draw_of_all_items_gives_the_likelihood_of_the_whole_catalogue(n_items, group, seed):
+    model, rows = Scores(n_items, seed), rows_of(n_items, 9, seed)
+    whole = sequence_log_likelihood(model, rows, group)
+    drawn = sequence_log_likelihood(model, rows, group, candidates=torch.arange(1, n_items))
+    torch.testing.assert_close(drawn, whole)
+
+
+def test_likelihoods_of_draws_are_right_but_for_a_bias_that_falls_with_their_number():
+    model, rows = Scores(2001, 0), rows_of(2001, 40, 0)
+    whole = sequence_log_likelihood(model, rows, 0)
+    mean_error, spread = {}, {}
+    for n in (50, 400):
+        draws = [likelihood_candidates(2001, n, seed) for seed in range(60)]
+        error = torch.stack([sequence_log_likelihood(model, rows, 0, candidates=drawn) - whole for drawn in draws])
+        mean_error[n], spread[n] = error.mean().item(), error.std(0).mean().item()
+    assert mean_error[50] > 2 * mean_error[400] > -0.02  # too likely, on average
+    assert mean_error[400] < 0.05 and 2 < spread[50] / spread[400] < 4  # the root of 8 is 2.8
+
+
+@given(st.integers(2, 60), st.integers(0, 70), st.integers(0, 9))
+def test_drawn_candidates_are_different_items_and_never_the_pad(n_items, n, seed):
+    drawn = likelihood_candidates(n_items, n, (seed, 3))
+    if n == 0 or n >= n_items - 1:
+        assert drawn is None
+        return
+    assert drawn.equal(likelihood_candidates(n_items, n, (seed, 3))) and drawn.equal(drawn.unique())
+    assert len(drawn) == n and drawn[0] >= 1 and drawn[-1] < n_items
+
+
+def test_a_single_candidate_that_is_the_target_is_no_other_item():
+    model, rows = (
+        Scores(5, 0),
+        Interaction(
+            {
+                "item_id_list": torch.tensor([[1, 0]]),
+                "pos_item_id_list": torch.tensor([[2, 0]]),
+                "item_length": torch.tensor([1]),
+            }
+        ),
+    )
+    assert sequence_log_likelihood(model, rows, 0, candidates=torch.tensor([2])).isfinite().all()

@@ -128,7 +128,7 @@ def test_a_user_of_several_rows_has_one_group_one_vector_and_one_likelihood(aspe
     settings = {"MAX_ITEM_LIST_LENGTH": 3, "train_overlap": 0.4, "regroup_every": 1, "epochs": 1, "min_group_size": 1}
     likelihoods, seen = {}, []
 
-    def likelihood(model, rows, group):
+    def likelihood(model, rows, group, candidates):
         likelihoods[group] = torch.randn(len(rows), generator=torch.Generator().manual_seed(group))
         seen[:] = [rows["user_id"]]
         return likelihoods[group]

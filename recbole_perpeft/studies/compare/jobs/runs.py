@@ -14,8 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.run_settings import RunSettings
@@ -57,8 +58,29 @@ class Outcome:
         return f"{self.job}: {how}{again} ({self.job.folder})"
 
 
+class Running(Protocol):
+    """A run under way."""
+
+    job: Job
+
+    def has_ended(self) -> bool:
+        """Whether it has."""
+        ...
+
+    def outcome(self) -> Outcome:
+        """How it has ended."""
+        ...
+
+    def end(self) -> None:
+        """Stop it."""
+        ...
+
+
 def carry_out_all(
-    jobs: Iterable[Job], n_parallel: int = 1, when_done: Callable[[Outcome], None] = lambda outcome: None
+    jobs: Iterable[Job],
+    n_parallel: int = 1,
+    when_done: Callable[[Outcome], None] = lambda outcome: None,
+    start: Callable[[Job, DamagedFileError | None], Running] | None = None,
 ) -> list[Outcome]:
     """Carry out runs; one that fails does not stop the others.
 
@@ -67,6 +89,7 @@ def carry_out_all(
         n_parallel: how many processes at a time. With several, each gets its share of the cores as threads, unless
             OMP_NUM_THREADS says otherwise.
         when_done: called with every outcome as it comes.
+        start: starts a run; by default a process of this machine.
 
     Returns:
         Outcomes in the order of the jobs.
@@ -74,7 +97,8 @@ def carry_out_all(
     jobs = list(jobs)
     by_folder: dict[Path, Outcome] = {}
     waiting = deque({job.folder: job for job in jobs}.values())
-    running: list[_Process] = []
+    start = start or partial(_Process, n_parallel)
+    running: list[Running] = []
     try:
         while waiting or running:
             while waiting and len(running) < n_parallel:
@@ -85,7 +109,7 @@ def carry_out_all(
                     by_folder[job.folder] = Outcome(job, reused=True)
                     when_done(by_folder[job.folder])
                 else:
-                    running.append(_Process(job, n_parallel, damage))
+                    running.append(start(job, damage))
             for process in [process for process in running if process.has_ended()]:
                 running.remove(process)
                 by_folder[process.job.folder] = process.outcome()
@@ -102,7 +126,7 @@ def carry_out_all(
 class _Process:
     """A run under way."""
 
-    def __init__(self, job: Job, n_parallel: int, damage: DamagedFileError | None):
+    def __init__(self, n_parallel: int, job: Job, damage: DamagedFileError | None):
         self.job, self._damage = job, damage
         self._messages: IO[bytes] = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
@@ -130,17 +154,11 @@ class _Process:
         self._messages.seek(0)
         messages = self._messages.read().decode(errors="replace")
         self._close()
-        error_file = self.job.folder.with_name(f"{self.job.folder.name}.error.txt")
         try:
             error = json.loads(answer.splitlines()[-1])["error"]
         except (ValueError, IndexError):
             error = _sudden_end(status, messages)
-        if error is None:
-            error_file.unlink(missing_ok=True)
-        else:
-            error_file.parent.mkdir(parents=True, exist_ok=True)
-            error_file.write_text(f"{error}\n\n{messages}", encoding="utf-8")
-        return Outcome(self.job, error, damage=self._damage)
+        return ended(self.job, error, messages, self._damage)
 
     def end(self) -> None:
         self._process.terminate()
@@ -158,6 +176,24 @@ class _Process:
             self._orders.close()
         except BrokenPipeError:
             pass
+
+
+def ended(job: Job, error: str | None, messages: str, damage: DamagedFileError | None) -> Outcome:
+    """The outcome of a run, whose error stands in a file beside its folder.
+
+    Args:
+        job: the run.
+        error: what went wrong; None for a finished run.
+        messages: what the run has said.
+        damage: as in `Outcome`.
+    """
+    error_file = job.folder.with_name(f"{job.folder.name}.error.txt")
+    if error is None:
+        error_file.unlink(missing_ok=True)
+    else:
+        error_file.parent.mkdir(parents=True, exist_ok=True)
+        error_file.write_text(f"{error}\n\n{messages}", encoding="utf-8")
+    return Outcome(job, error, damage=damage)
 
 
 def _sudden_end(status: int, messages: str) -> str:
