@@ -201,7 +201,8 @@ class Case:
     def items_of(self, batch) -> Tensor:
         """Distinct items of a batch, without the pad."""
         fields = (self.model.ITEM_SEQ, self.model.POS_ITEM_SEQ, self.model.NEG_ITEM_SEQ)
-        return torch.cat([batch[field].flatten() for field in fields]).unique()[1:]
+        items = torch.cat([batch[field].flatten() for field in fields]).unique()
+        return items[items > 0]
 
     def check_losses(self) -> float:
         """Greatest difference between the loss of a line and ours, without dropout."""
