@@ -6,6 +6,21 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # The lowest versions of NumPy, SciPy and pandas have no wheels for later ones.
 OLD_PYTHONS = ("3.10", "3.11")
 PINNED = ("-c", "constraints.txt")
+# A look at every floor of the package, in a minute: enough to see whether a version runs at all.
+SMOKE = (
+    "tests/core/test_settings.py",
+    "tests/data/test_loader.py",
+    "tests/pretrained/test_families.py",
+    "tests/store/test_arrays.py",
+    "tests/nn/test_item_encoder.py",
+    "tests/training/test_ranks.py",
+    "tests/models/test_content_knn.py",
+    "tests/runs/test_config.py",
+    "tests/use/test_topk.py",
+    "tests/studies/compare/test_report.py",
+    "tests/convert/test_tables.py",
+    "tests/cli/test_flags.py",
+)
 
 nox.options.sessions = ["lint", "docs", "tests"]
 nox.options.error_on_missing_interpreters = False
@@ -28,6 +43,13 @@ def tests(session: nox.Session) -> None:
     """The tests with the versions of constraints.txt."""
     session.install(*PINNED, "-e", ".[test]")
     run_tests(session)
+
+
+@nox.session(python=PYTHONS)
+def smoke(session: nox.Session) -> None:
+    """A few tests of each folder with the versions of constraints.txt."""
+    session.install(*PINNED, "-e", ".[test]")
+    session.run("pytest", *(session.posargs or SMOKE), env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session(python=OLD_PYTHONS)

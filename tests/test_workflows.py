@@ -16,20 +16,28 @@ def read_yaml(name):
     return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
 
 
-def sessions():
-    """Names of nox's sessions, with the versions of Python where they have some."""
-    tree = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
-    constants = {
+NOXFILE = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
+
+
+def constants():
+    """Those of nox's file, by name."""
+    return {
         node.targets[0].id: ast.literal_eval(node.value)
-        for node in tree.body
+        for node in NOXFILE.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
+
+
+def sessions():
+    """Names of nox's sessions, with the versions of Python where they have some."""
     found = set()
-    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+    for function in (node for node in NOXFILE.body if isinstance(node, ast.FunctionDef)):
         for decorator in function.decorator_list:
             words = {word.arg: word.value.id for word in getattr(decorator, "keywords", ())}
             found |= (
-                {f"{function.name}-{version}" for version in constants[words["python"]]} if words else {function.name}
+                {f"{function.name}-{version}" for version in constants()[words["python"]]}
+                if words
+                else {function.name}
             )
     return found
 
@@ -44,6 +52,13 @@ def test_the_workflow_runs_sessions_and_programs_that_exist():
     assert named == {each for each in known if each.startswith(("lowest", "newest"))}
     assert ran - {command for command in ran if command.startswith("nox")} == {".ci/run", "pip install nox"}
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
+
+
+def test_the_smoke_tests_are_of_every_floor():
+    files = constants()["SMOKE"]
+    assert all((ROOT / file).is_file() for file in files)
+    folders = {path.name for path in (ROOT / "recbole_perpeft").iterdir() if (path / "__init__.py").is_file()}
+    assert {Path(file).parts[1] for file in files} == folders
 
 
 def test_hooks_before_a_commit_are_checks_of_ci_with_its_versions():
