@@ -55,7 +55,7 @@ def check_compare(options):
     models = options.pop("models")
     specs = [] if models.startswith("@") and not is_shipped(models) else parse_models(models)
     own = {"only", "seeds", "baseline", "parallel", "workers", "output"}
-    own |= {"true_group_field", "code_version", "config_files"}
+    own |= {"true_group_field", "code_version", "config_files", "splits"}
     settings = {key: value for key, value in options.items() if key not in own | {"estimate"}}
     dataset = settings.pop("dataset", None)
     for spec in specs:
