@@ -1,5 +1,6 @@
 """What a search leaves behind; no Ray is started."""
 
+import dataclasses
 import json
 
 import pandas as pd
@@ -13,6 +14,7 @@ from recbole_perpeft.studies.search.report import write_report
 from recbole_perpeft.studies.search.session import remove_lost_trials
 from recbole_perpeft.studies.search.space import read_space
 from recbole_perpeft.studies.search.trial import TrialPlan
+from support.browser import needs_browser, shown
 
 
 @pytest.fixture
@@ -49,6 +51,22 @@ def test_the_report_of_a_search(search):
     assert "<script src" not in page and "<link" not in page
     assert len(pd.read_csv(folder / "trials.csv")) == 4
     assert {path.name for path in (folder / "tensorboard").iterdir()} == {"a", "b", "c"}
+
+
+@needs_browser
+def test_a_browser_runs_no_script_of_errors_and_values(search, tmp_path):
+    folder, plan, config = search
+    script = "<script>document.title='TAKEN'</script><img src=x onerror=\"document.title='TAKEN'\">"
+    (tmp_path / "space.yaml").write_text(json.dumps({"learner": {"choice": ["adam", script]}}))
+    plan = dataclasses.replace(plan, space=read_space(tmp_path / "space.yaml"))
+    for name, learner in (("a", "adam"), ("b", script), ("c", script)):
+        TrialEntry(name, {"learner": learner}, "finished", 1, ["node"]).write(plan.folder / name)
+    TrialEntry("d", {"learner": script}, "failed", 3, [script], script).write(plan.folder / "d")
+    write_report(folder, plan, config, n_trials=4, ended=True)
+    page = shown(folder / "report.html", tmp_path / "profile", milliseconds=10_000)
+    assert "TAKEN" not in page.split("</title>")[0]
+    body = page.split("<body>", 1)[1]
+    assert 'class="main-svg"' in body and body.count("&lt;script&gt;document.title") >= 2
 
 
 def test_a_trial_with_a_damaged_record_is_told_and_left_out(search):
