@@ -18,6 +18,7 @@ from recbole_perpeft.studies.compare.jobs.plan import plan
 from recbole_perpeft.studies.compare.jobs.runs import carry_out
 from recbole_perpeft.studies.compare.jobs.specs import ModelSpec, parse_models
 from recbole_perpeft.training.trainer import RunTrainer
+from support.attack.ground import runs_here
 
 ROOT = Path(__file__).parents[3]
 
@@ -125,7 +126,8 @@ print(subprocess.run([sys.executable, "-c", code], capture_output=True, text=Tru
 
 def test_a_comparison_from_python(shared, tmp_path):
     models = ["Pop", ModelSpec("other", "Pop", {"train_batch_size": 32})]
-    found = compare(models, "toy", tmp_path / "report", 1, config_dict=shared)
+    with runs_here():
+        found = compare(models, "toy", tmp_path / "report", 1, config_dict=shared)
     assert found.folder == tmp_path / "report" and (found.baseline, found.failures) == ("Pop", [])
     for name, table in found.tables.items():
         assert table.to_csv(index=False) == (found.folder / f"{name}.csv").read_text()

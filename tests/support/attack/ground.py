@@ -2,7 +2,8 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -24,17 +25,24 @@ def words_of(settings: dict) -> list[str]:
     return [f"--{key}={value}" for key, value in settings.items()]
 
 
-def in_one_process(words: Sequence[str]) -> int:
-    """The command line, with runs of comparisons in this process and searches without trials."""
+@contextmanager
+def runs_here() -> Iterator[None]:
+    """Runs of comparisons in this process, which starts none that would import everything anew."""
 
-    def carry_out_here(jobs, n_parallel, when_done):
+    def carry_out_here(jobs, n_parallel, when_done, start=None):
         outcomes = []
         for job in jobs:
             outcomes.append(Outcome(job, carry_out(job.folder, dict(job.settings))))
             when_done(outcomes[-1])
         return outcomes
 
-    with patch.object(comparison, "carry_out_all", carry_out_here), patch.object(_Search, "_run_trials", _no_trials):
+    with patch.object(comparison, "carry_out_all", carry_out_here):
+        yield
+
+
+def in_one_process(words: Sequence[str]) -> int:
+    """The command line, with runs of comparisons in this process and searches without trials."""
+    with runs_here(), patch.object(_Search, "_run_trials", _no_trials):
         return main(words)
 
 
