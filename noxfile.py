@@ -33,9 +33,9 @@ def requirements(session: nox.Session, *words: str) -> list[str]:
     return str(printed or "").split()
 
 
-def run_tests(session: nox.Session) -> None:
-    """All tests, or those that the command line names after `--`."""
-    session.run("pytest", *(session.posargs or ("-n", "2")), env={"OMP_NUM_THREADS": "1"})
+def run_tests(session: nox.Session, *words: str) -> None:
+    """Tests by pytest's words, all of them without any, or those that the command line names after `--`."""
+    session.run("pytest", *(session.posargs or words or ("-n", "2")), env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session(python=PYTHONS)
@@ -49,7 +49,7 @@ def tests(session: nox.Session) -> None:
 def smoke(session: nox.Session) -> None:
     """A few tests of each folder with the versions of constraints.txt."""
     session.install(*PINNED, "-e", ".[test]")
-    session.run("pytest", *(session.posargs or SMOKE), env={"OMP_NUM_THREADS": "1"})
+    run_tests(session, *SMOKE)
 
 
 @nox.session(python=OLD_PYTHONS)
