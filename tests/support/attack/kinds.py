@@ -126,7 +126,8 @@ def mutate_parquet(rng: Random, path: Path) -> str:
         values = table.column(name).to_pylist()
         row = rng.randrange(len(values))
         if kind == "value":
-            values[row] = rng.choice((-1, 0, 10**12) if isinstance(values[row], int) else ("", "x", None))
+            others = {int: (-1, 0, 10**12), bool: (None, not values[row])}
+            values[row] = rng.choice(others.get(type(values[row]), ("", "x", None)))
         changed = {
             "text": [str(value) for value in values],
             "nulls": [None if number == row else value for number, value in enumerate(values)],
