@@ -161,7 +161,7 @@ def _told(error: BaseException, verb: str) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return 130, f"interrupted; {VERBS[verb].after_interruption}"
     if isinstance(error, PerPEFTError | OSError):  # the system's errors name the file: a full disk, missing rights
-        return 2, f"error: {error}"
+        return 2, f"error: {' '.join(str(error).splitlines())}"  # what it quotes may have more than a line
     first_line = (str(error).splitlines() or ["it says no more"])[0]
     return 1, f"error: unforeseen {type(error).__name__}: {first_line} ({_written_down(error)})"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from torch.random import fork_rng
 from transformers.utils import cached_file
 
 from recbole_perpeft.core.digest import digest, large_file_hash
@@ -135,7 +136,9 @@ def load_part(what: str, loader: Any, name: str, key: str, **options: Any) -> An
     Raises:
         PerPEFTError: transformers cannot load it.
     """
-    with loading(what, name, key):
+    # Some releases of transformers draw weights before they read them: a run would start elsewhere than one that finds
+    # all states stored.
+    with loading(what, name, key), fork_rng(devices=[]):
         return loader.from_pretrained(name, trust_remote_code=False, **options)
 
 

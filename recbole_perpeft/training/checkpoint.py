@@ -187,12 +187,29 @@ def set_loader_state(loader, state: Mapping[str, Any]) -> None:
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Go on with an optimiser; its rates are those of the settings, which a resumed run may have changed."""
+    """Go on with an optimiser; its rates are those of the settings, which a resumed run may have changed.
+
+    Raises:
+        ValueError: the state is not one that the optimiser's steps have left.
+    """
     kept = ("lr", "weight_decay")
     rates = [{key: value for key, value in group.items() if key in kept} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, rates, strict=True):
         group.update(own)
+    for part in getattr(optimizer, "parts", [optimizer]):
+        _check_state(part)
+
+
+def _check_state(optimizer: Optimizer) -> None:
+    """Refuse what the next step would stumble over: optimisers look at their state only then."""
+    names = set[str]().union(*optimizer.state.values())
+    for parameter, entries in optimizer.state.items():
+        for name in sorted(names - entries.keys()):
+            raise ValueError(f"one of its parameters has no {name}")
+        for name, value in entries.items():
+            if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"{name} is {tuple(value.shape)} where the parameter is {tuple(parameter.shape)}")
 
 
 def to_device(value: Any, device: torch.device) -> Any:

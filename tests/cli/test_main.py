@@ -141,3 +141,8 @@ def test_an_unknown_verb_is_named(capsys, verb, hint):
 def test_what_starts_the_program_imports_nothing_heavy():
     code = "import sys, recbole_perpeft.cli.main; print({'torch', 'pandas', 'recbole'} & set(sys.modules))"
     assert program(f'"$PYTHON" -c "{code}"') == (0, "set()\n", "")
+
+
+def test_an_error_that_quotes_several_lines_is_one_line(capsys, fails_with):
+    assert main(fails_with(PerPEFTError("valid_metric is a\nb"))) == 2
+    assert capsys.readouterr().err == "error: valid_metric is a b\n"

@@ -70,8 +70,9 @@ def test_a_family_says_where_its_tower_is_and_what_peft_adapts():
     holder = nn.Module()
     holder.config, holder.eyes = clip_config(), ViTModel(ViTConfig(**VISION))
     targets = {"": {"target_modules": ("o_proj",)}, "ia3": {"target_modules": ("fc1",), "feedforward_modules": ()}}
+    blocks = find_encoder(holder.eyes, "image")[1].blocks  # which differ between releases of transformers
     family = Family(
-        "eyes", "image", "layers", "layernorm", "cls", model_types=frozenset({"clip"}), tower="eyes", targets=targets
+        "eyes", "image", blocks, "layernorm", "cls", model_types=frozenset({"clip"}), tower="eyes", targets=targets
     )
     register_family(family)
     assert find_encoder(holder, "image") == (holder.eyes, family)

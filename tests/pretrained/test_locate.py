@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import recbole_perpeft
 from recbole_perpeft.core.errors import PerPEFTError
@@ -95,3 +96,14 @@ def test_everything_of_transformers_is_loaded_in_one_place():
     package = Path(recbole_perpeft.__file__).parent
     direct = re.compile(r"\b(Auto|T5)\w+\.from_pretrained\(")
     assert not [path for path in package.rglob("*.py") if direct.search(path.read_text(encoding="utf-8"))]
+
+
+def test_loading_a_model_draws_nothing_of_a_run():
+    class Drawing:
+        @staticmethod
+        def from_pretrained(name, **options):
+            return torch.rand(3)
+
+    before = torch.get_rng_state()
+    locate.load_part("model", Drawing, "a", "text_encoder")
+    assert torch.equal(torch.get_rng_state(), before)
