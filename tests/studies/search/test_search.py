@@ -224,8 +224,14 @@ def test_searchers_that_learn_from_earlier_trials(search, searcher):
 
 
 def test_a_training_of_two_processes_ends_as_one_that_takes_two_batches_a_step(aspects_settings):
-    chosen = aspects_settings | {"adaptation": "frozen", "train_windows": "newest", "epochs": 1}
-    together, alone = (run("MoRec", config_dict=chosen | how) for how in ({"nproc": 2}, {"batches_a_step": 2}))
+    chosen = aspects_settings | {"train_windows": "newest", "epochs": 1, "epochs_global": 1, "peft_type": "none"}
+    chosen |= {"sparse_ids": True, "id_embedding_reg": 0}
+    told = {"nproc": [], "batches_a_step": []}
+    together, alone = (
+        run("PerPEFT", config_dict=chosen | {how: 2}, callback_fn=lambda *words, how=how: told[how].append(words))
+        for how in told
+    )
+    assert told["nproc"] == told["batches_a_step"] and len(told["nproc"]) == together["epochs"]
     for key in ("test_result", "best_valid_result", "epochs"):
         assert together[key] == alone[key], key
     found, expected = (load_checkpoint(Path(one["run_folder"]) / "best.pth") for one in (together, alone))
