@@ -76,13 +76,14 @@ def run_together(config: Config, folder: RunFolder, work: Work, callback_fn: Cal
     result.unlink(missing_ok=True)  # of a run that was finished before it goes on
     plan = _Plan(config.model_class, cluster.settings_anywhere(config), folder.path.absolute(), work)
     state = plan.folder / _RAY_STATE
+    remove_state(plan.folder)  # of processes that were killed
     processors = cpu_count()
     with folder.logged(level_of(config["state"])):
         LOGGER.info(f"{nproc} processes start, which takes a while")
     with cluster.running_ray(address, n_cpus=max(nproc, processors)):
         gpus = int(bool(config["use_gpu"] and cluster.n_gpus()))
         cpus = config["cpus"] or (1 if address else max(1, processors // nproc))
-        resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+        resources = {"CPU": cpus, "memory": cluster.mark_of(plan.folder)} | ({"GPU": gpus} if gpus else {})
         cluster.check_resources(cpus, gpus, "a process (nproc)", nproc)
         if address:
             paths = {"output": plan.folder, "data": config.dataset_folder.absolute()}
@@ -101,8 +102,13 @@ def run_together(config: Config, folder: RunFolder, work: Work, callback_fn: Cal
                 with folder.logged(level_of(config["state"])):
                     LOGGER.warning(f"a process was lost ({lost}); all go on after the last finished epoch")
         finally:
-            shutil.rmtree(state, ignore_errors=True)
+            remove_state(plan.folder)
     return json.loads(result.read_text(encoding="utf-8"))
+
+
+def remove_state(run_folder: Path) -> None:
+    """Remove what Ray Train keeps in the folder of a run while processes train; checkpoints are not in it."""
+    shutil.rmtree(run_folder / _RAY_STATE, ignore_errors=True)
 
 
 def _attempt(
