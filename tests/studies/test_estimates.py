@@ -52,6 +52,10 @@ def test_a_search_is_the_sum_of_its_trials(measured, words, tmp_path, monkeypatc
     out = capsys.readouterr().out
     assert "trial of BPR on toy" in out and "40.0 s" in out and "1,000 MB" in out and "asha stops trials early" in out
     assert [with_test for _, with_test in measured] == [False] and not folder.exists()
+    search[1:2] = ["--model=MoRec", "--adaptation=frozen", "--devices_per_trial=2"]
+    assert main([*search, f"--output={folder}"]) == 0
+    out = capsys.readouterr().out
+    assert "one after the other" in out and "a trial is measured on one device" in out and measured[1][0]["nproc"] == 2
     assert main(["search", "--resume=x", "--estimate"]) == 2
     assert "--estimate is for a new search" in capsys.readouterr().err
 
