@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import zlib
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _MB = 2**20
 _SMALLEST_STORE = 160 * _MB
 _MOST_MARKED = 16 * _MB
+_SECONDS_TO_ANSWER = 20.0
 _LARGEST_SHARE = 0.3  # of the memory that is available: the work needs the rest
 # Read by Ray's worker processes. A stopped trial ends at once, but a busy machine may take its time over it.
 _WORKER_SETTINGS = {
@@ -79,6 +81,8 @@ def running_ray(address: str | None = None, store_bytes: int = 0, n_cpus: int | 
     if ray.is_initialized():
         yield
         return
+    if address:
+        _check_answers(address)
     try:
         arguments = _to_join(address) if address else _to_start(store_bytes, n_cpus)
         started = _init(arguments, n_attempts=1 if address else 3)
@@ -125,6 +129,20 @@ def _children_except(before: Sequence[psutil.Process]) -> list[psutil.Process]:
     return [process for process in psutil.Process().children(recursive=True) if process not in before]
 
 
+def _check_answers(address: str) -> None:
+    """Refuse an address where nothing listens, which Ray tries for minutes; one without a port is for Ray to find."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise PerPEFTError(
+            f"cannot join the cluster at {address}: nothing answers there ({error}): is it the address that "
+            "`ray start --head` printed?"
+        ) from error
+
+
 def _to_join(address: str) -> dict[str, Any]:
     return {
         "address": address,
@@ -167,13 +185,19 @@ def store_size(needed: int, available: int) -> int:
 
 def settings_anywhere(config: Config) -> dict[str, Any]:
     """Settings of a run as plain types that mean the same in any folder."""
-    settings = absolute_paths(config.to_dict()) | {"model": config["model"], "dataset": config["dataset"]}
-    return settings | {key: str(Path(settings[key]).absolute()) for key in ("data_path", "cache_folder")}
+    settings = absolute_paths(config.to_dict(), "data_path", "cache_folder")
+    return settings | {"model": config["model"], "dataset": config["dataset"]}
 
 
-def absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings whose paths mean the same in any folder; workers may start in another than this program."""
-    return {key: _absolute(value) for key, value in settings.items()}
+def absolute_paths(settings: Mapping[str, Any], *folders: str) -> dict[str, Any]:
+    """Settings whose paths mean the same in any folder; workers may start in another than this program.
+
+    Args:
+        settings: of a run.
+        folders: keys of folders, which need not be there yet.
+    """
+    found = {key: _absolute(value) for key, value in settings.items()}
+    return found | {key: str(Path(settings[key]).absolute()) for key in folders}
 
 
 def _absolute(value: Any) -> Any:
