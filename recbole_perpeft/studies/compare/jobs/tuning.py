@@ -50,7 +50,12 @@ def tuned(
             settings = {key: value for key, value in job.settings.items() if key not in _names(space)}
             folder = Path(settings["runs_folder"]) / f"search-{spec.model}-{job.dataset}-{_digest(job.key, space)}"
             LOGGER.info(f"{spec.name} on {job.dataset}: {n_trials} trials, {folder}")
-            own = SearchSettings(num_samples=n_trials, max_concurrent=n_parallel or 0, output=folder)
+            own = SearchSettings(
+                num_samples=n_trials,
+                max_concurrent=n_parallel or 0,
+                devices_per_trial=settings.pop("nproc"),
+                output=folder,
+            )
             found.append(_tuning(spec.name, _carry_out(folder, settings, space, own)))
             spec = replace(spec, settings={**spec.settings, **found[-1].chosen})
         result.append(spec)
