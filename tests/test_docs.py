@@ -8,7 +8,7 @@ import pytest
 from recbole_perpeft.cli.main import VERBS
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.studies.compare.jobs.specs import parse_models
-from recbole_perpeft.studies.search.session import SEARCH_KEYS
+from recbole_perpeft.studies.search.settings import SEARCH_KEYS
 from support.pages import BLOCK, PAGES, ROOT, name_of, shell_commands, words_of
 
 SCRIPTS = {"run_recbole.py": "train", "run_compare.py": "compare", "run_hyper.py": "search"}

@@ -11,7 +11,6 @@ from recbole_perpeft.cli.flags import settings_of, yes
 from recbole_perpeft.cli.train import model_list
 from recbole_perpeft.core.errors import PerPEFTError
 
-_AS_MANY_AS_FIT = 10_000
 _HELP = """\
 Train models under one protocol and write a report: quality with significance, cost, and who profits.
 
@@ -94,9 +93,9 @@ def _compare(flags: dict[str, Any]) -> int:
     workers = flags.pop("workers", "processes")
     if workers not in ("processes", "ray"):
         raise PerPEFTError(f"--workers is {workers!r}: it must be processes or ray")
-    if workers == "ray":
-        flags.setdefault("parallel", str(_AS_MANY_AS_FIT))
-    n_parallel, splits = _whole_number("parallel", flags.pop("parallel", "1")), _names(flags.pop("splits", ""), ",")
+    as_fit = workers == "ray" and "parallel" not in flags
+    n_parallel = None if as_fit else _whole_number("parallel", flags.pop("parallel", "1"))
+    splits = _names(flags.pop("splits", ""), ",")
     own: dict[str, Any] = dict(
         baseline=flags.pop("baseline", None),
         lists=_names(flags.pop("lists", ""), ","),

@@ -52,7 +52,7 @@ def run(options: dict[str, Any]) -> int:
 
 
 def _help() -> str:
-    from recbole_perpeft.studies.search.session import SearchSettings
+    from recbole_perpeft.studies.search.settings import SearchSettings
 
     lines = []
     for declared in SearchSettings.declared():
@@ -63,7 +63,7 @@ def _help() -> str:
 
 
 def _start(words: dict[str, Any]):
-    from recbole_perpeft.studies.search.session import resume_search, search
+    from recbole_perpeft.studies.search.session import resume_search
 
     source = words.pop("resume", None)
     own = _own(words)
@@ -71,32 +71,31 @@ def _start(words: dict[str, Any]):
         if words:
             raise PerPEFTError(f"a resumed search has its settings already: leave out --{', --'.join(words)}")
         return resume_search(Path(source), own)
-    return search(*_arguments(words, own))
+    return _new(words, own).carry_out()
 
 
-def _arguments(words: dict[str, Any], own: dict[str, Any]) -> tuple[Any, ...]:
-    """What a new search is given: model, data set, space, files, settings of trials, how to search."""
+def _new(words: dict[str, Any], own: dict[str, Any]):
+    """A new search: its settings, and those of the trials."""
     from recbole_perpeft.core.settings import settings_from
-    from recbole_perpeft.studies.search.session import SearchSettings
+    from recbole_perpeft.studies.search.session import NewSearch
+    from recbole_perpeft.studies.search.settings import SearchSettings
 
     if own.get("searcher") == "grid" and "num_samples" in own:
         raise PerPEFTError("a grid has as many trials as it has points: leave out --num_samples")
     model, dataset, space = (words.pop(key, None) for key in ("model", "dataset", "search"))
     files = str(words.pop("config_files", "")).split()
-    return model, dataset, space, files, words, settings_from(own, SearchSettings)
+    return NewSearch(model, dataset, space, files, words, settings_from(own, SearchSettings))
 
 
 def _estimate(words: dict[str, Any]) -> str:
-    from recbole_perpeft.studies.search.session import estimate_search
-
     if "resume" in words:
         raise PerPEFTError("--estimate is for a new search: leave out --resume, or --estimate")
-    return estimate_search(*_arguments(words, _own(words)))
+    return _new(words, _own(words)).estimate()
 
 
 def _own(words: dict[str, Any]) -> dict[str, Any]:
     """Takes what says how to search out of the words."""
-    from recbole_perpeft.studies.search.session import SEARCH_KEYS
+    from recbole_perpeft.studies.search.settings import SEARCH_KEYS
 
     own = {key: _value(key, words.pop(key)) for key in sorted(SEARCH_KEYS & words.keys())}
     _refuse_misspelt_flags(words.keys() - {"search"}, SEARCH_KEYS | {"resume", "search", "estimate"})

@@ -58,6 +58,12 @@ class RunSettings(Settings):
     max_failures: int = setting(
         2, "With nproc: how often a training goes on from last.pth when a process is lost.", least=0, kind="device"
     )
+    cpus: float | None = setting(
+        None,
+        "With nproc: processors of each process; ~ for an equal share of this machine's, and for one on a cluster.",
+        above=0,
+        kind="device",
+    )
     gpu_id: str | None = setting("0", "The GPU, counted among those that are visible to the process.", kind="device")
     use_gpu: bool = setting(True, "Whether to use a GPU if there is one.", kind="device")
     worker: int = setting(0, "Processes that load batches; 0 loads in the main process.", least=0, most=256)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,18 +24,24 @@ if TYPE_CHECKING:
 
 _MB = 2**20
 _SMALLEST_STORE = 160 * _MB
+_MOST_MARKED = 16 * _MB
+_SECONDS_TO_ANSWER = 20.0
 _LARGEST_SHARE = 0.3  # of the memory that is available: the work needs the rest
 # Read by Ray's worker processes. A stopped trial ends at once, but a busy machine may take its time over it.
-_WORKER_SETTINGS = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "120", "RAY_AIR_NEW_OUTPUT": "0"}
+_WORKER_SETTINGS = {
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    # Seconds: on a busy machine worker processes take longer to start than Ray expects.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+}
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's workers yield to all other processes, as if this one had work of its own: it only waits for them.
     "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    # Seconds: on a busy machine worker processes take longer to start than Ray expects.
+    # Seconds, as above.
     "RAY_worker_register_timeout_seconds": "300",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     # Ctrl-C ends the search at once: every finished epoch is on disk, there is nothing to wait for.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -73,6 +81,8 @@ def running_ray(address: str | None = None, store_bytes: int = 0, n_cpus: int | 
     if ray.is_initialized():
         yield
         return
+    if address:
+        _check_answers(address)
     try:
         arguments = _to_join(address) if address else _to_start(store_bytes, n_cpus)
         started = _init(arguments, n_attempts=1 if address else 3)
@@ -119,6 +129,20 @@ def _children_except(before: Sequence[psutil.Process]) -> list[psutil.Process]:
     return [process for process in psutil.Process().children(recursive=True) if process not in before]
 
 
+def _check_answers(address: str) -> None:
+    """Refuse an address where nothing listens, which Ray tries for minutes; one without a port is for Ray to find."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise PerPEFTError(
+            f"cannot join the cluster at {address}: nothing answers there ({error}): is it the address that "
+            "`ray start --head` printed?"
+        ) from error
+
+
 def _to_join(address: str) -> dict[str, Any]:
     return {
         "address": address,
@@ -161,13 +185,19 @@ def store_size(needed: int, available: int) -> int:
 
 def settings_anywhere(config: Config) -> dict[str, Any]:
     """Settings of a run as plain types that mean the same in any folder."""
-    settings = absolute_paths(config.to_dict()) | {"model": config["model"], "dataset": config["dataset"]}
-    return settings | {key: str(Path(settings[key]).absolute()) for key in ("data_path", "cache_folder")}
+    settings = absolute_paths(config.to_dict(), "data_path", "cache_folder")
+    return settings | {"model": config["model"], "dataset": config["dataset"]}
 
 
-def absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings whose paths mean the same in any folder; workers may start in another than this program."""
-    return {key: _absolute(value) for key, value in settings.items()}
+def absolute_paths(settings: Mapping[str, Any], *folders: str) -> dict[str, Any]:
+    """Settings whose paths mean the same in any folder; workers may start in another than this program.
+
+    Args:
+        settings: of a run.
+        folders: keys of folders, which need not be there yet.
+    """
+    found = {key: _absolute(value) for key, value in settings.items()}
+    return found | {key: str(Path(settings[key]).absolute()) for key in folders}
 
 
 def _absolute(value: Any) -> Any:
@@ -204,6 +234,16 @@ def _places(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float, n: i
     return sum(min((node.get(key, 0) // need for key, need in needs.items() if need), default=n) for node in nodes)
 
 
+def n_places(cpus: float, gpus: float) -> int:
+    """How many workers with such needs the machines have a place for at once.
+
+    Args:
+        cpus: that each needs, above 0.
+        gpus: that each needs.
+    """
+    return int(_places([node["Resources"] for node in _nodes()], cpus, gpus, 0))
+
+
 def most_cpus(n: int, gpus: float) -> int:
     """The most processors that each of `n` workers can have at once; 1 where not even that has a place.
 
@@ -214,6 +254,30 @@ def most_cpus(n: int, gpus: float) -> int:
     nodes = [node["Resources"] for node in _nodes()]
     most = int(sum(node.get("CPU", 0) for node in nodes)) // n
     return next((cpus for cpus in range(most, 1, -1) if _places(nodes, cpus, gpus, n) >= n), 1)
+
+
+def mark_of(run_folder: Path) -> int:
+    """Bytes of memory that each process of a training asks Ray for: few, and by them its places are known again."""
+    return 1 + zlib.crc32(str(run_folder).encode()) % _MOST_MARKED
+
+
+def free_places(run_folder: Path) -> None:
+    """Give back the places of a training that has ended however it ended.
+
+    Ray keeps a group of places while the program runs that its creator belongs to. Ray Train watches over
+    creators, but asks the dashboard whether they live, and for ever where there is none.
+
+    Args:
+        run_folder: of the training.
+    """
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+    mark = mark_of(run_folder)
+    for name, group in placement_group_table().items():
+        marks = {bundle.get("memory") for bundle in group["bundles"].values()}
+        if mark in marks and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
 
 
 def n_machines() -> int:

@@ -12,7 +12,7 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -32,7 +32,10 @@ from recbole_perpeft.training.workers import Team, Workers
 
 _RAY_STATE = "ray"
 _LONGEST_REASON = 300  # characters
-Work = Callable[[Config, RunFolder, Workers], Any]
+_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_TO_STOP = 60
+Callback = Callable[[int, float], None]
+Work = Callable[[Config, RunFolder, Workers, Callback | None], Any]
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,15 @@ class _Plan:
     work: Work
 
 
-def run_together(config: Config, folder: RunFolder, work: Work) -> dict[str, Any]:
+def run_together(config: Config, folder: RunFolder, work: Work, callback_fn: Callback | None = None) -> dict[str, Any]:
     """Let `nproc` processes do the work of a run, and wait for them.
 
     Args:
         config: of the run.
         folder: of the run; on a cluster all machines must see it.
         work: called in each process, as a function of a module.
+        callback_fn: called in this process with epoch and valid score after each evaluation, while the others wait. An
+            exception of its own ends the training and is raised.
 
     Returns:
         What the first process has written as the result.
@@ -71,57 +76,76 @@ def run_together(config: Config, folder: RunFolder, work: Work) -> dict[str, Any
     result.unlink(missing_ok=True)  # of a run that was finished before it goes on
     plan = _Plan(config.model_class, cluster.settings_anywhere(config), folder.path.absolute(), work)
     state = plan.folder / _RAY_STATE
+    remove_state(plan.folder)  # of processes that were killed
     processors = cpu_count()
     with folder.logged(level_of(config["state"])):
         LOGGER.info(f"{nproc} processes start, which takes a while")
-    with followed(folder.path / LOG_FILE), cluster.running_ray(address, n_cpus=max(nproc, processors)):
+    with cluster.running_ray(address, n_cpus=max(nproc, processors)):
         gpus = int(bool(config["use_gpu"] and cluster.n_gpus()))
-        cpus = 1 if address else max(1, processors // nproc)
+        cpus = config["cpus"] or (1 if address else max(1, processors // nproc))
+        resources = {"CPU": cpus, "memory": cluster.mark_of(plan.folder)} | ({"GPU": gpus} if gpus else {})
         cluster.check_resources(cpus, gpus, "a process (nproc)", nproc)
         if address:
             paths = {"output": plan.folder, "data": config.dataset_folder.absolute()}
             cluster.check_machines(paths, "train")
         try:
-            _persist(plan, state, nproc, {"CPU": cpus} | ({"GPU": gpus} if gpus else {}), config["max_failures"])
+            for attempt in range(1, config["max_failures"] + 2):
+                lost = _attempt(plan, state / f"attempt-{attempt}", nproc, resources, callback_fn)
+                if lost is None:
+                    break
+                if attempt > config["max_failures"]:
+                    often = "once" if attempt == 1 else f"{attempt} times"
+                    raise PerPEFTError(
+                        f"the processes of the training were lost {often}, at last: {lost}; what was finished is "
+                        f"kept: go on with --resume={plan.folder}"
+                    )
+                with folder.logged(level_of(config["state"])):
+                    LOGGER.warning(f"a process was lost ({lost}); all go on after the last finished epoch")
         finally:
-            shutil.rmtree(state, ignore_errors=True)
+            remove_state(plan.folder)
     return json.loads(result.read_text(encoding="utf-8"))
 
 
-def _persist(plan: _Plan, state: Path, nproc: int, resources: dict[str, float], max_failures: int) -> None:
-    """Start the processes, and again where one is lost."""
+def remove_state(run_folder: Path) -> None:
+    """Remove what Ray Train keeps in the folder of a run while processes train; checkpoints are not in it."""
+    shutil.rmtree(run_folder / _RAY_STATE, ignore_errors=True)
+
+
+def _attempt(
+    plan: _Plan, state: Path, nproc: int, resources: dict[str, float], callback_fn: Callback | None
+) -> str | None:
+    """Start the processes and wait for them.
+
+    Returns:
+        Why one was lost; None where the work is done.
+    """
     from ray import cloudpickle
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     backend = "cpu:gloo,cuda:nccl" if "GPU" in resources else "gloo"
     on_this_machine = not plan.settings["ray_address"]
-    for failures in range(max_failures + 1):
-        trainer = TorchTrainer(
-            _errand(),
-            train_loop_config={"plan": cloudpickle.dumps(plan)},
-            torch_config=_of_this_machine(backend) if on_this_machine else TorchConfig(backend=backend),
-            scaling_config=ScalingConfig(
-                num_workers=nproc, use_gpu="GPU" in resources, resources_per_worker=resources
-            ),
-            run_config=RunConfig(name=f"attempt-{failures}", storage_path=str(state)),
-        )
-        try:
-            _fit(trainer)
-        except TrainingFailedError as error:
-            reason = _reason(error)
-            if failures == max_failures:
-                raise PerPEFTError(
-                    f"the processes of the training were lost {failures + 1} times, at last: {reason}; what was "
-                    f"finished is kept: go on with --resume={plan.folder}"
-                ) from error
-            LOGGER.warning(f"a process was lost ({reason}); all go on after the last finished epoch")
-        else:
-            return
+    desk = _desk() if callback_fn else None
+    trainer = TorchTrainer(
+        _errand(),
+        train_loop_config={"plan": cloudpickle.dumps(plan), "desk": desk},
+        torch_config=_of_this_machine(backend) if on_this_machine else TorchConfig(backend=backend),
+        scaling_config=ScalingConfig(num_workers=nproc, use_gpu="GPU" in resources, resources_per_worker=resources),
+        run_config=RunConfig(name=state.name, storage_path=str(state.parent)),
+    )
+    try:
+        with followed(plan.folder / LOG_FILE):
+            ended = _begin(trainer)
+            if callback_fn:
+                _attend(ended, desk, callback_fn)
+            ended.result()
+    except TrainingFailedError as error:
+        return _reason(error)
+    return None
 
 
-def _fit(trainer: Any) -> None:
-    """Wait for it in this thread while it works in another.
+def _begin(trainer: Any) -> Future[Any]:
+    """Let it work in a thread of its own.
 
     In the main thread Ray Train takes Ctrl-C for itself, ends the program with status 0, and never gives it back.
     """
@@ -134,7 +158,29 @@ def _fit(trainer: Any) -> None:
             ended.set_exception(error)
 
     Thread(target=fit, daemon=True).start()
-    ended.result()
+    return ended
+
+
+def _attend(ended: Future[Any], desk: Any, callback_fn: Callback) -> None:
+    """Answer what the first process leaves at the desk, until the training has ended."""
+    import ray
+
+    told = desk.told.remote()
+    while not ended.done():
+        if not ray.wait([told], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
+            continue
+        try:
+            epoch, score = ray.get(told)
+        except ray.exceptions.RayError:  # the desk is lost, and whoever stands before it ends
+            return
+        try:
+            callback_fn(epoch, score)
+        except BaseException:
+            desk.answer.remote(False)
+            wait([ended], timeout=_SECONDS_TO_STOP)
+            raise
+        desk.answer.remote(True)
+        told = desk.told.remote()
 
 
 def _reason(error: Exception) -> str:
@@ -154,29 +200,63 @@ def _reason(error: Exception) -> str:
     return one_line(failures[0])[:_LONGEST_REASON]
 
 
-def train_here(plan: _Plan) -> None:
-    """Runs in each process."""
+def train_here(plan: _Plan, desk: Any = None) -> None:
+    """Runs in each process.
+
+    Args:
+        plan: what to do.
+        desk: where to tell of an epoch and wait for the answer; None tells nobody.
+    """
+    import ray
     from ray.train.torch import get_device
+
+    def tell(epoch: int, score: float) -> None:
+        if not ray.get(desk.tell.remote(epoch, float(score))):
+            raise SystemExit  # no error of this process, which the log would have to name
 
     workers, device = Team(), get_device()
     settings = plan.settings | ({"gpu_id": str(device.index)} if device.type == "cuda" else {})
     if workers.rank:
         settings |= {"log_wandb": False, "trackers": None}
     folder = RunFolder(plan.folder, writes=workers.rank == 0)
-    plan.work(Config(plan.model, config_dict=settings), folder, workers)
+    is_told = desk is not None and folder.writes
+    plan.work(Config(plan.model, config_dict=settings), folder, workers, tell if is_told else None)
 
 
 # What follows passes through a process of Ray's that has no use for this package. Functions inside of functions travel
 # by themselves, without their module, whose import takes seconds.
 
 
-def _errand() -> Callable[[dict[str, bytes]], None]:
-    def work(arguments: dict[str, bytes]) -> None:
+def _errand() -> Callable[[dict[str, Any]], None]:
+    def work(arguments: dict[str, Any]) -> None:
         from recbole_perpeft.runs.processes import train_here
 
-        train_here(pickle.loads(arguments["plan"]))
+        train_here(pickle.loads(arguments["plan"]), arguments["desk"])
 
     return work
+
+
+def _desk() -> Any:
+    """A process of Ray's between the first process of a training and the one that waits for it."""
+    import ray
+
+    class Desk:
+        def __init__(self):
+            from asyncio import Queue
+
+            self._told, self._answers = Queue(), Queue()
+
+        async def tell(self, *words):
+            await self._told.put(words)
+            return await self._answers.get()
+
+        async def told(self):
+            return await self._told.get()
+
+        async def answer(self, goes_on):
+            await self._answers.put(goes_on)
+
+    return ray.remote(num_cpus=0)(Desk).remote()
 
 
 def _of_this_machine(backend: str) -> Any:

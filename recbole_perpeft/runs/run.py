@@ -51,7 +51,8 @@ def run(
         config_file_list: YAML files with settings.
         config_dict: settings that win over the files.
         saved: whether to write checkpoints; without, the best model is kept in memory and the run cannot be resumed.
-        callback_fn: called with epoch (from 0) and valid score when an evaluated epoch is on disk.
+        callback_fn: called in this process with epoch (from 0) and valid score when an evaluated epoch is on disk; the
+            training waits for it, and ends with an exception of its.
         with_test: whether to evaluate the best epoch on the test items; without, `test_result` is empty.
 
     Returns:
@@ -171,16 +172,12 @@ def _check_names(recorded: Mapping[str, Any], given: Mapping[str, Any], where: s
 
 def _start(config: Config, folder: RunFolder, saved: bool, callback_fn, with_test: bool) -> dict[str, Any]:
     if config["nproc"] == 1:
-        return _run(config, folder, ALONE, saved, callback_fn, with_test)
-    if callback_fn is not None:
-        raise PerPEFTError(
-            "callback_fn is called in the process that trains, and with nproc there are several: leave it out"
-        )
-    return run_together(config, folder, partial(_run, saved=saved, with_test=with_test))
+        return _run(config, folder, ALONE, callback_fn, saved, with_test)
+    return run_together(config, folder, partial(_run, saved=saved, with_test=with_test), callback_fn)
 
 
 def _run(
-    config: Config, folder: RunFolder, workers: Workers, saved: bool, callback_fn=None, with_test: bool = True
+    config: Config, folder: RunFolder, workers: Workers, callback_fn, saved: bool, with_test: bool
 ) -> dict[str, Any]:
     config["checkpoint_dir"] = str(folder.path)
     with folder.logged(level_of(config["state"])):

@@ -1,6 +1,7 @@
 """Processes end with the program that has started them, however that ends; the size of the object store."""
 
 import os
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import psutil
 import pytest
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.runs import cluster
 from recbole_perpeft.runs.cluster import ended_with_this_program, running_ray, store_size
 
 MB = 2**20
@@ -44,6 +46,7 @@ def test_a_process_that_is_gone_or_another_by_now_is_left_alone(sleeper):
 def test_processes_end_with_a_program_that_is_killed(sleeper):
     program = f"""
 import psutil, time
+from recbole_perpeft.runs import cluster
 from recbole_perpeft.runs.cluster import ended_with_this_program
 with ended_with_this_program([psutil.Process({sleeper.pid})]):
     print("ready", flush=True)
@@ -63,6 +66,23 @@ def test_a_ray_of_this_machine_listens_to_it_alone(monkeypatch):
             patched.setattr("os.environ", {})
             with running_ray(address):
                 assert os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == expected
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "127.0.0.1:99999"):
+        with (
+            pytest.raises(PerPEFTError, match=f"cannot join the cluster at {address}: nothing answers"),
+            running_ray(address),
+        ):
+            pass
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        for address in (f"127.0.0.1:{listening.getsockname()[1]}", "auto", "ray://head"):
+            cluster._check_answers(address)
 
 
 def test_the_object_store_is_small_unless_data_are_shipped():

@@ -4,6 +4,7 @@ import _thread
 import json
 import pickle
 import threading
+from concurrent.futures import Future
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -48,9 +49,10 @@ def train(aspects_settings, tmp_path, monkeypatch):
     return start
 
 
-def test_lost_processes_start_again_until_that_is_too_often(train):
+def test_lost_processes_start_again_until_that_is_too_often(train, tmp_path):
     assert train(RuntimeError("lost"), RuntimeError("lost"), None) == {"epochs": 3}
     assert len(train.starts) == 3
+    assert (tmp_path / "run" / "run.log").read_text().count("a process was lost (lost); all go on") == 2
 
 
 def test_ctrl_c_ends_the_wait_for_the_processes():
@@ -61,7 +63,7 @@ def test_ctrl_c_ends_the_wait_for_the_processes():
         has_ended.wait(20)
 
     with pytest.raises(KeyboardInterrupt):
-        processes._fit(SimpleNamespace(fit=fit))
+        processes._begin(SimpleNamespace(fit=fit)).result()
     has_ended.set()
 
 
@@ -79,9 +81,59 @@ def test_wrong_input_is_told_at_once(train):
     assert len(train.starts) == 1
 
 
-def test_a_callback_cannot_be_called_from_another_process(aspects_settings):
-    with pytest.raises(PerPEFTError, match="callback_fn is called in the process that trains"):
-        run(config_dict=aspects_settings | {"nproc": 2}, callback_fn=print)
+class Desk:
+    """The desk without Ray: a training lays words on it, and ends with the first answer that is no."""
+
+    def __init__(self, *words):
+        self.words, self.answers, self.ended = list(words), [], Future()
+        self.told, self.answer = (SimpleNamespace(remote=method) for method in (self._told, self._answer))
+
+    def _told(self):
+        if not self.words:
+            self.ended.set_result(None)
+        return self.words.pop(0) if self.words else None
+
+    def _answer(self, goes_on):
+        self.answers.append(goes_on)
+        if not goes_on:
+            self.ended.set_exception(RuntimeError("the processes have ended"))
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    import ray
+
+    def get(word):
+        if isinstance(word, Exception):
+            raise word
+        return word
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "wait", lambda words, timeout: (words, []))
+    return ray
+
+
+def test_a_callback_is_called_in_this_process_and_each_call_is_answered(without_ray):
+    desk, calls = Desk((0, 0.5), (1, 0.25)), []
+    processes._attend(desk.ended, desk, lambda *words: calls.append(words))
+    assert calls == [(0, 0.5), (1, 0.25)] and desk.answers == [True, True]
+
+
+@pytest.mark.parametrize("error", [SystemExit(), KeyboardInterrupt(), PerPEFTError("enough")])
+def test_an_exception_of_a_callback_ends_the_processes_first(without_ray, error):
+    def callback(epoch, score):
+        raise error
+
+    desk = Desk((0, 0.5), (1, 0.25))
+    with pytest.raises(type(error)):
+        processes._attend(desk.ended, desk, callback)
+    assert desk.answers == [False] and desk.ended.done()
+
+
+def test_a_desk_that_is_lost_leaves_the_rest_to_the_training(without_ray):
+    desk = Desk(without_ray.exceptions.RayError("gone"))
+    processes._attend(desk.ended, desk, None)
+    assert not desk.answers
 
 
 def test_a_process_that_does_not_write_leaves_nothing(tmp_path):

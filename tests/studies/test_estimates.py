@@ -36,6 +36,9 @@ def test_a_comparison_is_the_sum_of_the_runs_that_are_not_finished(measured, wor
     assert measured[1][0]["embedding_size"] == 8 and measured[0][0]["seed"] == 2026
     assert "small on toy" in out and "all, 2 at a time" in out and "30.0 s" in out and "1,000 MB" in out
     assert "finished" not in out and not folder.exists() and not (tmp_path / "runs").exists()
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert main([*compare, "--workers=ray"]) == 0  # not all six at a time, but as many as fit
+    assert "all, 4 at a time" in capsys.readouterr().out
     monkeypatch.setattr(comparison.RunRecord, "finished", property(lambda run: "Pop" in run.folder.name))
     assert main(compare) == 0
     out = capsys.readouterr().out
@@ -52,6 +55,10 @@ def test_a_search_is_the_sum_of_its_trials(measured, words, tmp_path, monkeypatc
     out = capsys.readouterr().out
     assert "trial of BPR on toy" in out and "40.0 s" in out and "1,000 MB" in out and "asha stops trials early" in out
     assert [with_test for _, with_test in measured] == [False] and not folder.exists()
+    search[1:2] = ["--model=MoRec", "--adaptation=frozen", "--devices_per_trial=2"]
+    assert main([*search, f"--output={folder}"]) == 0
+    out = capsys.readouterr().out
+    assert "one after the other" in out and "a trial is measured on one device" in out and measured[1][0]["nproc"] == 2
     assert main(["search", "--resume=x", "--estimate"]) == 2
     assert "--estimate is for a new search" in capsys.readouterr().err
 

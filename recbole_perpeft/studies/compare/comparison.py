@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import alone, full_disk
@@ -55,7 +57,7 @@ def compare(
     output: str | Path = "comparison",
     n_seeds: int = 3,
     baseline: str | None = None,
-    n_parallel: int = 1,
+    n_parallel: int | None = 1,
     config_file_list: Sequence[str] = (),
     config_dict: Mapping[str, Any] | None = None,
     true_group_field: str | None = None,
@@ -80,7 +82,7 @@ def compare(
         output: folder of the report.
         n_seeds: how many seeds; the setting `seed` is the first, the others follow it.
         baseline: name of the model that the others are compared with; by default the first.
-        n_parallel: how many runs at a time at most.
+        n_parallel: how many runs at a time at most; None for as many as Ray has a place for, and one without Ray.
         config_file_list: YAML files with settings of all models.
         config_dict: settings of all models; they win over the files.
         true_group_field: column of the `.user` file that names the users' true groups; the report then tells how far
@@ -150,11 +152,11 @@ def _plans(
     dataset: str | Sequence[str],
     of_all: Mapping[str, Any],
     splits: Sequence[str],
-    n_parallel: int,
+    n_parallel: int | None,
 ) -> list[DatasetPlan]:
     """The parts of a comparison; `of_all` is what `plan` is given for each of them."""
     for name, value in (("seeds", of_all["n_seeds"]), ("parallel", n_parallel)):
-        if value < 1:
+        if value is not None and value < 1:
             raise PerPEFTError(f"--{name} is {value}: it must be at least 1")
     datasets = [dataset] if isinstance(dataset, str) else dataset
     kinds = dict.fromkeys(splits) or [None]
@@ -165,13 +167,14 @@ def estimate_comparison(
     models: str | Sequence[str | ModelSpec],
     dataset: str | Sequence[str] = DEFAULT_DATASET,
     splits: Sequence[str] = (),
-    n_parallel: int = 1,
+    n_parallel: int | None = 1,
     n_seeds: int = 3,
     **of_all: Any,
 ) -> str:
     """What the runs of a comparison would take that are not finished yet, as a table; arguments as for `compare`.
 
-    One run of each model is measured, the others of its seeds are taken to be like it.
+    One run of each model is measured, the others of its seeds are taken to be like it. Where Ray says how many
+    run at a time, it is as many as this machine has GPUs, or processors.
 
     Args:
         models, dataset, splits, n_parallel, n_seeds: as for `compare`.
@@ -190,5 +193,6 @@ def estimate_comparison(
         rows.append((replace(one, what=f"{name} on {title}"), len(jobs)))
     n_runs = len({job.folder for part in plans for job in part.jobs})
     n_left = sum(n for _, n in rows)
-    table = sum_table(rows, min(n_parallel, max(n_left, 1)))
+    gpus = torch.cuda.device_count() if any(job.settings["use_gpu"] for part in plans for job in part.jobs) else 0
+    table = sum_table(rows, min(n_parallel or gpus or os.cpu_count() or 1, max(n_left, 1)))
     return table + (f"\n{n_runs - n_left} of {n_runs} runs are finished and used again" if n_left < n_runs else "")

@@ -15,6 +15,7 @@ from recbole_perpeft.studies.search.space import Parameter, Point, SearchSpace, 
 _OF_ALL_TRIALS = {
     "model": "one search is over one model",
     "dataset": "one search is over one data set",
+    "nproc": "devices_per_trial says how many processes train each trial",
     **dict.fromkeys(keys_of_kind([RunSettings], "protocol"), "trials are compared under one protocol"),
     **dict.fromkeys(keys_of_kind([RunSettings], "place"), "it says where things are"),
 }

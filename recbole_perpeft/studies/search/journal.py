@@ -12,6 +12,7 @@ from ray.tune import Callback
 
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.whole import written_whole
+from recbole_perpeft.runs.cluster import free_places
 from recbole_perpeft.runs.record import RunRecord, Schema, read_json
 from recbole_perpeft.studies.search.trial import ERROR_FILE, RUN_FOLDER, TrialPlan
 
@@ -85,6 +86,7 @@ class Journal(Callback):
         self._folder = plan.folder
         self._space, self._defaults = plan.space, dict(plan.defaults)
         self._metric = metric
+        self._are_of_ray_train = bool(plan.where)
         self._entries: dict[str, TrialEntry] = {}
         self._latest_epoch: dict[str, int] = {}
 
@@ -111,6 +113,7 @@ class Journal(Callback):
 
     def on_trial_recover(self, iteration, trials, trial, **info) -> None:
         """The trial has failed and is tried again."""
+        self._free_places(trial)
         self._log(trial, f"is tried again: {self._error(trial)}")
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
@@ -122,7 +125,13 @@ class Journal(Callback):
         """The trial has failed for good."""
         self._end(trial, "failed", self._error(trial))
 
+    def _free_places(self, trial) -> None:
+        """Places that Ray Train has for a trial are not given back where the process of the trial is killed."""
+        if self._are_of_ray_train:
+            free_places(self._folder / trial.trial_id / RUN_FOLDER)
+
     def _end(self, trial, status: str, error: str | None = None) -> None:
+        self._free_places(trial)
         entry = self._entry(trial)
         entry.status, entry.error = status, error
         self._write(entry)

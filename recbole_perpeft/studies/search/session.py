@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import yaml
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER, SHORT_TIME, logged
-from recbole_perpeft.core.settings import Settings, setting, settings_from
+from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.core.whole import alone, draft_of, full_disk, written_whole
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.atomic import prepare_dataset_folder
@@ -24,43 +24,20 @@ from recbole_perpeft.runs import cluster
 from recbole_perpeft.runs.config import Config, properties_folder
 from recbole_perpeft.runs.estimate import estimate_apart, sum_table
 from recbole_perpeft.runs.keys import model_keys
+from recbole_perpeft.runs.processes import remove_state
 from recbole_perpeft.studies.search.checks import check_search
 from recbole_perpeft.studies.search.outcome import SearchReport
+from recbole_perpeft.studies.search.placing import Placing, placing_of
 from recbole_perpeft.studies.search.report import write_report
 from recbole_perpeft.studies.search.searchers import SCORE, check_names, make_sampling, make_scheduler
+from recbole_perpeft.studies.search.settings import SearchSettings
 from recbole_perpeft.studies.search.shipping import ship, size_of
 from recbole_perpeft.studies.search.space import SearchSpace, max_epochs, read_space
-from recbole_perpeft.studies.search.trial import TrialPlan, train_trial
+from recbole_perpeft.studies.search.trial import RUN_FOLDER, TrialPlan, train_trial
 
 SEARCH_FILE, TRIALS, RAY_STATE, LOCK_FILE = "search.yaml", "trials", "ray", "search.lock"
 # PBT notes the state of a good trial every `grace_period` epochs; others must still find it some epochs later.
 _SPARE_STATES = 4
-
-
-@dataclass(frozen=True)
-class SearchSettings(Settings):
-    """How to search."""
-
-    num_samples: int = setting(16, "trials; the first has the settings as they are, a grid has its points", least=1)
-    searcher: str = setting("random", "random | grid | optuna | hyperopt")
-    scheduler: str = setting("asha", "asha | median | pbt | none: which trials are stopped early")
-    cpus: float = setting(1.0, "processors a trial, also parts of one", least=0)
-    gpus: float | None = setting(None, "GPUs a trial, also parts of one; ~ for one if there are any", least=0)
-    max_concurrent: int = setting(0, "largest number of trials at a time; 0 for as many as fit", least=0)
-    time_budget: float = setting(0.0, "seconds after which the search ends; 0 for no limit", least=0)
-    grace_period: int = setting(0, "epochs before which no trial is stopped; 0 for a tenth of the epochs", least=0)
-    reduction_factor: float = setting(3.0, "asha keeps one of so many trials at each rung", above=1)
-    max_failures: int = setting(2, "how often a trial is tried again from its last epoch", least=0)
-    address: str | None = setting(
-        None, "of a Ray cluster: auto, host:port or ray://host:port; ~ starts Ray on this machine"
-    )
-    ship_data: bool = setting(False, "send the data set through Ray, where machines share no folder with it")
-    output: Path | None = setting(
-        None, "folder of the search; ~ for a new one below searches. A cluster needs one that all machines see"
-    )
-
-
-SEARCH_KEYS = frozenset(each.name for each in dataclasses.fields(SearchSettings))
 
 
 def search(
@@ -90,65 +67,71 @@ def search(
             started then.
         KeyboardInterrupt: the search was stopped; its report covers what there is, and `resume_search` goes on.
     """
-    settings = settings or SearchSettings()
-    config, source, session = _session(model, dataset, space, config_file_list, config_dict, settings)
-    folder = _new_folder(settings.output, config)
-    # While the draft is there, what else is there belongs to a search that has not begun.
-    with written_whole(folder / SEARCH_FILE) as draft:
-        draft.write_text(_yaml({"search": _plain(settings), "settings": session.fixed}), encoding="utf-8")
-        suffix = source.suffix if isinstance(source, Path) else ".yaml"
-        with written_whole(folder / f"space{suffix}") as copy:
-            if isinstance(source, Path):
-                shutil.copyfile(source, copy)
-            else:
-                copy.write_text(_yaml(source), encoding="utf-8")
-    return session.carry_out(folder)
+    return NewSearch(model, dataset, space, config_file_list, config_dict, settings or SearchSettings()).carry_out()
 
 
-def _session(
-    model: str | None,
-    dataset: str | None,
-    space: str | Path | Mapping[str, Any] | None,
-    config_file_list: Sequence[str] | None,
-    config_dict: Mapping[str, Any] | None,
-    settings: SearchSettings,
-) -> tuple[Config, Path | Mapping[str, Any], _Search]:
-    config = Config(model, dataset, config_file_list, config_dict)
-    source = Path(space) if isinstance(space, str) else space or _shipped_space(config["model"])
-    chosen = read_space(source)
-    fixed = {"model": config["model"], "dataset": config["dataset"]} | dict(chosen.fixed) | config.external_config_dict
-    fixed |= {
-        "data_path": str(config.dataset_folder.parent.absolute()),
-        "cache_folder": str(Path(config["cache_folder"]).absolute()),
-    }
-    return config, source, _Search(settings, cluster.absolute_paths(fixed), chosen)
+@dataclass(frozen=True)
+class NewSearch:
+    """A search that has no folder yet; attributes as the arguments of `search`."""
 
+    model: str | None = None
+    dataset: str | None = None
+    space: str | Path | Mapping[str, Any] | None = None
+    config_file_list: Sequence[str] | None = None
+    config_dict: Mapping[str, Any] | None = None
+    settings: SearchSettings = SearchSettings()
 
-def estimate_search(
-    model: str | None = None,
-    dataset: str | None = None,
-    space: str | Path | Mapping[str, Any] | None = None,
-    config_file_list: Sequence[str] | None = None,
-    config_dict: Mapping[str, Any] | None = None,
-    settings: SearchSettings | None = None,
-) -> str:
-    """What a search would take on this machine if no trial is stopped early, as a table; arguments as for `search`.
+    def carry_out(self) -> SearchReport:
+        """As `search`."""
+        config, source, session = self._checked()
+        folder = _new_folder(self.settings.output, config)
+        # While the draft is there, what else is there belongs to a search that has not begun.
+        with written_whole(folder / SEARCH_FILE) as draft:
+            draft.write_text(_yaml({"search": _plain(self.settings), "settings": session.fixed}), encoding="utf-8")
+            suffix = source.suffix if isinstance(source, Path) else ".yaml"
+            with written_whole(folder / f"space{suffix}") as copy:
+                if isinstance(source, Path):
+                    shutil.copyfile(source, copy)
+                else:
+                    copy.write_text(_yaml(source), encoding="utf-8")
+        return session.carry_out(folder)
 
-    The trial with the settings as they are is measured, the others are taken to be like it.
+    def estimate(self) -> str:
+        """What it would take on this machine if no trial is stopped early, as a table.
 
-    Raises:
-        PerPEFTError: settings, space or data are wrong.
-    """
-    settings = settings or SearchSettings()
-    _, _, session = _session(model, dataset, space, config_file_list, config_dict, settings)
-    n_trials = session.sampling.n_trials
-    one = estimate_apart(session.config.to_dict() | session.fixed, with_test=False)
-    fitting = int((os.cpu_count() or 1) // settings.cpus) if settings.cpus else n_trials
-    at_once = max(1, min(n_trials, fitting, settings.max_concurrent or n_trials))
-    # Ray's processes are used again by the trials that follow.
-    table = sum_table([(dataclasses.replace(one, what=f"trial of {one.what}", launch=0.0), n_trials)], at_once)
-    stopping = "" if settings.scheduler == "none" else f"; {settings.scheduler} stops trials early, it takes less"
-    return f"{table}\nwithout early stopping{stopping}; Ray's start and the best trial's test are not counted"
+        The trial with the settings as they are is measured, in one process, the others are taken to be like it.
+
+        Raises:
+            PerPEFTError: settings, space or data are wrong.
+        """
+        settings, session = self.settings, self._checked()[2]
+        n_trials, cpus = session.sampling.n_trials, settings.cpus * settings.devices_per_trial
+        one = estimate_apart(session.config.to_dict() | session.fixed, with_test=False)
+        fitting = int((os.cpu_count() or 1) // cpus) if cpus else n_trials
+        at_once = max(1, min(n_trials, fitting, settings.max_concurrent or n_trials))
+        # Ray's processes are used again by the trials that follow.
+        table = sum_table([(replace(one, what=f"trial of {one.what}", launch=0.0), n_trials)], at_once)
+        stopping = "" if settings.scheduler == "none" else f"; {settings.scheduler} stops trials early, it takes less"
+        apart = "" if settings.devices_per_trial == 1 else "; a trial is measured on one device"
+        return (
+            f"{table}\nwithout early stopping{stopping}{apart}; Ray's start and the best trial's test are not counted"
+        )
+
+    def _checked(self) -> tuple[Config, Path | Mapping[str, Any], _Search]:
+        config = Config(self.model, self.dataset, self.config_file_list, self.config_dict)
+        source = Path(self.space) if isinstance(self.space, str) else self.space or _shipped_space(config["model"])
+        chosen = read_space(source)
+        fixed = {"model": config["model"], "dataset": config["dataset"]}
+        fixed |= dict(chosen.fixed) | config.external_config_dict
+        if fixed.get("nproc", 1) != 1:
+            raise PerPEFTError(f"nproc is {fixed['nproc']}: say how many processes train a trial by devices_per_trial")
+        fixed |= {
+            "data_path": str(config.dataset_folder.parent.absolute()),
+            "cache_folder": str(Path(config["cache_folder"]).absolute()),
+        }
+        if self.settings.devices_per_trial > 1:
+            fixed["nproc"] = self.settings.devices_per_trial
+        return config, source, _Search(self.settings, cluster.absolute_paths(fixed), chosen)
 
 
 def resume_search(folder: Path, changes: Mapping[str, Any] | None = None) -> SearchReport:
@@ -221,26 +204,28 @@ class _Search:
         data_folder = self.config.dataset_folder
         store_bytes = size_of(data_folder) if self.settings.ship_data else 0
         with cluster.running_ray(self.settings.address, store_bytes):
-            gpus = self.settings.gpus
-            if gpus is None:
-                gpus = 1.0 if self.config["use_gpu"] and cluster.n_gpus() >= 1 else 0.0
-            cluster.check_resources(self.settings.cpus, gpus, "a trial")
+            placing = placing_of(self.settings, self.config["use_gpu"], self.sampling.n_trials)
+            plan = replace(plan, where=placing.settings)
             paths = {"output": folder}
             if self.settings.ship_data:
-                plan = dataclasses.replace(plan, data=ship(data_folder, self.config["dataset"]))
+                plan = replace(plan, data=ship(data_folder, self.config["dataset"]))
             else:
                 paths["data"] = data_folder
             if self.settings.address:
                 cluster.check_machines(paths, "run trials", "use --ship_data")
-            results = self._tuner(folder, plan, {"cpu": self.settings.cpus, "gpu": gpus}).fit()
-            remove_lost_trials(plan.folder, {Path(result.path).name for result in results})
+            results = self._tuner(folder, plan, placing).fit()
+        # Ray's processes have ended: what they have left of trials that were stopped is complete.
+        trials = {Path(result.path).name for result in results}
+        remove_lost_trials(plan.folder, trials)
+        for name in trials:
+            remove_state(plan.folder / name / RUN_FOLDER)
 
-    def _tuner(self, folder: Path, plan: TrialPlan, resources: Mapping[str, float]):
+    def _tuner(self, folder: Path, plan: TrialPlan, placing: Placing):
         from ray import tune
 
         from recbole_perpeft.studies.search.journal import Journal
 
-        trainable = tune.with_resources(tune.with_parameters(train_trial, plan=plan), dict(resources))
+        trainable = tune.with_resources(tune.with_parameters(train_trial, plan=plan), placing.resources)
         state = folder / RAY_STATE
         if tune.Tuner.can_restore(str(state)) and any(state.glob("experiment_state-*.json")):
             LOGGER.info(f"the search goes on: {folder}")
@@ -267,7 +252,7 @@ class _Search:
                 metric=SCORE if self.sampling.search_alg is None and settings.scheduler == "none" else None,
                 mode=self.mode if self.sampling.search_alg is None and settings.scheduler == "none" else None,
                 num_samples=self.sampling.num_samples,
-                max_concurrent_trials=settings.max_concurrent or None,
+                max_concurrent_trials=placing.at_once or None,
                 time_budget_s=settings.time_budget or None,
                 reuse_actors=True,
                 trial_dirname_creator=_trial_name,

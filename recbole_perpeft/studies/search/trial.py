@@ -7,7 +7,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class TrialPlan:
         bigger_is_better: whether a higher score is better.
         carries_state: whether a trial gives its state to Ray, so that another may go on from it (PBT).
         data: the data set, if it travels through Ray's object store.
+        where: further settings of each run, which say where it trains, and not what it learns.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class TrialPlan:
     bigger_is_better: bool
     carries_state: bool = False
     data: ShippedData | None = None
+    where: Mapping[str, Any] = field(default_factory=dict)
 
     def settings_at(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """Settings of the trial at a point of the space."""
@@ -87,7 +89,8 @@ def _train(config: Mapping[str, Any], plan: TrialPlan, folder: Path) -> None:
 
     from recbole_perpeft.runs.run import resume, run
 
-    settings = plan.settings_at(config["point"]) | {"run_folder": str(folder), "show_progress": False}
+    settings = plan.settings_at(config["point"]) | dict(plan.where)
+    settings |= {"run_folder": str(folder), "show_progress": False}
     if plan.data is not None:
         settings |= plan.data.settings_here()
     reporter = _Reporter(folder, plan)

@@ -61,6 +61,14 @@ def test_other_settings_have_a_folder_of_their_own(shared, monkeypatch):
     assert first == second != third
 
 
+def test_trials_of_runs_of_several_processes_have_as_many_and_as_many_at_a_time_as_fit(shared, monkeypatch):
+    asked = searched(monkeypatch, {"learning_rate": 0.5})
+    specs = parse_models("MoRec[adaptation=frozen, nproc=2]")
+    tuning.tuned(specs, plan(specs, "toy", 1, config_dict=shared), 3, None)
+    (one,) = asked
+    assert (one.own.devices_per_trial, one.own.max_concurrent) == (2, 0) and "nproc" not in one.settings
+
+
 def test_no_trial_succeeds(shared, monkeypatch):
     searched(monkeypatch, None)
     specs = parse_models("BPR")

@@ -34,6 +34,7 @@ def space_of(tmp_path):
         ("PerPEFT", "content_weight.x: {choice: [1]}", "has no entry x"),
         ("PerPEFT", "learning_rate: {choice: [0.1], when: {peft_typ: lora}}", "no setting"),
         ("PerPEFT", "valid_metric: {choice: [NDCG@10, Hit@10]}", "cannot search over valid_metric"),
+        ("PerPEFT", "nproc: {choice: [1, 2]}", "cannot search over nproc: devices_per_trial"),
         ("PerPEFT", "seed: 1\ndataset: {choice: [aspects, toy]}", "cannot search over dataset"),
     ],
 )

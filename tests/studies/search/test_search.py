@@ -23,6 +23,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs import cluster
 from recbole_perpeft.runs.cluster import running_ray
 from recbole_perpeft.runs.run import run
+from recbole_perpeft.store.catalogues import CATALOGUES_FILE
 from recbole_perpeft.studies.search import SearchSettings, resume_search
 from recbole_perpeft.studies.search import search as start_search
 from recbole_perpeft.training.checkpoint import load_checkpoint
@@ -223,19 +224,39 @@ def test_searchers_that_learn_from_earlier_trials(search, searcher):
     assert set(table["embedding_size"]) <= set(range(4, 9)) and set(table["weight_decay"]) <= {0.0, 0.1, 0.2}
 
 
-def test_a_training_of_two_processes_ends_as_one_that_takes_two_batches_a_step(aspects_settings):
-    chosen = aspects_settings | {"adaptation": "frozen", "train_windows": "newest", "epochs": 1}
-    together, alone = (run("MoRec", config_dict=chosen | how) for how in ({"nproc": 2}, {"batches_a_step": 2}))
-    for key in ("test_result", "best_valid_result", "epochs"):
-        assert together[key] == alone[key], key
-    found, expected = (load_checkpoint(Path(one["run_folder"]) / "best.pth") for one in (together, alone))
+def test_a_trial_on_two_devices_ends_as_one_process_that_takes_two_batches_a_step(aspects_settings, tmp_path):
+    chosen = aspects_settings | {"train_windows": "newest", "epochs": 1, "epochs_global": 1, "peft_type": "none"}
+    chosen |= {"sparse_ids": True, "id_embedding_reg": 0}
+    how = SearchSettings(num_samples=1, scheduler="none", devices_per_trial=2, output=tmp_path / "out")
+    space = {"learning_rate": {"choice": [0.001]}}
+    report = start_search("PerPEFT", space=space, config_dict=chosen, settings=how)
+    alone = run("PerPEFT", config_dict=chosen | report.best["parameters"] | {"batches_a_step": 2})
+    assert report.best["test_result"] == alone["test_result"]
+    assert report.table["score"].tolist() == [alone["best_valid_score"]]
+    assert report.table["epochs"].tolist() == [alone["epochs"]] and report.table["starts"].tolist() == [1]
+    assert report.best_settings["nproc"] == 2 and "max_failures" not in report.best_settings
+    log = (tmp_path / "out" / "search.log").read_text()
+    assert [log.count(f"epoch {epoch}, NDCG@10") for epoch in (1, 2, 3)] == [1, 1, 0]
+    folders = Path(report.best["run_folder"]), Path(alone["run_folder"])
+    found, expected = (load_checkpoint(folder / "best.pth") for folder in folders)
     assert found["config"]["nproc"] == found["config"]["batches_a_step"] == 2
     for name, tensor in expected["state_dict"].items():
         if isinstance(tensor, torch.Tensor):
             assert torch.allclose(found["state_dict"][name], tensor, rtol=0, atol=1e-6), name
-    assert {path.name for path in Path(together["run_folder"]).iterdir()} == {
-        path.name for path in Path(alone["run_folder"]).iterdir()
-    }
+    names, expected_names = ({path.name for path in folder.iterdir()} for folder in folders)
+    assert names == expected_names - {CATALOGUES_FILE}  # which a run without test does not write
+
+
+def test_places_of_a_training_whose_processes_were_killed_are_given_back(tmp_path):
+    from ray.util.placement_group import placement_group, placement_group_table
+
+    own, other = (
+        placement_group([{"CPU": 0.5, "memory": cluster.mark_of(tmp_path / name)}] * 2) for name in ("run", "other")
+    )
+    assert own.wait(60) and other.wait(60)
+    cluster.free_places(tmp_path / "run")
+    assert [placement_group_table(group)["state"] for group in (own, other)] == ["REMOVED", "CREATED"]
+    cluster.free_places(tmp_path / "other")
 
 
 def test_workers_on_two_nodes_make_the_file_that_this_process_makes(fixed, tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ class Running(Protocol):
 
 def carry_out_all(
     jobs: Iterable[Job],
-    n_parallel: int = 1,
+    n_parallel: int | None = 1,
     when_done: Callable[[Outcome], None] = lambda outcome: None,
     start: Callable[[Job, DamagedFileError | None], Running] | None = None,
 ) -> list[Outcome]:
@@ -86,8 +86,8 @@ def carry_out_all(
 
     Args:
         jobs: the runs; those with one folder are one run.
-        n_parallel: how many processes at a time. With several, each gets its share of the cores as threads, unless
-            OMP_NUM_THREADS says otherwise.
+        n_parallel: how many at a time. With several processes, each gets its share of the cores as threads, unless
+            OMP_NUM_THREADS says otherwise. None starts all with `start`, and one process after the other without.
         when_done: called with every outcome as it comes.
         start: starts a run; by default a process of this machine.
 
@@ -97,11 +97,13 @@ def carry_out_all(
     jobs = list(jobs)
     by_folder: dict[Path, Outcome] = {}
     waiting = deque({job.folder: job for job in jobs}.values())
-    start = start or partial(_Process, n_parallel)
+    if start is None:
+        n_parallel = n_parallel or 1
+        start = partial(_Process, n_parallel)
     running: list[Running] = []
     try:
         while waiting or running:
-            while waiting and len(running) < n_parallel:
+            while waiting and (n_parallel is None or len(running) < n_parallel):
                 job = waiting.popleft()
                 record = RunRecord(job.folder)
                 damage = record.damage()

@@ -67,8 +67,7 @@ class Task:
 
         self.job, self._damage = job, damage
         cpus, gpus = _needs(job.settings)
-        settings = cluster.absolute_paths(job.settings)
-        settings |= {key: str(Path(settings[key]).absolute()) for key in ("data_path", "cache_folder", "runs_folder")}
+        settings = cluster.absolute_paths(job.settings, "data_path", "cache_folder", "runs_folder")
         # A process for each run, as without Ray: nothing that one leaves behind meets another.
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=max_retries, max_calls=1)(carry_out)
         self._answer = task.remote(job.folder.absolute(), settings)

@@ -20,7 +20,7 @@ from recbole_perpeft.studies.search.session import SEARCH_FILE, SearchSettings, 
 
 
 def tuned(
-    specs: Sequence[ModelSpec], planned: DatasetPlan, n_trials: int, n_parallel: int
+    specs: Sequence[ModelSpec], planned: DatasetPlan, n_trials: int, n_parallel: int | None
 ) -> tuple[list[ModelSpec], list[Tuning]]:
     """Search for the settings of each model on one data set, with its first seed.
 
@@ -31,7 +31,7 @@ def tuned(
         specs: the models.
         planned: the comparison without tuning, which has checked all settings.
         n_trials: trials of each model; a space with fewer points has as many as these.
-        n_parallel: trials at a time.
+        n_parallel: trials at a time; None for as many as fit.
 
     Returns:
         The models with the settings that were chosen, and what was found; nothing for models without a space, such as
@@ -50,7 +50,12 @@ def tuned(
             settings = {key: value for key, value in job.settings.items() if key not in _names(space)}
             folder = Path(settings["runs_folder"]) / f"search-{spec.model}-{job.dataset}-{_digest(job.key, space)}"
             LOGGER.info(f"{spec.name} on {job.dataset}: {n_trials} trials, {folder}")
-            own = SearchSettings(num_samples=n_trials, max_concurrent=n_parallel, output=folder)
+            own = SearchSettings(
+                num_samples=n_trials,
+                max_concurrent=n_parallel or 0,
+                devices_per_trial=settings.pop("nproc"),
+                output=folder,
+            )
             found.append(_tuning(spec.name, _carry_out(folder, settings, space, own)))
             spec = replace(spec, settings={**spec.settings, **found[-1].chosen})
         result.append(spec)
