@@ -4,6 +4,7 @@ import ast
 import fnmatch
 import json
 import re
+import runpy
 import shlex
 
 from support.pages import ROOT, blocks
@@ -42,3 +43,11 @@ def test_it_runs_what_readme_says_as_a_user_without_rights():
     assert users and users[-1][1] != "USER root"
     assert users[0][0] < min(number for number, line in enumerate(LINES) if line.startswith("COPY "))
     assert any(fnmatch.fnmatch(line, "python:3.*-slim") for line in arguments("FROM"))
+
+
+def test_its_steps_can_be_carried_out_without_an_engine():
+    script = runpy.run_path(str(ROOT / "scripts" / "container.py"))
+    found = list(script["steps"]((ROOT / "Dockerfile").read_text(encoding="utf-8")))
+    assert [f"{name} {words}" for name, words in found] == [line for line in LINES if line and line[0] != "#"]
+    known = {name.removeprefix("_").upper() for name in vars(script["CleanRoot"])}
+    assert {name for name, _ in found} - {"CMD"} <= known

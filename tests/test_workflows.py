@@ -45,12 +45,13 @@ def sessions():
 def test_the_workflow_runs_sessions_and_programs_that_exist():
     known, ran = sessions(), set()
     for job in read_yaml(".github/workflows/ci.yml")["jobs"].values():
-        versions = job["strategy"]["matrix"]["python"]
+        versions = job.get("strategy", {"matrix": {"python": [""]}})["matrix"]["python"]
         for command in (step["run"] for step in job["steps"] if "run" in step):
             ran |= {command.replace("${{ matrix.python }}", version) for version in versions}
     named = {command.partition(" -s ")[2] for command in ran if " -s " in command}
     assert named == {each for each in known if each.startswith(("lowest", "newest"))}
-    assert ran - {command for command in ran if command.startswith("nox")} == {".ci/run", "pip install nox"}
+    plain = {command for command in ran if not command.startswith(("nox", "docker"))}
+    assert plain == {".ci/run", "pip install nox"}
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
 
 
