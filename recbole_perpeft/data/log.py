@@ -17,7 +17,7 @@ from recbole_perpeft.core.digest import columns_digest, numbers_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.protocol import HELD_OUT, places_of_parts
-from recbole_perpeft.data.files.atomic_table import AtomicTable, numbers_in, read_table
+from recbole_perpeft.data.files.atomic_table import AtomicTable, RowLines, numbers_in, read_table
 from recbole_perpeft.data.history import PHASES, HistoryIndex, interactions_of
 from recbole_perpeft.data.split import (
     LogSplit,
@@ -55,7 +55,7 @@ class CheckedLog(Dataset):
     inter_feat: Any  # a table of pandas, and from `_change_feat_format` on RecBole's Interaction
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
-        self._log_lines: list[tuple[Path, np.ndarray]] = []
+        self._log_lines: list[tuple[Path, RowLines]] = []
         super()._load_inter_feat(token, dataset_path)
         _check_log(self, self._log_lines)
         del self._log_lines
@@ -345,7 +345,7 @@ def check_same_data(saved: dict[str, str], dataset: CheckedLog, source: Any, nam
         )
 
 
-def _check_log(dataset: Dataset, lines: list[tuple[Path, np.ndarray]]) -> None:
+def _check_log(dataset: Dataset, lines: list[tuple[Path, RowLines]]) -> None:
     """Checks users, items and times.
 
     Args:
@@ -363,7 +363,7 @@ def _check_log(dataset: Dataset, lines: list[tuple[Path, np.ndarray]]) -> None:
         start += len(of_rows)
 
 
-def _check_file(dataset: Dataset, rows: pd.DataFrame, path: Path, lines: np.ndarray) -> None:
+def _check_file(dataset: Dataset, rows: pd.DataFrame, path: Path, lines: RowLines) -> None:
     for field in (dataset.uid_field, dataset.iid_field):
         _check_type(dataset, field, FeatureType.TOKEN, path)
         remedy = "fill in or remove them (words such as NA or null count as empty)"
@@ -383,7 +383,7 @@ def _check_type(dataset: Dataset, field: str, wanted: FeatureType, file: Path) -
         raise PerPEFTError(f"{file}, line 1: {field} has the type {found}; it must be {field}:{wanted.value}")
 
 
-def _check_rows(wrong: pd.Series, lines: np.ndarray, what: str, remedy: str, file: Path) -> None:
+def _check_rows(wrong: pd.Series, lines: RowLines, what: str, remedy: str, file: Path) -> None:
     if not wrong.any():
         return
     places = lines[np.flatnonzero(wrong)]
