@@ -82,7 +82,8 @@ def numbers_hash(table: pd.DataFrame) -> str:
     state = digest()
     for name, column in table.select_dtypes("number").items():
         state.update(f"{name} {len(column)} ".encode())
-        state.update(np.ascontiguousarray(column, dtype="<f8").tobytes())
+        for start in range(0, len(column), _BLOCK):  # a copy of a whole long column would be dear
+            state.update(np.ascontiguousarray(column.iloc[start : start + _BLOCK], dtype="<f8").data)
     return state.hexdigest()
 
 
