@@ -59,9 +59,8 @@ def row_digests(rows: Iterable[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(digest(row).digest() for row in rows), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
-def checksum(arrays: Iterable[np.ndarray]) -> int:
-    """CRC-32 of the values of arrays one after the other."""
-    value = 0
+def checksum(arrays: Iterable[np.ndarray], value: int = 0) -> int:
+    """CRC-32 of the values of arrays one after the other, and after those of which `value` is the checksum."""
     for array in arrays:
         value = zlib.crc32(np.ascontiguousarray(array).data, value)
     return value
