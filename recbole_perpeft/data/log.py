@@ -159,6 +159,9 @@ class CheckedLog(CodedDataset):
                 "list it in load_col, or name another column as TIME_FIELD."
             )
         times = self.inter_feat[self.time_field].to_numpy()
+        if not has_parts and (times[1:] >= times[:-1]).all():
+            self.inter_feat.reset_index(drop=True, inplace=True)  # a long log is neither sorted nor copied in vain
+            return
         order = np.argsort(times, kind="stable")
         if has_parts:
             part = np.repeat(np.arange(len(PHASES)), self.file_size_list)
