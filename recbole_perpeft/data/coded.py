@@ -103,7 +103,10 @@ class CodedDataset(Dataset):
         intervals, column = self._parse_intervals_str(interval), self.inter_feat[field]
         if not intervals or not _is_coded(column) or (feat is not None and intervals[0][1] > 0):
             return False
-        counts = np.bincount(column.cat.codes)
+        codes, n = column.cat.codes.to_numpy(), len(column.cat.categories)
+        parts = range(0, len(codes), _ROWS_AT_ONCE)
+        counted = (np.bincount(codes[start : start + _ROWS_AT_ONCE], minlength=n) for start in parts)
+        counts = sum(counted, np.zeros(n, dtype=np.int64))
         return bool(np.all(self._within_intervals(counts[counts > 0], intervals)))
 
     def _remap(self, remap_list: list[tuple[pd.DataFrame, str, FeatureType]]) -> None:
@@ -121,12 +124,12 @@ class CodedDataset(Dataset):
             if field not in self.field2id_token:
                 self.field2id_token[field], self.field2token_id[field] = names, number
             if kind == FeatureType.TOKEN:
-                feat[field] = of_column.astype(np.int32 if _is_coded(feat[field]) else np.int64)[places]
+                feat[field] = _taken(of_column.astype(np.int32 if _is_coded(feat[field]) else np.int64), places)
             else:
                 feat[field] = np.split(of_column[places], np.cumsum(feat[field].agg(len))[:-1])
 
     def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
-        narrow = data.select_dtypes(np.int32).columns
+        narrow = data.columns[data.dtypes == np.int32]
         return super()._dataframe_to_interaction(data.astype(dict.fromkeys(narrow, np.int64), copy=False))
 
 
@@ -144,6 +147,15 @@ def _numbered(column: pd.Series, kind: FeatureType) -> tuple[np.ndarray, np.ndar
     is_there, places = codes >= 0, np.full(len(codes), -1, dtype=np.int32)
     places[is_there], found = pd.factorize(codes[is_there])
     return places, tokens[found]
+
+
+def _taken(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Values at places, without a copy of all places in the type of an index."""
+    taken = np.empty(len(places), values.dtype)
+    for start in range(0, len(places), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        taken[part] = values[places[part]]
+    return taken
 
 
 def _are_in_order(codes: np.ndarray, n: int) -> bool:

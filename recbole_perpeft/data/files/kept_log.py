@@ -79,7 +79,8 @@ def kept_log(folder: Path, path: Path, reader: TableReader) -> CodedLog | None:
         try:
             stack.enter_context(alone(folder))
         except PerPEFTError as error:
-            return _not_kept(error)
+            _tell(error)
+            return None
         try:
             return _opened(folder, path, reader)
         except _UnusableError as problem:
@@ -91,12 +92,13 @@ def kept_log(folder: Path, path: Path, reader: TableReader) -> CodedLog | None:
             put_in_place(draft, folder)
             return _opened(folder, path, reader)
         except (OSError, _UnusableError) as error:
-            return _not_kept(error)
+            _tell(error)
+            return None
         finally:
             remove(draft)
 
 
-def _not_kept(error: Exception) -> None:
+def _tell(error: Exception) -> None:
     LOGGER.warning(f"the log is not kept, and its text read by every run (keep_log): {one_line(error)}")
 
 
