@@ -59,9 +59,8 @@ def row_digests(rows: Iterable[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(digest(row).digest() for row in rows), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
-def checksum(arrays: Iterable[np.ndarray]) -> int:
-    """CRC-32 of the values of arrays one after the other."""
-    value = 0
+def checksum(arrays: Iterable[np.ndarray], value: int = 0) -> int:
+    """CRC-32 of the values of arrays one after the other, and after those of which `value` is the checksum."""
     for array in arrays:
         value = zlib.crc32(np.ascontiguousarray(array).data, value)
     return value
@@ -80,9 +79,12 @@ def columns_digest(*columns: Sequence[str]) -> Digest:
 def numbers_hash(table: pd.DataFrame) -> str:
     """32 hexadecimal digits for those columns of a table that hold single numbers, in their order."""
     state = digest()
-    for name, column in table.select_dtypes("number").items():
+    for name, column in table.items():
+        if column.dtype.kind not in "iuf":  # `select_dtypes` would copy the table
+            continue
         state.update(f"{name} {len(column)} ".encode())
-        state.update(np.ascontiguousarray(column, dtype="<f8").tobytes())
+        for start in range(0, len(column), _BLOCK):  # a copy of a whole long column would be dear
+            state.update(np.ascontiguousarray(column.iloc[start : start + _BLOCK], dtype="<f8").data)
     return state.hexdigest()
 
 

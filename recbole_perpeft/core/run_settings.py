@@ -85,6 +85,11 @@ class RunSettings(Settings):
         {"inter": ["user_id", "item_id"]},
         "Columns read from each atomic file; titles and images have their own reader.",
     )
+    keep_log: Literal["auto", "always", "never"] = setting(
+        "auto",
+        "Whether the log is kept in cache_folder as numbers, so that its text is read once: auto from 64 MB on.",
+        kind="device",
+    )
     missing_content: Literal["error", "blank"] = setting(
         "error", "Items without a readable image or title: error, or blank to go on without it."
     )

@@ -147,9 +147,8 @@ class SequenceDataset(CheckedLog, SequentialDataset):
         return split_by_shares(arguments["split"]["RS"], by_user, users, times, self._calcu_split_ids)
 
     def data_augmentation(self) -> None:
-        """Sorts the log by user and time; rows are cut in `build()`, RecBole's copy of every prefix is not made."""
-        users, times = self.inter_feat[self.uid_field].numpy(), self.inter_feat[self.time_field].numpy()
-        order = torch.from_numpy(np.lexsort((times, users)))
+        """Sorts the log, which is in time order, by user. Rows are cut in `build()`; no prefix is copied."""
+        order = torch.from_numpy(np.argsort(self.inter_feat[self.uid_field].numpy(), kind="stable"))
         fields = (self.uid_field, self.iid_field, self.time_field)
         self.inter_feat = Interaction({field: self.inter_feat[field][order] for field in fields})
         self._set_row_fields()

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from recbole.data.dataset import Dataset, SequentialDataset
-from recbole.utils import FeatureSource, FeatureType
+from recbole.utils import FeatureType
 
 from recbole_perpeft.core.digest import columns_digest, numbers_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.protocol import HELD_OUT, places_of_parts
-from recbole_perpeft.data.files.atomic_table import AtomicTable, numbers_in, read_table
+from recbole_perpeft.data.coded import CodedDataset
+from recbole_perpeft.data.files.atomic_table import RowLines
 from recbole_perpeft.data.history import PHASES, HistoryIndex, interactions_of
 from recbole_perpeft.data.split import (
     LogSplit,
@@ -32,7 +33,7 @@ N_SHOWN = 10
 _FILTERS = ("rm_dup_inter", "val_interval", "user_inter_num_interval", "item_inter_num_interval")
 
 
-class CheckedLog(Dataset):
+class CheckedLog(CodedDataset):
     """Base of data set classes of RecBole: what RecBole would do in silence is an error, or not done.
 
     RecBole takes quotation marks for those of cells, in which it swallows rows, leaves out rows without a user or an
@@ -55,7 +56,7 @@ class CheckedLog(Dataset):
     inter_feat: Any  # a table of pandas, and from `_change_feat_format` on RecBole's Interaction
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
-        self._log_lines: list[tuple[Path, np.ndarray]] = []
+        self._log_lines = []
         super()._load_inter_feat(token, dataset_path)
         _check_log(self, self._log_lines)
         del self._log_lines
@@ -69,32 +70,6 @@ class CheckedLog(Dataset):
                     f"the parts of benchmark_filename stay as they are: {', '.join(ignored)} is not applied"
                 )
 
-    def _load_feat(self, filepath: str, source: FeatureSource | str) -> pd.DataFrame | None:
-        """Columns of an atomic file; arguments, result and what is noted about columns as in RecBole."""
-        wanted, unwanted = self._get_load_and_unload_col(source)
-        if wanted == set():
-            return None
-        path = Path(filepath)
-        table = read_table(
-            path,
-            lambda name: (wanted is None or name in wanted) and name not in (unwanted or ()),
-            self.config["field_separator"],
-            self.config["encoding"],
-        )
-        if not table.types:
-            LOGGER.warning(f"no columns of {path} are loaded")
-            return None
-        if source == FeatureSource.INTERACTION:
-            self._log_lines.append((path, table.lines))
-        for name, feature_type in table.types.items():
-            if source != "link":
-                self.field2source[name], self.field2type[name] = source, feature_type
-                self.field2bucketnum |= {name: 2} if "float" in feature_type.value else {}
-                self.field2seqlen |= {} if feature_type.value.endswith("seq") else {name: 1}
-            if feature_type.value.endswith("seq"):
-                self._split_cells(path, table, name)
-        return table.rows
-
     def _filter_inter_by_user_or_item(self) -> None:
         before = len(self.inter_feat)
         super()._filter_inter_by_user_or_item()
@@ -103,17 +78,6 @@ class CheckedLog(Dataset):
                 f"{n_lost} of {before} interactions are left out: load_col reads {self.dataset_name}.user or "
                 f"{self.dataset_name}.item, where their users or items are not (filter_inter_by_user_or_item)"
             )
-
-    def _split_cells(self, path: Path, table: AtomicTable, name: str) -> None:
-        """Makes arrays of the cells of a column of sequences, not longer than `seq_len`."""
-        separator = self.config["seq_separator"]
-        cells = [list(filter(None, text.split(separator))) for text in table.rows[name].fillna("")]
-        is_number = table.types[name] == FeatureType.FLOAT_SEQ
-        arrays = numbers_in(path, name, cells, table.lines) if is_number else [np.array(cell) for cell in cells]
-        longest = max(map(len, arrays), default=0)
-        length = (self.config["seq_len"] or {}).get(name, longest)
-        table.rows[name] = pd.Series([array[:length] for array in arrays], dtype=object)
-        self.field2seqlen[name] = min(length, longest)
 
     def _remove_duplication(self) -> None:
         keep, has_times = self.config["rm_dup_inter"], self.time_field in self.inter_feat
@@ -195,6 +159,9 @@ class CheckedLog(Dataset):
                 "list it in load_col, or name another column as TIME_FIELD."
             )
         times = self.inter_feat[self.time_field].to_numpy()
+        if not has_parts and (times[1:] >= times[:-1]).all():
+            self.inter_feat.reset_index(drop=True, inplace=True)  # a long log is neither sorted nor copied in vain
+            return
         order = np.argsort(times, kind="stable")
         if has_parts:
             part = np.repeat(np.arange(len(PHASES)), self.file_size_list)
@@ -345,7 +312,7 @@ def check_same_data(saved: dict[str, str], dataset: CheckedLog, source: Any, nam
         )
 
 
-def _check_log(dataset: Dataset, lines: list[tuple[Path, np.ndarray]]) -> None:
+def _check_log(dataset: Dataset, lines: list[tuple[Path, RowLines]]) -> None:
     """Checks users, items and times.
 
     Args:
@@ -363,7 +330,7 @@ def _check_log(dataset: Dataset, lines: list[tuple[Path, np.ndarray]]) -> None:
         start += len(of_rows)
 
 
-def _check_file(dataset: Dataset, rows: pd.DataFrame, path: Path, lines: np.ndarray) -> None:
+def _check_file(dataset: Dataset, rows: pd.DataFrame, path: Path, lines: RowLines) -> None:
     for field in (dataset.uid_field, dataset.iid_field):
         _check_type(dataset, field, FeatureType.TOKEN, path)
         remedy = "fill in or remove them (words such as NA or null count as empty)"
@@ -383,7 +350,7 @@ def _check_type(dataset: Dataset, field: str, wanted: FeatureType, file: Path) -
         raise PerPEFTError(f"{file}, line 1: {field} has the type {found}; it must be {field}:{wanted.value}")
 
 
-def _check_rows(wrong: pd.Series, lines: np.ndarray, what: str, remedy: str, file: Path) -> None:
+def _check_rows(wrong: pd.Series, lines: RowLines, what: str, remedy: str, file: Path) -> None:
     if not wrong.any():
         return
     places = lines[np.flatnonzero(wrong)]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,17 +16,32 @@ from recbole.utils import FeatureType
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.lines import line_error
+from recbole_perpeft.data.files.text import PIECE_BYTES, UTF_8, text_pieces
 
-UTF_8 = "utf-8"
-# Longer marks first: that of UTF-32 begins with that of UTF-16.
-_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 _TYPES = tuple(feature_type.value for feature_type in FeatureType)
+_LINE_FEED = ord("\n")
 _UNIT_SEPARATOR = b"\x1f"  # stands for separators of several bytes, which the quick reader does not know
+
+
+@dataclass(frozen=True)
+class RowLines:
+    """Numbers of the lines of rows, of which a file with a hundred million rows keeps none.
+
+    Args:
+        n_rows: rows of the file.
+        empty: numbers of its empty lines, ascending, int64 [n].
+    """
+
+    n_rows: int
+    empty: np.ndarray
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def __getitem__(self, rows: Any) -> Any:
+        """Number of the line of a row, or of several, from 1."""
+        before = np.searchsorted(self.empty - np.arange(len(self.empty)), np.asarray(rows) + 2, side="right")
+        return rows + 2 + before
 
 
 class AtomicTable(NamedTuple):
@@ -34,30 +50,16 @@ class AtomicTable(NamedTuple):
     Attributes:
         types: the columns that were read, in the order of the header.
         rows: the same columns, texts or float64.
-        lines: number of the line of each row, from 1: int64 [n].
+        lines: number of the line of each row.
     """
 
     types: dict[str, FeatureType]
     rows: pd.DataFrame
-    lines: np.ndarray
+    lines: RowLines
 
 
-def read_header(path: Path, separator: str, encoding: str | None = None) -> dict[str, FeatureType]:
-    """Names and types in the header line `name:type<tab>name:type ...`.
-
-    Args:
-        path: the file.
-        separator: between cells.
-        encoding: of the file; UTF-8 by default.
-
-    Raises:
-        PerPEFTError: the file cannot be read, or its first line is no such header.
-    """
-    return _header_types(path, _content(path, encoding).partition(b"\n")[0].decode(), separator)
-
-
-def read_table(path: Path, chosen: Callable[[str], bool], separator: str, encoding: str | None = None) -> AtomicTable:
-    """Some columns of a file.
+class TableReader:
+    """Some columns of a file, piece by piece.
 
     Nothing is quoted: a quotation mark is a character as any other. Empty lines are no rows.
 
@@ -66,37 +68,149 @@ def read_table(path: Path, chosen: Callable[[str], bool], separator: str, encodi
         chosen: whether a column is read, by its name.
         separator: between cells.
         encoding: of the file; UTF-8 by default.
+        piece_bytes: about how much text is held at a time.
 
-    Returns:
-        The table; cells of the type `float` are numbers, all others texts. Empty cells, and those with a word of
-        pandas for missing values such as `NA`, are NaN.
+    Attributes:
+        types: the columns that are read, in the order of the header.
 
     Raises:
-        PerPEFTError: the file cannot be read, a row has other cells than the header has columns, or a number is none.
+        PerPEFTError: the file cannot be read, or its first line is no header.
     """
-    content = _content(path, encoding)
-    columns = _header_types(path, content.partition(b"\n")[0].decode(), separator)
-    lines = _data_lines(path, content, separator.encode(), len(columns))
-    if b"\n\n" in content:  # left out here: the reader would leave out lines of blanks too
-        content = b"\n".join(filter(None, content.split(b"\n")))
-    if len(separator.encode()) > 1:
-        content, separator = content.replace(separator.encode(), _UNIT_SEPARATOR), _UNIT_SEPARATOR.decode()
-    types = {name: feature_type for name, feature_type in columns.items() if chosen(name)}
-    dtypes = {name: np.float64 if kind == FeatureType.FLOAT else str for name, kind in types.items()}
-    try:
-        rows = _parse(content, list(columns), dtypes, separator)
-    except (ValueError, OverflowError) as error:
-        numbers = [name for name, dtype in dtypes.items() if dtype is not str]
-        texts = _parse(content, list(columns), dict.fromkeys(numbers, str), separator)
-        raise _bad_number(path, texts, lines) or PerPEFTError(f"cannot read {path}: {error}") from error
-    if len(rows) != len(lines) and types:
-        raise PerPEFTError(
-            f"{path} has {len(lines)} rows, but {len(rows)} were read; save it anew as plain UTF-8 text"
-        )
-    return AtomicTable(types, rows, lines)
+
+    def __init__(
+        self,
+        path: Path,
+        chosen: Callable[[str], bool],
+        separator: str,
+        encoding: str | None = None,
+        piece_bytes: int = PIECE_BYTES,
+    ) -> None:
+        pieces = text_pieces(path, encoding, piece_bytes)
+        header, _, rest = next(pieces, b"").partition(b"\n")
+        columns = _header_types(path, header.decode(), separator)
+        self.types = {name: feature_type for name, feature_type in columns.items() if chosen(name)}
+        self._path, self._columns, self._separator = path, list(columns), separator
+        self._pieces = chain([rest], pieces)
+        self._dtypes = {name: np.float64 if kind == FeatureType.FLOAT else str for name, kind in self.types.items()}
+        self._n_rows, self._n_lines = 0, 1
+        self._empty: list[np.ndarray] = []
+        self._cells, self._numbers = _Found(), _Found()
+
+    def __iter__(self) -> Iterator[pd.DataFrame]:
+        """The rows, to be read once: cells of the type `float` are numbers, all others texts.
+
+        Empty cells, and those with a word of pandas for missing values such as `NA`, are NaN.
+
+        Raises:
+            PerPEFTError: a row has other cells than the header has columns, or a number is none. Of each kind, the
+                first is named when all have been counted.
+        """
+        for piece in self._pieces:
+            content = self._rows_of(piece)
+            if content and self._dtypes and not self._cells.n:
+                rows = self._parsed(content)
+                if not self._numbers.n:
+                    yield rows
+        for found in (self._cells, self._numbers):
+            if found.n:
+                more = f" ({found.n} such lines)" if found.n > 1 else ""
+                raise line_error(self._path, found.line, f"{found.head}{more}{found.tail}")
+
+    @property
+    def lines(self) -> RowLines:
+        """Numbers of the lines of the rows that were read."""
+        return RowLines(self._n_rows, np.concatenate([np.empty(0, dtype=np.int64), *self._empty]))
+
+    def _rows_of(self, piece: bytes) -> bytes:
+        """The piece with one byte between cells and without empty lines, if its rows have the cells of the header."""
+        separator = self._separator.encode()
+        if len(separator) > 1:
+            piece, separator = piece.replace(separator, _UNIT_SEPARATOR), _UNIT_SEPARATOR
+        text = np.frombuffer(piece, dtype=np.uint8)
+        ends = np.flatnonzero(text == _LINE_FEED)
+        if piece and not piece.endswith(b"\n"):
+            ends = np.append(ends, len(piece))
+        marks = np.searchsorted(np.flatnonzero(text == separator[0]), ends)
+        is_empty = np.diff(ends, prepend=-1) == 1
+        n_cells = np.diff(marks, prepend=0) + 1
+        wrong = np.flatnonzero((n_cells != len(self._columns)) & ~is_empty)
+        if len(wrong):
+            head = f"{n_cells[wrong[0]]} cell(s) instead of {len(self._columns)} as in line 1"
+            tail = f"; cells are separated by {self._separator!r} and hold neither that nor a line break"
+            self._cells.add(self._n_lines + int(wrong[0]) + 1, len(wrong), head, tail)
+        if is_empty.any():  # left out here: the reader would leave out lines of blanks too
+            self._empty.append(np.flatnonzero(is_empty) + self._n_lines + 1)
+            piece = b"\n".join(filter(None, piece.split(b"\n")))
+        self._n_rows += len(ends) - int(is_empty.sum())
+        self._n_lines += len(ends)
+        return piece
+
+    def _parsed(self, content: bytes) -> pd.DataFrame:
+        separator = _UNIT_SEPARATOR.decode() if len(self._separator.encode()) > 1 else self._separator
+        n_before, n_rows = self._n_rows, content.count(b"\n") + (not content.endswith(b"\n"))
+        try:
+            rows = _parse(content, self._columns, self._dtypes, separator)
+        except (ValueError, OverflowError) as error:
+            numbers = [name for name, dtype in self._dtypes.items() if dtype is not str]
+            texts = _parse(content, self._columns, dict.fromkeys(numbers, str), separator)
+            wrong = texts.apply(lambda column: pd.to_numeric(column, errors="coerce").isna() & column.notna())
+            places = np.flatnonzero(wrong.any(axis=1))
+            if not len(places):
+                raise PerPEFTError(f"cannot read {self._path}: {error}") from error
+            name = wrong.columns[wrong.iloc[places[0]].argmax()]
+            line = int(self.lines[n_before - n_rows + int(places[0])])
+            problem = f"{texts[name][places[0]]!r} in the column {name} is not a number"
+            self._numbers.add(line, len(places), problem)
+            return texts
+        if len(rows) != n_rows:
+            raise PerPEFTError(
+                f"{self._path} has {n_rows} rows, but {len(rows)} were read; save it anew as plain UTF-8 text"
+            )
+        return rows
 
 
-def numbers_in(path: Path, name: str, cells: Iterable[Sequence[str]], lines: np.ndarray) -> list[np.ndarray]:
+@dataclass
+class _Found:
+    """The first line with a problem, and how many there are."""
+
+    line: int = 0
+    n: int = 0
+    head: str = ""
+    tail: str = ""
+
+    def add(self, line: int, n: int, head: str, tail: str = "") -> None:
+        """Count lines of which this is the first; its message goes on with their number, and then with the tail."""
+        if not self.n:
+            self.line, self.head, self.tail = line, head, tail
+        self.n += n
+
+
+def read_header(path: Path, separator: str, encoding: str | None = None) -> dict[str, FeatureType]:
+    """Names and types in the header line `name:type<tab>name:type ...`; arguments and errors as of `TableReader`."""
+    return TableReader(path, lambda name: True, separator, encoding).types
+
+
+def read_table(
+    path: Path,
+    chosen: Callable[[str], bool],
+    separator: str,
+    encoding: str | None = None,
+    piece_bytes: int = PIECE_BYTES,
+) -> AtomicTable:
+    """Some columns of a file; arguments, cells and errors as of `TableReader`."""
+    reader = TableReader(path, chosen, separator, encoding, piece_bytes)
+    pieces = list(reader)
+    columns = {
+        name: pd.Series(dtype=np.float64 if kind == FeatureType.FLOAT else object)
+        for name, kind in reader.types.items()
+    }
+    rows = pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame(columns)
+    return AtomicTable(reader.types, rows, reader.lines)
+
+
+def numbers_in(
+    path: Path, name: str, cells: Iterable[Sequence[str]], lines: RowLines | np.ndarray
+) -> list[np.ndarray]:
     """Cells with several numbers each.
 
     Args:
@@ -123,7 +237,7 @@ def _parse(content: bytes, columns: list[str], dtypes: Mapping[str, type], separ
     return pd.read_csv(
         io.BytesIO(content),
         sep=separator,
-        header=0,
+        header=None,
         names=columns,
         usecols=list(dtypes),
         dtype=dtypes,
@@ -132,61 +246,6 @@ def _parse(content: bytes, columns: list[str], dtypes: Mapping[str, type], separ
         float_precision="round_trip",
         lineterminator="\n",
         encoding=UTF_8,
-    )
-
-
-def _content(path: Path, encoding: str | None) -> bytes:
-    """The file in UTF-8 without a byte order mark, with lines that end in a line feed."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise PerPEFTError(f"cannot read {path}: {error.strerror or error}") from error
-    try:
-        if codecs.lookup(encoding or UTF_8).name == UTF_8:
-            content = _checked_utf_8(path, content)
-        else:
-            content = content.decode(encoding or UTF_8).removeprefix("\ufeff").encode()
-    except LookupError as error:
-        raise PerPEFTError(f"cannot read {path}: {error}; leave out encoding for UTF-8") from error
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise line_error(
-            path, line, f"not {encoding}, which the setting encoding says it is ({error.reason})"
-        ) from error
-    _check_no_zero_byte(path, content)
-    return content.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in content else content
-
-
-def _checked_utf_8(path: Path, content: bytes) -> bytes:
-    """The content without its mark, if it is UTF-8."""
-    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), None)
-    if encoding is not None:
-        raise PerPEFTError(f"{path} is {encoding.upper()}, not UTF-8; {_how_to_convert(path, encoding)}")
-    content = content.removeprefix(codecs.BOM_UTF8)
-    # Latin letters in UTF-16 without a mark are valid UTF-8 with a zero byte a letter.
-    _check_no_zero_byte(path, content)
-    try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        start = content.rfind(b"\n", 0, error.start) + 1
-        byte = f"not UTF-8 at byte {error.start - start + 1} (0x{content[error.start]:02x})"
-        remedy = f"if it is in another encoding such as cp1252, {_how_to_convert(path, 'cp1252')}"
-        raise line_error(path, content.count(b"\n", 0, start) + 1, f"{byte}; {remedy}") from error
-    return content
-
-
-def _check_no_zero_byte(path: Path, content: bytes) -> None:
-    place = content.find(b"\0")
-    if place >= 0:
-        line = content.count(b"\n", 0, place) + 1
-        remedy = _how_to_convert(path, "utf-16le")
-        raise line_error(path, line, f"a zero byte: it is damaged, or UTF-16 without a mark; then {remedy}")
-
-
-def _how_to_convert(path: Path, encoding: str) -> str:
-    return (
-        f"convert it (iconv -f {encoding.upper()} -t UTF-8 {path.name} > converted, or save it as UTF-8 in the "
-        f"program that wrote it), or set --encoding={encoding}"
     )
 
 
@@ -203,35 +262,3 @@ def _header_types(path: Path, header: str, separator: str) -> dict[str, FeatureT
             raise PerPEFTError(f"{path}, line 1: the column {name} is there twice")
         types[name] = FeatureType(feature_type)
     return types
-
-
-def _data_lines(path: Path, content: bytes, separator: bytes, n_columns: int) -> np.ndarray:
-    """Numbers of the lines that hold rows, int64 [n]."""
-    reader = io.BytesIO(content)
-    reader.readline()
-    # -1 marks an empty line.
-    n_separators = np.fromiter((-1 if line == b"\n" else line.count(separator) for line in reader), dtype=np.int64)
-    lines = np.flatnonzero(n_separators >= 0) + 2
-    wrong = np.flatnonzero(n_separators[lines - 2] != n_columns - 1)
-    if len(wrong):
-        line = int(lines[wrong[0]])
-        more = f" ({len(wrong)} such lines)" if len(wrong) > 1 else ""
-        raise line_error(
-            path,
-            line,
-            f"{n_separators[line - 2] + 1} cell(s) instead of {n_columns} as in line 1{more}; cells are separated by "
-            f"{separator.decode()!r} and hold neither that nor a line break",
-        )
-    return lines
-
-
-def _bad_number(path: Path, texts: pd.DataFrame, lines: np.ndarray) -> PerPEFTError | None:
-    """An error about the first cell that is no number; None if there is none."""
-    wrong = texts.apply(lambda column: pd.to_numeric(column, errors="coerce").isna() & column.notna())
-    rows = np.flatnonzero(wrong.any(axis=1))
-    if not len(rows):
-        return None
-    row = rows[0]
-    name = wrong.columns[wrong.iloc[row].argmax()]
-    problem = f"{texts[name][row]!r} in the column {name} is not a number"
-    return line_error(path, int(lines[row]), f"{problem} ({len(rows)} such lines)" if len(rows) > 1 else problem)

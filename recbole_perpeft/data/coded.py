@@ -1,0 +1,170 @@
+"""RecBole's data sets with a log whose users and items are numbers from the beginning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
+from recbole.utils import FeatureSource, FeatureType
+
+from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.data.files.atomic_table import AtomicTable, RowLines, TableReader, numbers_in, read_table
+from recbole_perpeft.data.files.coded_log import CodedLog, read_coded
+from recbole_perpeft.data.files.kept_log import folder_of, kept_log
+
+_ROWS_AT_ONCE = 2**22
+KEPT_FROM_BYTES = 64 * 2**20  # about 3 million interactions: 8 seconds of reading, half a second of mapping
+
+
+class CodedDataset(Dataset):
+    """Base of data set classes whose log has its tokens as categories.
+
+    Everything of RecBole works with them as with texts, and gives the same. What it does with Python objects or copies
+    of a whole log even where nothing leaves it is done with numbers here.
+    """
+
+    inter_feat: Any
+    _log_lines: list[tuple[Path, RowLines]]  # of each file of the log, while it is read
+
+    def _load_feat(self, filepath: str, source: FeatureSource | str) -> pd.DataFrame | None:
+        """Columns of an atomic file; arguments, result and what is noted about columns as in RecBole."""
+        wanted, unwanted = self._get_load_and_unload_col(source)
+        if wanted == set():
+            return None
+        path = Path(filepath)
+        is_log = source == FeatureSource.INTERACTION
+        asked = (
+            path,
+            lambda name: (wanted is None or name in wanted) and name not in (unwanted or ()),
+            self.config["field_separator"],
+            self.config["encoding"],
+        )
+        table = self._coded_log(*asked).table() if is_log else read_table(*asked)
+        if not table.types:
+            LOGGER.warning(f"no columns of {path} are loaded")
+            return None
+        if is_log:
+            self._log_lines.append((path, table.lines))
+        for name, feature_type in table.types.items():
+            if source != "link":
+                self.field2source[name], self.field2type[name] = source, feature_type
+                self.field2bucketnum |= {name: 2} if "float" in feature_type.value else {}
+                self.field2seqlen |= {} if feature_type.value.endswith("seq") else {name: 1}
+            if feature_type.value.endswith("seq"):
+                self._split_cells(path, table, name)
+        return table.rows
+
+    def _coded_log(self, path: Path, *how: Any) -> CodedLog:
+        """The log of a file, from the folder where it is kept or from its text."""
+        keep = self.config["keep_log"] or "never"
+        if keep == "always" or (keep == "auto" and path.is_file() and path.stat().st_size >= KEPT_FROM_BYTES):
+            reader = TableReader(path, *how)
+            log = kept_log(folder_of(Path(self.config["cache_folder"]), path, reader, how[1:]), path, reader)
+            if log is not None:
+                return log
+        return read_coded(TableReader(path, *how))
+
+    def _split_cells(self, path: Path, table: AtomicTable, name: str) -> None:
+        """Makes arrays of the cells of a column of sequences, not longer than `seq_len`."""
+        separator = self.config["seq_separator"]
+        cells = [list(filter(None, text.split(separator))) for text in table.rows[name].fillna("")]
+        is_number = table.types[name] == FeatureType.FLOAT_SEQ
+        arrays = numbers_in(path, name, cells, table.lines) if is_number else [np.array(cell) for cell in cells]
+        longest = max(map(len, arrays), default=0)
+        length = (self.config["seq_len"] or {}).get(name, longest)
+        table.rows[name] = pd.Series([array[:length] for array in arrays], dtype=object)
+        self.field2seqlen[name] = min(length, longest)
+
+    def _filter_nan_user_or_item(self) -> None:
+        # The log has been checked: a row without a user or an item is an error.
+        of_ids = ((self.user_feat, self.uid_field), (self.item_feat, self.iid_field))
+        if any(feat is not None and feat[field].isna().any() for feat, field in of_ids):
+            super()._filter_nan_user_or_item()
+
+    def _filter_inter_by_user_or_item(self) -> None:
+        of_ids = ((self.user_feat, self.uid_field), (self.item_feat, self.iid_field))
+        if not all(feat is None or self.inter_feat[field].isin(feat[field]).all() for feat, field in of_ids):
+            super()._filter_inter_by_user_or_item()
+
+    def _filter_by_inter_num(self) -> None:
+        of_ids = (
+            (self.uid_field, self.user_feat, self.config["user_inter_num_interval"]),
+            (self.iid_field, self.item_feat, self.config["item_inter_num_interval"]),
+        )
+        if not all(interval is None or self._all_stay(field, feat, interval) for field, feat, interval in of_ids):
+            super()._filter_by_inter_num()
+
+    def _all_stay(self, field: str, feat: pd.DataFrame | None, interval: str) -> bool:
+        """Whether the filter by numbers of interactions is known to leave everything as it is."""
+        intervals, column = self._parse_intervals_str(interval), self.inter_feat[field]
+        if not intervals or not _is_coded(column) or (feat is not None and intervals[0][1] > 0):
+            return False
+        codes, n = column.cat.codes.to_numpy(), len(column.cat.categories)
+        parts = range(0, len(codes), _ROWS_AT_ONCE)
+        counted = (np.bincount(codes[start : start + _ROWS_AT_ONCE], minlength=n) for start in parts)
+        counts = sum(counted, np.zeros(n, dtype=np.int64))
+        return bool(np.all(self._within_intervals(counts[counts > 0], intervals)))
+
+    def _remap(self, remap_list: list[tuple[pd.DataFrame, str, FeatureType]]) -> None:
+        """Gives tokens their ids, by the first appearance in one column after the other, as RecBole does."""
+        if not any(_is_coded(feat[field]) for feat, field, _ in remap_list):
+            super()._remap(remap_list)
+            return
+        numbered = [_numbered(feat[field], kind) for feat, field, kind in remap_list]
+        ids, known = pd.factorize(np.concatenate([tokens for _, tokens in numbered]))
+        names = np.array(["[PAD]", *known])
+        number = {name: place for place, name in enumerate(names)}
+        ends = np.cumsum([len(tokens) for _, tokens in numbered])
+        for (feat, field, kind), (places, tokens), end in zip(remap_list, numbered, ends, strict=True):
+            of_column = np.append(ids[end - len(tokens) : end] + 1, 0)  # the last is that of a cell without a token
+            if field not in self.field2id_token:
+                self.field2id_token[field], self.field2token_id[field] = names, number
+            if kind == FeatureType.TOKEN:
+                feat[field] = _taken(of_column.astype(np.int32 if _is_coded(feat[field]) else np.int64), places)
+            else:
+                feat[field] = np.split(of_column[places], np.cumsum(feat[field].agg(len))[:-1])
+
+    def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
+        narrow = data.columns[data.dtypes == np.int32]
+        return super()._dataframe_to_interaction(data.astype(dict.fromkeys(narrow, np.int64), copy=False))
+
+
+def _is_coded(column: pd.Series) -> bool:
+    return isinstance(column.dtype, pd.CategoricalDtype)
+
+
+def _numbered(column: pd.Series, kind: FeatureType) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the tokens of a column, -1 where a cell is empty, and the tokens in the order of their appearance."""
+    if not _is_coded(column):
+        return pd.factorize(column.to_numpy() if kind == FeatureType.TOKEN else column.agg(np.concatenate))
+    codes, tokens = column.cat.codes.to_numpy(), column.cat.categories.to_numpy()
+    if _are_in_order(codes, len(tokens)):
+        return codes, tokens
+    is_there, places = codes >= 0, np.full(len(codes), -1, dtype=np.int32)
+    places[is_there], found = pd.factorize(codes[is_there])
+    return places, tokens[found]
+
+
+def _taken(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Values at places, without a copy of all places in the type of an index."""
+    taken = np.empty(len(places), values.dtype)
+    for start in range(0, len(places), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        taken[part] = values[places[part]]
+    return taken
+
+
+def _are_in_order(codes: np.ndarray, n: int) -> bool:
+    """Whether all numbers below n appear, and each for the first time after those below it."""
+    highest = -1
+    for start in range(0, len(codes), _ROWS_AT_ONCE):
+        part = codes[start : start + _ROWS_AT_ONCE]
+        so_far = np.maximum.accumulate(np.append(highest, part))
+        if (part > so_far[:-1] + 1).any():
+            return False
+        highest = int(so_far[-1])
+    return highest == n - 1

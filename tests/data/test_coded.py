@@ -1,0 +1,75 @@
+"""Logs that are numbers from the beginning, from text or from the kept log: the data set is RecBole's own."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recbole.data.dataset import Dataset
+
+from recbole_perpeft.runs.run import create_dataset
+
+HEADER = "user_id:token\titem_id:token\tplace:token\tprice:float\ttimestamp:float"
+ROW = st.tuples(
+    st.sampled_from("abcd"),
+    st.sampled_from("vwxyz"),
+    st.sampled_from(["", "NA", "p", "q"]),
+    st.sampled_from(["", "1", "2.5"]),
+    st.integers(0, 3) | st.floats(0, 3),
+)
+FILTERS = (
+    {},
+    {"user_inter_num_interval": "[2,inf)", "item_inter_num_interval": "[2,inf)"},
+    {"user_inter_num_interval": "[1,3]"},
+    {"val_interval": {"place": ["p"]}},
+    {"alias_of_item_id": ["place"]},
+)
+
+
+def check_same(ours, theirs):
+    """Ids, tokens and all columns."""
+    for field, tokens in theirs.field2id_token.items():
+        assert ours.field2id_token[field].tolist() == tokens.tolist(), field
+        assert ours.field2token_id[field] == theirs.field2token_id[field]
+    for name in ("inter_feat", "item_feat"):
+        one, other = getattr(ours, name), getattr(theirs, name)
+        assert (one is None) == (other is None)
+        if one is not None:
+            pd.testing.assert_frame_equal(one, other, check_dtype=False)
+    assert ours.field2type == theirs.field2type and ours.field2seqlen == theirs.field2seqlen
+
+
+@given(
+    rows=st.lists(ROW, min_size=3, max_size=12),
+    wanted=st.sampled_from(FILTERS),
+    has_times=st.booleans(),
+    items=st.none() | st.sets(st.sampled_from("wxyz-"), min_size=1),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_data_set_is_that_of_recbole(log_folder, rows, wanted, has_times, items):
+    n_columns = 5 if has_times else 4
+    header = "\t".join(HEADER.split("\t")[:n_columns])
+    log_folder.write([row[:n_columns] for row in rows], header)
+    file = log_folder.path / "log" / "log.item"
+    file.unlink(missing_ok=True)
+    if items:
+        file.write_text("item_id:token\tshelf:token\n" + "".join(f"{item}\tp\n" for item in sorted(items)))
+    config = log_folder.config("BPR", load_col=None, **wanted)
+    try:
+        theirs = Dataset(config)
+    except ValueError as error:
+        with pytest.raises(Exception, match=str(error)):
+            create_dataset(config)
+        return
+    check_same(create_dataset(config), theirs)
+    kept = {"keep_log": "always", "cache_folder": str(log_folder.path / "cache"), **wanted}
+    config = log_folder.config("BPR", load_col=None, **kept)
+    for _ in range(2):  # made, or of other rows; and mapped
+        check_same(create_dataset(config), theirs)
+
+
+def test_ids_take_four_bytes(log_folder):
+    log_folder.write([(f"u{n % 7}", f"i{n % 5}", n) for n in range(1000)])
+    dataset = create_dataset(log_folder.config("GlobalPEFT"))
+    assert dataset.inter_feat.memory_usage(index=False).sum() == 16 * 1000
+    assert dataset.build()[0].inter_feat["user_id"].numpy().dtype == np.int64
