@@ -46,7 +46,7 @@ SERVE_REQUIRES = ["fastapi>=0.115", "uvicorn>=0.30"]  # lists over HTTP
 WANDB_REQUIRES = ["wandb>=0.18"]  # trackers, by their names
 MLFLOW_REQUIRES = ["mlflow-skinny>=2.14", "SQLAlchemy>=2", "alembic>=1.10"]  # the last two for a local file
 CODECARBON_REQUIRES = ["codecarbon>=3"]
-TEST_REQUIRES = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
+TEST_REQUIRES = ["hypothesis>=6.100", "pytest>=8", "pytest-randomly>=3.15", "pytest-xdist>=3.5"]
 TESTED = [
     *(TEST_REQUIRES + ANN_REQUIRES + CONVERT_REQUIRES + EXPORT_REQUIRES),
     *(MLFLOW_REQUIRES + SEARCH_REQUIRES + SERVE_REQUIRES),

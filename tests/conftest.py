@@ -34,6 +34,7 @@ def pytest_collection_modifyitems(config, items):
             left_out = [item for item in items if item.get_closest_marker(marker)]
             config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if not item.get_closest_marker(marker)]
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def write_toy_data(folder, n_users=40, n_items=30, seed=0):

@@ -3,8 +3,12 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import recbole_perpeft
 from support.attack.ground import runs_here
+
+pytestmark = pytest.mark.long
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
 

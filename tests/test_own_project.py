@@ -11,6 +11,8 @@ import pytest
 import yaml
 from transformers import ConvNextImageProcessor, ResNetConfig, ResNetModel
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 PLUGIN = "--plugin=my_project"
 DATA = ("--dataset=aspects", "--data_path=.")

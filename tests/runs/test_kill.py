@@ -15,6 +15,8 @@ import torch
 
 from recbole_perpeft.cli.main import main
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 N_KILLS = 3  # `pytest -m kill` kills as often as one likes
 SEED = 20260209

@@ -20,6 +20,8 @@ from recbole_perpeft.studies.compare.jobs.specs import ModelSpec, parse_models
 from recbole_perpeft.training.trainer import RunTrainer
 from support.attack.ground import runs_here
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[3]
 
 

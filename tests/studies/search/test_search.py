@@ -29,7 +29,7 @@ from recbole_perpeft.studies.search import search as start_search
 from recbole_perpeft.training.checkpoint import load_checkpoint
 from recbole_perpeft.use import scorers
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 ROOT = Path(__file__).resolve().parents[3]
 SPACE = "learning_rate: {loguniform: [1e-4, 1e-1]}\nembedding_size: {choice: [8, 16]}\nweight_decay: {choice: [0.0]}\n"
