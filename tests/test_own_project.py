@@ -55,26 +55,31 @@ def program(*commands):
     return json.loads(done.stdout.rpartition("RESULTS")[2])
 
 
-def test_things_of_a_users_own_train_convert_and_have_settings(project):
+@pytest.fixture(scope="module")
+def finished(project):
+    """What commands of which each uses something of the user's own have ended with."""
     Path("pairs.txt").write_text("\n".join(f"u{n % 7} i{n % 5}" for n in range(70)))
     latest = ("train", PLUGIN, "--model=Latest", *DATA, *QUICK)
-    good = program(
+    return program(
         ("train", PLUGIN, *DATA, *CONTENT, *QUICK, "--margin=0.5", "--run_folder=content"),
         (*latest, "--half_life=3", "--run_folder=latest"),
         ("convert", "pairs", PLUGIN, "--input=pairs.txt", "--output=data/pairs", "--k_core=0"),
         ("--list_models", PLUGIN),
         ("train", "--help", "--model=Latest", PLUGIN),
     )
-    assert [status for status, *_ in good] == [0] * 5, [error for *_, error in good]
+
+
+def test_things_of_a_users_own_train_convert_and_have_settings(finished):
+    assert [status for status, *_ in finished] == [0] * 5, [error for *_, error in finished]
     result = json.loads(Path("content/result.json").read_text())
     assert 0 <= result["test_result"]["firsts"] <= result["test_result"]["hit@5"]
     assert yaml.safe_load(Path("content/config.yaml").read_text())["margin"] == 0.5
     assert yaml.safe_load(Path("latest/config.yaml").read_text())["half_life"] == 3
     assert len(Path("data/pairs/pairs.inter").read_text().splitlines()) == 71
-    assert "Latest" in good[3][1].split() and "half_life" in good[4][1]
+    assert "Latest" in finished[3][1].split() and "half_life" in finished[4][1]
 
 
-def test_mistakes_are_told_and_a_finished_run_asks_for_its_plugin(project):
+def test_mistakes_are_told_and_a_finished_run_asks_for_its_plugin(finished):
     wrong = {
         "content was made with the plugin my_project: give --plugin=my_project": ("train", "--resume=content"),
         "margin is 0": ("train", PLUGIN, *DATA, *CONTENT, *QUICK, "--margin=0"),
