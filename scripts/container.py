@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1]
@@ -54,8 +55,7 @@ class CleanRoot:
 
     def start(self, words: list[str]) -> None:
         """Run a command as the user, in the folder and with the variables of the last instructions."""
-        path = self.variables["PATH"].replace("$PATH", "/usr/bin:/bin")
-        variables = [f"{name}={value}" for name, value in (self.variables | {"PATH": path}).items()]
+        variables = [f"{name}={value}" for name, value in self.variables.items()]
         home = f"HOME=/home/{self.user}" if self.user != "root" else "HOME=/root"
         command = f"cd {self.folder} && exec {shlex.join(words)}"
         inside = ["chroot", f"--userspec={self.user}", self.root, "/usr/bin/env", "-i", home, *variables]
@@ -81,19 +81,19 @@ class CleanRoot:
         self.folder = words
 
     def _env(self, words: str) -> None:
-        self.variables |= dict(word.split("=", 1) for word in shlex.split(words)) | self.fixed
+        given = dict(word.split("=", 1) for word in shlex.split(words))
+        known = self.variables["PATH"]
+        self.variables |= {name: value.replace("$PATH", known) for name, value in given.items()} | self.fixed
 
     def _copy(self, words: str) -> None:
         *names, target = [word for word in shlex.split(words) if not word.startswith("--")]
-        place = Path(self.folder, target)
         for name in names:
-            inside = place if (SOURCE / name).is_dir() else place / name
             if (SOURCE / name).is_dir():
-                shutil.copytree(SOURCE / name, self.root / inside.relative_to("/"), dirs_exist_ok=True)
+                inside, copy = Path(self.folder, target), partial(shutil.copytree, dirs_exist_ok=True)
             else:
-                shutil.copyfile(SOURCE / name, self.root / inside.relative_to("/"))
-            owner = self.user
-            subprocess.run(["chroot", self.root, "chown", "-R", f"{owner}:{owner}", str(inside)], check=True)
+                inside, copy = Path(self.folder, target, name), shutil.copyfile
+            copy(SOURCE / name, self.root / inside.relative_to("/"))
+            subprocess.run(["chroot", self.root, "chown", "-R", f"{self.user}:{self.user}", inside], check=True)
 
 
 def main() -> None:

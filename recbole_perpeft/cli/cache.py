@@ -13,7 +13,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.run_settings import PhotoLimits
 from recbole_perpeft.data.atomic import BUNDLED_DATASET
 from recbole_perpeft.data.content import IMAGE, MISSING_CONTENT, TITLE, ItemContent
-from recbole_perpeft.data.files.atomic_table import read_table
+from recbole_perpeft.data.files.atomic_table import TableReader, read_table
 from recbole_perpeft.nn.layer_drop import LayerDropRule, LayerDropSettings
 from recbole_perpeft.pretrained.tower import POOLINGS, QUANTIZATIONS, describe_backbone
 from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings
@@ -184,7 +184,7 @@ def _item_tokens(folder: Path) -> list[str]:
     """Items that occur in the logs of a data set."""
     tokens: set[str] = set()
     for log in sorted(folder.glob("*.inter")):
-        table = read_table(log, lambda name: name == "item_id", "\t")
+        table = read_table(TableReader(log, lambda name: name == "item_id", "\t"))
         if not table.types:
             raise PerPEFTError(f"{log}, line 1: there is no column item_id:token; add it")
         tokens.update(table.rows["item_id"].dropna().unique())

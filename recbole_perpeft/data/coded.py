@@ -43,7 +43,7 @@ class CodedDataset(Dataset):
             self.config["field_separator"],
             self.config["encoding"],
         )
-        table = self._coded_log(*asked).table() if is_log else read_table(*asked)
+        table = self._coded_log(*asked).table() if is_log else read_table(TableReader(*asked))
         if not table.types:
             LOGGER.warning(f"no columns of {path} are loaded")
             return None

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from recbole_perpeft.core.digest import columns_digest, digest
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import Journal, alone, clear, disk_errors, remove, written_whole
-from recbole_perpeft.data.files.atomic_table import read_table
+from recbole_perpeft.data.files.atomic_table import TableReader, read_table
 from recbole_perpeft.use.recommend import Batch, Lists, Part, People, Recommender, Wanted
 
 _ROWS_AT_ONCE = 2**18  # of the table that is written
@@ -96,7 +96,9 @@ def titles(recommender: Recommender, items: pd.Series) -> list[str] | None:
     if not path.is_file():
         return None
     chosen = (dataset.iid_field, "title")
-    table = read_table(path, chosen.__contains__, dataset.config["field_separator"], dataset.config["encoding"]).rows
+    table = read_table(
+        TableReader(path, chosen.__contains__, dataset.config["field_separator"], dataset.config["encoding"])
+    ).rows
     if not set(chosen) <= set(table):
         return None
     by_item = table.drop_duplicates(dataset.iid_field).set_index(dataset.iid_field)["title"]

@@ -16,7 +16,7 @@ import yaml
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.content import ItemContent
-from recbole_perpeft.data.files.atomic_table import read_table
+from recbole_perpeft.data.files.atomic_table import TableReader, read_table
 from recbole_perpeft.data.files.tables import table_columns, table_rows
 from recbole_perpeft.data.photos.decode import DamagedImageError, decode_image
 from recbole_perpeft.data.photos.images import read_image_file
@@ -33,7 +33,7 @@ MOST_BYTES = 300_000_000
 
 def log_of_shop(folder, data):
     path = shutil.copy(data / "aspects.inter", folder / "aspects.inter")
-    return path, lambda: read_table(path, lambda name: True, "\t")
+    return path, lambda: read_table(TableReader(path, lambda name: True, "\t"))
 
 
 def items_of_shop(folder, data):

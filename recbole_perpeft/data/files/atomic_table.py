@@ -190,15 +190,8 @@ def read_header(path: Path, separator: str, encoding: str | None = None) -> dict
     return TableReader(path, lambda name: True, separator, encoding).types
 
 
-def read_table(
-    path: Path,
-    chosen: Callable[[str], bool],
-    separator: str,
-    encoding: str | None = None,
-    piece_bytes: int = PIECE_BYTES,
-) -> AtomicTable:
-    """Some columns of a file; arguments, cells and errors as of `TableReader`."""
-    reader = TableReader(path, chosen, separator, encoding, piece_bytes)
+def read_table(reader: TableReader) -> AtomicTable:
+    """All pieces of a file in one table; cells and errors as of `TableReader`."""
     pieces = list(reader)
     columns = {
         name: pd.Series(dtype=np.float64 if kind == FeatureType.FLOAT else object)

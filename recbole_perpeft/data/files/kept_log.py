@@ -122,19 +122,15 @@ def _write(draft: Path, path: Path, reader: TableReader) -> None:
             sums[name] = 0
         tokens = add_pieces(reader, add)
         _sync(files.values())
+    if _stamp(path) != stamp:
+        raise PerPEFTError(f"{path} was changed while it was read; run again")
     lines = reader.lines
     arrays = {name: [len(lines), value] for name, value in sums.items()}
     besides = {
         **{_file_name(name, reader) + _TOKENS: "\n".join(known).encode() for name, known in tokens.items()},
         _EMPTY: lines.empty.tobytes(),
     }
-    for name, content in besides.items():
-        with open(draft / name, "wb") as file:
-            file.write(content)
-            _sync([file])
-        arrays[name] = [len(content), checksum([np.frombuffer(content, np.uint8)])]
-    if _stamp(path) != stamp:
-        raise PerPEFTError(f"{path} was changed while it was read; run again")
+    arrays |= {name: [len(content), checksum([np.frombuffer(content, np.uint8)])] for name, content in besides.items()}
     types = {name: kind.value for name, kind in reader.types.items()}
     described = {
         "format": FORMAT,
@@ -144,10 +140,10 @@ def _write(draft: Path, path: Path, reader: TableReader) -> None:
         "arrays": arrays,
         "n_rows": len(lines),
     }
-    with open(draft / MANIFEST, "w", encoding="utf-8") as opened:
-        json.dump(described, opened)
-        opened.flush()
-        os.fsync(opened.fileno())
+    for name, content in (besides | {MANIFEST: json.dumps(described).encode()}).items():
+        with open(draft / name, "wb") as file:
+            file.write(content)
+            _sync([file])
 
 
 def _sync(files: Any) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.files.atomic_table import numbers_in, read_table
+from recbole_perpeft.data.files.atomic_table import TableReader, numbers_in, read_table
 from recbole_perpeft.runs.run import create_dataset
 
 HEADER = "user_id:token\titem_id:token\ttimestamp:float"
@@ -21,7 +21,7 @@ def file(tmp_path_factory):
 
 def read(file, content, separator="\t", encoding=None, piece_bytes=2**20):
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_table(file, lambda name: True, separator, encoding, piece_bytes)
+    return read_table(TableReader(file, lambda name: True, separator, encoding, piece_bytes))
 
 
 @given(

@@ -97,7 +97,7 @@ class Program:
         (folder / "space.yaml").write_text(SPACE, encoding="utf-8")
         self.output = folder / "out"
         own = {"model": "BPR", "search": folder / "space.yaml", "output": self.output, "epochs": epochs}
-        own |= {"num_samples": 2, "scheduler": "none", "max_concurrent": 1}
+        own |= {"num_samples": 3, "scheduler": "none", "max_concurrent": 1}
         self.process = subprocess.Popen(
             [sys.executable, ROOT / "run_hyper.py", *(f"--{key}={value}" for key, value in (fixed | own).items())],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -174,11 +174,11 @@ def test_a_machine_that_cannot_run_trials_is_named(tmp_path, monkeypatch):
 
 def assert_complete(report, epochs):
     """Every trial has all its epochs, each once."""
-    assert report.table["status"].tolist() == ["finished"] * 2
+    assert report.table["status"].tolist() == ["finished"] * 3
     assert 0.001 in report.table["learning_rate"].tolist()  # the first trial has the settings as they are
     assert report.best["test_result"]
     files = list(report.folder.glob("trials/*/run/metrics.csv"))
-    assert len(files) == 2
+    assert len(files) == 3
     for path in files:
         assert pd.read_csv(path)["epoch"].tolist() == list(range(epochs))
 

@@ -21,7 +21,7 @@ from recbole_perpeft.core.run_settings import RunSettings
 from recbole_perpeft.core.settings import defaults_of, keys_of_kind
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.atomic import prepare_dataset_folder
-from recbole_perpeft.data.files.atomic_table import read_table
+from recbole_perpeft.data.files.atomic_table import TableReader, read_table
 from recbole_perpeft.data.history import HistoryIndex, history_of
 from recbole_perpeft.data.split import RowHistories
 from recbole_perpeft.runs.config import Config, changed, properties_folder, settings_file
@@ -271,7 +271,7 @@ def _true_groups(config: Config, users: pd.Index, field: str) -> np.ndarray:
     if not path.is_file():
         raise PerPEFTError(f"{path} is missing, in which true_group_field={field} is to be a column")
     names = [config["USER_ID_FIELD"], field]
-    table = read_table(path, names.__contains__, config["field_separator"], config["encoding"]).rows
+    table = read_table(TableReader(path, names.__contains__, config["field_separator"], config["encoding"])).rows
     if missing := [name for name in names if name not in table]:
         raise PerPEFTError(f"{path} has no column {missing[0]}, which true_group_field={field} needs")
     groups = table.dropna().set_index(names[0])[field]
