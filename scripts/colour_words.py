@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.aspects.drawing import ASPECTS
-from recbole_perpeft.data.files.atomic_table import read_table
+from recbole_perpeft.data.files.atomic_table import TableReader, read_table
 from recbole_perpeft.models.perpeft.grouping import global_user_vectors
 from recbole_perpeft.pretrained.dual import FoundationModel
 from recbole_perpeft.pretrained.processor import Processor
@@ -39,7 +39,8 @@ def colour_group(found: Exploration) -> tuple[int, float]:
     path = found.config.dataset_folder / f"{found.config['dataset']}.user"
     if not path.is_file():
         raise PerPEFTError(f"{path} is missing, in which hidden_group says who buys by colour: take aspects")
-    table = read_table(path, lambda _: True, found.config["field_separator"], found.config["encoding"]).rows
+    reader = TableReader(path, lambda _: True, found.config["field_separator"], found.config["encoding"])
+    table = read_table(reader).rows
     by_colour = set(table.loc[table["hidden_group"] == "colour", "user_id"])
     n_colour = [sum(found.user_tokens[user] in by_colour for user in group.users) for group in found.groups]
     best = int(np.argmax(n_colour))
