@@ -10,6 +10,7 @@ from recbole_perpeft.core.protocol import check_eval_args, places_of_parts
 from recbole_perpeft.core.settings import Settings, same_as, setting
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+FUSED_LEARNERS = ("adam", "adamw", "sgd")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -101,6 +102,9 @@ class RunSettings(Settings):
     train_batch_size: int = setting(2048, "Rows of a training batch.", least=1)
     batches_a_step: int = setting(0, "Batches whose mean gradient makes a step; 0 for one a process (nproc).", least=0)
     learner: str = setting("adam", f"Optimiser: {', '.join(LEARNERS)}.")
+    fused: bool = setting(
+        False, f"Whether {', '.join(FUSED_LEARNERS)} step by PyTorch's fused kernels: faster, with other last digits."
+    )
     learning_rate: float = setting(1e-3, "Learning rate.", least=0, kind="rate")
     weight_decay: float = setting(0.0, "Weight decay.", least=0, kind="rate")
     clip_grad_norm: dict | None = setting(None, "Limit of the norm of the gradient, such as {max_norm: 5}.")
@@ -177,6 +181,11 @@ class RunSettings(Settings):
         for key, known in (("learner", LEARNERS), ("state", LEVELS)):
             if getattr(self, key).lower() not in map(str.lower, known):
                 raise PerPEFTError(f"{key} is {getattr(self, key)!r}: it must be one of {', '.join(known)}")
+        if self.fused and self.learner.lower() not in FUSED_LEARNERS:
+            raise PerPEFTError(
+                f"fused: True is for the learners {', '.join(FUSED_LEARNERS)}; {self.learner} has no fused kernel, set"
+                " fused to False"
+            )
         check_eval_args(self.eval_args)
         if self.benchmark_filename is not None:
             places_of_parts(self.benchmark_filename)

@@ -35,6 +35,17 @@ def without(groups: Iterable[Any], left_out: Sequence[Tensor]) -> list[dict[str,
     return [entry for entry in kept if entry["params"]]
 
 
+def fused(optimizer: Optimizer) -> Optimizer:
+    """The same optimiser, before its first step, with a fused kernel: one pass over all parameters.
+
+    Args:
+        optimizer: Adam, AdamW or SGD.
+    """
+    make: Callable[..., Optimizer] = type(optimizer)
+    groups = [group | {"fused": True, "foreach": None} for group in optimizer.param_groups]
+    return make(groups, lr=optimizer.defaults["lr"], fused=True)
+
+
 class Together(Optimizer):
     """Several optimisers that step as one.
 

@@ -70,7 +70,9 @@ class ContentTrainer(ScheduledTrainer):
             return super()._build_optimizer(**kwargs)
         rest = super()._build_optimizer(**kwargs | {"params": without(kwargs["params"], tables)})
         learner = OF_TABLES[self.learner.lower()]
-        of_tables = super()._build_optimizer(**kwargs | {"params": tables, "learner": learner, "weight_decay": 0.0})
+        of_tables = super()._build_optimizer(
+            **kwargs | {"params": tables, "learner": learner, "weight_decay": 0.0, "fused": False}
+        )
         return Together([rest, of_tables])
 
     def _on_device(self, interaction):

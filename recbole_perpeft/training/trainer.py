@@ -21,6 +21,7 @@ from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.data.evaluation import part_of
 from recbole_perpeft.data.log import check_same_data
 from recbole_perpeft.training import checkpoint as checkpoints
+from recbole_perpeft.training.optimisers import fused
 from recbole_perpeft.training.ranks import RankCollector
 from recbole_perpeft.training.steps import StepTrainer
 from recbole_perpeft.training.trackers import Trackers, chosen_trackers
@@ -274,6 +275,12 @@ class RunTrainer(StepTrainer):
                 checkpoints.set_loader_state(train_data, content["loader"])
         with checkpoints.restored(source, "random"):
             checkpoints.set_random_state(content["random"])
+
+    def _build_optimizer(self, **kwargs):
+        """As in RecBole, with `fused` kernels where they are asked for."""
+        wants_fused = kwargs.pop("fused", self.config["fused"])
+        optimizer = super()._build_optimizer(**kwargs)
+        return fused(optimizer) if wants_fused else optimizer
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs) -> None:
         """Keep the model as the best one, in `best.pth` or in memory."""
