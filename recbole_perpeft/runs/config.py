@@ -24,10 +24,11 @@ from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.plugins import load_plugins
 from recbole_perpeft.core.protocol import KEY, laid_over, without_empty_parts
 from recbole_perpeft.core.run_settings import RecBoleSettings, RunSettings
-from recbole_perpeft.core.settings import classes_of, classes_read, defaults_of, reachable, settings_from
+from recbole_perpeft.core.settings import Settings, classes_of, classes_read, defaults_of, reachable, settings_from
 from recbole_perpeft.core.yaml_values import PLAIN_TYPES, SettingsLoader, parse_value, read_yaml
 from recbole_perpeft.data.dataset import SequenceDataset
 from recbole_perpeft.models import get_model
+from recbole_perpeft.nn.losses.loss import LOSSES, LossChoice
 from recbole_perpeft.runs.keys import check_keys
 from recbole_perpeft.training.trackers import chosen_trackers
 
@@ -180,12 +181,13 @@ class Config(RecBoleConfig):
         return check_keys(self.external_config_dict, known, self.model_class, settings)
 
     def _get_final_config_dict(self):
+        declared = classes_of(self.model_class)
+        of_other_models = self._without_loss_of_other_models(declared)
         settings = dict(self.internal_config_dict)
         laid_over(settings, self.external_config_dict)
         settings[KEY] = without_empty_parts(settings[KEY])
-        declared = classes_of(self.model_class)
         self.settings_classes = classes_read(declared, settings)
-        self.unread_settings = self._check_keys(settings)
+        self.unread_settings = self._check_keys(settings) | of_other_models
         unused = {each.name for cls, _ in reachable(declared) for each in cls.declared()}
         defaults = defaults_of((RunSettings, *self.settings_classes))
         settings = defaults | {key: value for key, value in settings.items() if key in defaults or key not in unused}
@@ -201,6 +203,20 @@ class Config(RecBoleConfig):
             settings[key] = str(settings[key])
         settings_from(settings, RecBoleSettings)
         return settings
+
+    def _without_loss_of_other_models(self, declared: tuple[type[Settings], ...]) -> dict[str, str]:
+        """Leave `loss_type` out where it names a loss that this model does not know: a file may serve several models.
+
+        Returns:
+            By the key a sentence about it.
+        """
+        name = self.external_config_dict.get("loss_type")
+        if name not in LOSSES or any(cls is LossChoice for cls, _ in reachable(declared)):
+            return {}
+        del self.external_config_dict["loss_type"]
+        return {
+            "loss_type": f"loss_type {name} is for models of item content, {self.model_class.__name__} keeps its own"
+        }
 
     def _has_another_peft_type(self, declared: dict[str, Any]) -> bool:
         """Whether `peft_type` is not that of the defaults, whose `peft_config` then means nothing."""

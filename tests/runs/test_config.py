@@ -208,6 +208,15 @@ def test_a_bpr_loss_draws_negatives():
     assert config["train_neg_sample_args"]["distribution"] == "uniform"
 
 
+@pytest.mark.parametrize(("model", "loss"), [("SASRec", "CE"), ("GRU4Rec", "CE"), ("VIP5", "CE"), ("BPR", None)])
+def test_a_preset_of_content_models_leaves_other_models_their_losses(model, loss):
+    config = Config(model, "aspects", ["strong"])
+    assert config["loss_type"] == loss
+    assert config["train_neg_sample_args"]["distribution"] == ("uniform" if model == "BPR" else "none")
+    assert "sampled_softmax" in config.unread_settings["loss_type"]
+    assert Config("IISAN", "aspects", ["strong"])["loss_type"] == "sampled_softmax"
+
+
 def test_click_models_keep_their_own_protocol():
     config = Config("DeepFM", "ml-100k")
     assert config["eval_args"]["mode"] == {"valid": "labeled", "test": "labeled"}
