@@ -16,9 +16,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 SOURCE = Path(__file__).resolve().parents[1]
 PACKAGES = "python3,python3-pip,python3-venv,python-is-python3,ca-certificates"
@@ -58,12 +59,12 @@ class CleanRoot:
         variables = [f"{name}={value}" for name, value in self.variables.items()]
         home = f"HOME=/home/{self.user}" if self.user != "root" else "HOME=/root"
         command = f"cd {self.folder} && exec {shlex.join(words)}"
-        inside = ["chroot", f"--userspec={self.user}", self.root, "/usr/bin/env", "-i", home, *variables]
+        inside = ["chroot", f"--userspec={self.user}", str(self.root), "/usr/bin/env", "-i", home, *variables]
         subprocess.run([*inside, "sh", "-c", command], check=True)
 
     def _from(self, words: str) -> None:
         if not self.root.exists():
-            system = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", self.root]
+            system = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(self.root)]
             subprocess.run(system, check=True)
         for name in GIVEN:
             if Path("/", name).exists():
@@ -88,10 +89,9 @@ class CleanRoot:
     def _copy(self, words: str) -> None:
         *names, target = [word for word in shlex.split(words) if not word.startswith("--")]
         for name in names:
-            if (SOURCE / name).is_dir():
-                inside, copy = Path(self.folder, target), partial(shutil.copytree, dirs_exist_ok=True)
-            else:
-                inside, copy = Path(self.folder, target, name), shutil.copyfile
+            is_folder = (SOURCE / name).is_dir()
+            inside = Path(self.folder, target) if is_folder else Path(self.folder, target, name)
+            copy: Callable[..., Any] = partial(shutil.copytree, dirs_exist_ok=True) if is_folder else shutil.copyfile
             copy(SOURCE / name, self.root / inside.relative_to("/"))
             subprocess.run(["chroot", self.root, "chown", "-R", f"{self.user}:{self.user}", inside], check=True)
 

@@ -22,7 +22,6 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.models.perpeft.grouping import global_user_vectors, mean_vectors
 from recbole_perpeft.nn.adapt.methods import peft_settings, read_peft_config
-from recbole_perpeft.nn.item_encoder import ItemEncoder
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.run import create_dataset, data_preparation
 from recbole_perpeft.training.checkpoint import model_state, save_checkpoint
@@ -262,14 +261,14 @@ def copy_tensors(targets: Mapping[str, Tensor], found: Mapping[str, Tensor], sou
         target.copy_(found[name])
 
 
-def _load_module(item_encoder: ItemEncoder, group: int | None, files: ModuleFiles) -> None:
+def _load_module(item_encoder: Any, group: int | None, files: ModuleFiles) -> None:
     projector = item_encoder.projectors["global" if group is None else str(group)]
     copy_tensors(_in_reference_names(projector, _PROJECTOR_NAMES), read_tensors(files.projector), files.projector)
     item_encoder.content_encoder.bank.load(files.adapter, group)
 
 
 @torch.no_grad()
-def _average_groups(item_encoder: ItemEncoder, n_groups: int) -> None:
+def _average_groups(item_encoder: Any, n_groups: int) -> None:
     """Makes the global module the mean of the groups' modules."""
     bank, projectors = item_encoder.content_encoder.bank, item_encoder.projectors
     means = [*bank.parameters_of(None), *projectors["global"].parameters()]
@@ -340,7 +339,7 @@ def import_reference(
     config = _configuration(files, sizes_of(sasrec, files.sasrec), settings or {})
     dataset = create_dataset(config)
     rows = item_rows(dataset, item_ids, len(sasrec[_ITEMS]), files.sasrec)
-    groups = user_groups(dataset, user_groups_file, list(files.groups)) if files.groups else None
+    groups = user_groups(dataset, user_groups_file, list(files.groups)) if user_groups_file else None
     train_part = data_preparation(config, dataset)[0].dataset
     model = config.model_class(config, train_part).to(config["device"]).eval()
     _load_sasrec(model, sasrec, rows, files.sasrec)
@@ -382,11 +381,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if settings.pop("help", False):
             print(HELP)
             return 0
-        paths = {flag: Path(settings.pop(flag)) if flag in settings else None for flag in _OWN_FLAGS}
+        paths = {flag: Path(settings.pop(flag)) for flag in _OWN_FLAGS if flag in settings}
         for flag in ("folder", "output"):
-            if paths[flag] is None:
+            if flag not in paths:
                 raise PerPEFTError(f"--{flag} is missing (see --help)")
-        config = import_reference(*(paths[flag] for flag in _OWN_FLAGS), settings)
+        files = (paths["folder"], paths["output"], paths.get("item_ids"), paths.get("user_groups"))
+        config = import_reference(*files, settings)
     except PerPEFTError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ one item out of n. Orders are those of `id_order`, and the ids that RecBole give
 
 import argparse
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def probe(config: Config, n_seeds: int) -> dict[str, float]:
     def share(ranks: np.ndarray) -> float:
         return successor_share(np.concatenate([[-1], ranks]), *held_out)
 
-    def ranks_of(order: str, seed: int = 0) -> np.ndarray:
+    def ranks_of(order: Any, seed: int = 0) -> np.ndarray:
         return item_ranks(ItemTokenSettings(id_order=order, id_seed=seed), tokens[1:], inputs.vectors, parts[0])
 
     orders = ["content"] * bool(visual.n_visual_tokens) + ["collab", "appearance"]

@@ -66,7 +66,8 @@ def unpack(weights: Path, output: Path) -> None:
     except (ImportError, RuntimeError) as error:
         raise PerPEFTError(f"timm cannot be imported ({error}): pip install timm") from error
     pretrained = dict(timm.create_model(ARCHITECTURE).pretrained_cfg)
-    model = TimmWrapperModel(TimmWrapperConfig(architecture=ARCHITECTURE, pretrained_cfg=pretrained))
+    config = TimmWrapperConfig.from_dict({"architecture": ARCHITECTURE, "pretrained_cfg": pretrained})
+    model = TimmWrapperModel(config)
     state = torch.load(weights, map_location="cpu", weights_only=True)
     blocks = {name: tensor for name, tensor in state.items() if not name.startswith("_fc.")}
     model.timm_model.load_state_dict(renamed(blocks, model.timm_model.state_dict()))
