@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,8 +67,8 @@ def unpack(weights: Path, output: Path) -> None:
     except (ImportError, RuntimeError) as error:
         raise PerPEFTError(f"timm cannot be imported ({error}): pip install timm") from error
     pretrained = dict(timm.create_model(ARCHITECTURE).pretrained_cfg)
-    config = TimmWrapperConfig.from_dict({"architecture": ARCHITECTURE, "pretrained_cfg": pretrained})
-    model = TimmWrapperModel(config)
+    own: dict[str, Any] = {"architecture": ARCHITECTURE, "pretrained_cfg": pretrained}
+    model = TimmWrapperModel(TimmWrapperConfig(**own))
     state = torch.load(weights, map_location="cpu", weights_only=True)
     blocks = {name: tensor for name, tensor in state.items() if not name.startswith("_fc.")}
     model.timm_model.load_state_dict(renamed(blocks, model.timm_model.state_dict()))
