@@ -70,6 +70,7 @@ class RunTrainer(StepTrainer):
     """
 
     best_valid_score: float
+    best_valid_result: dict[str, float] | None
     cur_step: int
 
     def __init__(self, config, model, workers: Workers = ALONE) -> None:
@@ -160,19 +161,24 @@ class RunTrainer(StepTrainer):
         score, result = self._valid_epoch(valid_data, show_progress=show_progress)
         row |= {name: float(value) for name, value in result.items()}
         row["valid_seconds"] = round(perf_counter() - began, 3)
-        self.best_valid_score, self.cur_step, stop, improved = early_stopping(
-            score, self.best_valid_score, self.cur_step, max_step=self.stopping_step, bigger=self.valid_metric_bigger
-        )
-        if improved:
-            self.best_valid_result = result
+        improved = self._judge(score, result)
         self.tensorboard.add_scalar("Valid_score", score, row["epoch"])
         if verbose:
             time, name = set_color("time", "blue"), set_color("valid_score", "blue")
             heading = set_color(f"epoch {row['epoch']} evaluating", "green")
             self.logger.info(f"{heading} [{time}: {row['valid_seconds']:.2f}s, {name}: {score:f}]")
             self.logger.info(set_color("valid result", "blue") + ": \n" + dict2str(result))
-            if stop:
+            if self.cur_step > self.stopping_step:
                 self.logger.info(f"Finished training, no better epoch in {self.cur_step} evaluations")
+        return improved
+
+    def _judge(self, score: float, result: dict[str, float]) -> bool:
+        """Whether an evaluation is the best so far; it, and `cur_step` evaluations without a better one, are kept."""
+        self.best_valid_score, self.cur_step, _, improved = early_stopping(
+            score, self.best_valid_score, self.cur_step, max_step=self.stopping_step, bigger=self.valid_metric_bigger
+        )
+        if improved:
+            self.best_valid_result = result
         return improved
 
     def _finish_epoch(self, row: dict[str, Any], train_data) -> None:

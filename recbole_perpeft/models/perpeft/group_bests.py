@@ -73,6 +73,15 @@ class GroupBests:
         """Whether a group has waited for a better score for too long, or has no users to measure one."""
         return self.scores[group] is None or self.waited[group] > self.patience
 
+    def finished(self) -> set[int]:
+        """Groups that train no more."""
+        return {group for group in range(len(self.scores)) if self.is_finished(group)}
+
+    def waited_by_all(self) -> int:
+        """Evaluations since a group was better than before; of groups whose users can be measured."""
+        waited = (n for n, score in zip(self.waited, self.scores, strict=True) if score is not None)
+        return min(waited, default=int(self.patience) + 1)
+
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:
         """Put each group's best modules into the model for a while."""
