@@ -19,8 +19,8 @@ from recbole_perpeft.runs.build import build, get_trainer
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.folder import RunFolder, peak_gpu_memory_mb, peak_memory_mb
 from recbole_perpeft.runs.ids import write_ids
-from recbole_perpeft.runs.slices import metrics_by_slice
 from recbole_perpeft.store.catalogues import CATALOGUES_FILE
+from recbole_perpeft.training.slices import metrics_by_slice
 from recbole_perpeft.training.trackers import Trackers
 from recbole_perpeft.training.workers import Workers
 
