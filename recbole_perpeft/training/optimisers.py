@@ -35,6 +35,11 @@ def without(groups: Iterable[Any], left_out: Sequence[Tensor]) -> list[dict[str,
     return [entry for entry in kept if entry["params"]]
 
 
+def parts_of(optimizer: Optimizer) -> list[Optimizer]:
+    """The optimisers that one is made of, each with a state of its own: `Together`'s, or the one itself."""
+    return getattr(optimizer, "parts", [optimizer])
+
+
 class Together(Optimizer):
     """Several optimisers that step as one.
 

@@ -183,10 +183,13 @@ class RunTrainer(StepTrainer):
 
     def _finish_epoch(self, row: dict[str, Any], train_data) -> None:
         self.history.append(row)
-        if self.keeps_files and self.workers.rank == 0:
-            checkpoints.save_checkpoint(self.last_file, self._state() | self._training_state(train_data))
+        self._save_last(train_data)
         self._write_history()
         self.trackers.epoch(row)
+
+    def _save_last(self, train_data) -> None:
+        if self.keeps_files and self.workers.rank == 0:
+            checkpoints.save_checkpoint(self.last_file, self._state() | self._training_state(train_data))
 
     def _write_history(self) -> None:
         if self.workers.rank:

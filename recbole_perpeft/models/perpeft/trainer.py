@@ -49,6 +49,7 @@ class PerPEFTTrainer(ContentTrainer):
 
     Attributes:
         group_bests: With `freeze`, what each group keeps.
+        only_group: The one that trains here, if others train elsewhere; scores and metrics are then of its users.
     """
 
     def __init__(self, config, model, workers: Workers = ALONE) -> None:
@@ -57,6 +58,7 @@ class PerPEFTTrainer(ContentTrainer):
         self.group_settings = model.group_settings
         self.global_epochs = self.group_settings.epochs_global
         self.group_bests = GroupBests(self.valid_metric_bigger, self.stopping_step)
+        self.only_group: int | None = None
         self.regroupings: list[dict[str, Any]] = []
         self._first_groups = torch.empty(0, dtype=torch.int64)
 
@@ -87,10 +89,13 @@ class PerPEFTTrainer(ContentTrainer):
         self._announce(f"stage 3 of 3: personalised PEFT, {last_stage[0]} epochs", verbose)
         if self._freezes and not self.group_bests.scores:
             self._start_from_global_modules(valid_data, show_progress)
-        result = super().fit(train_data, valid_data, saved=saved, **arguments)
+        result = self._fit_personalised(train_data, valid_data, saved=saved, **arguments)
         if self._freezes and verbose:
             self.logger.info(self.group_bests.summary(self.global_epochs))
         return result
+
+    def _fit_personalised(self, train_data, valid_data, **arguments):
+        return super().fit(train_data, valid_data, **arguments)
 
     def stages(self, train_data, valid_data) -> Iterator[tuple[str, int]]:
         """As in `RunTrainer`; a global stage that is taken from another run has no epochs."""
@@ -168,7 +173,10 @@ class PerPEFTTrainer(ContentTrainer):
             raise PerPEFTError("shared_in_groups: freeze needs one valid item a user; split by leave-one-out")
         if not self._is_independent:
             return score, result
-        if not self.group_bests.update(self.model, self._group_scores(), self.start_epoch):
+        improved = self.group_bests.update(self.model, self._group_scores(), self.start_epoch)
+        if self.only_group is not None:
+            return score, result
+        if not improved:
             return self.best_valid_score, self.best_valid_result
         with self.group_bests.in_place(self.model):
             return super()._valid_epoch(valid_data, show_progress=show_progress)
