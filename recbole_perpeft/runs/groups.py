@@ -41,7 +41,7 @@ def train_group(model: type, settings: dict[str, Any], run_folder: Path, group: 
         group: its number.
 
     Returns:
-        What is wrong with settings or data; nothing if the group is trained, as far as its own `last.pth` goes.
+        What went wrong; nothing if the group is trained, as its own `last.pth` then has it.
     """
     folder = folder_of_group(run_folder, group)
     try:
@@ -55,8 +55,8 @@ def train_group(model: type, settings: dict[str, Any], run_folder: Path, group: 
             own, of_run = (RunFolder(path).last_checkpoint for path in (folder, run_folder))
             trainer.resume_checkpoint(own if own.is_file() else of_run, train_data)
             trainer.fit_group(group, train_data, valid_data)
-    except PerPEFTError as error:
-        return str(error)
+    except (PerPEFTError, OSError, MemoryError) as error:
+        return str(error) or type(error).__name__
     return ""
 
 

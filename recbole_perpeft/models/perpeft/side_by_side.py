@@ -184,6 +184,6 @@ def merged_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         start = {"stage": row["stage"], "epoch": row["epoch"], "train_loss": 0.0, "train_seconds": 0.0}
         whole = found.setdefault(row["epoch"], start)
-        for name in ("train_loss", "train_seconds"):
-            whole[name] += row[name]
+        whole["train_loss"] += row["train_loss"]
+        whole["train_seconds"] = round(whole["train_seconds"] + row["train_seconds"], 3)
     return [found[epoch] for epoch in sorted(found)]

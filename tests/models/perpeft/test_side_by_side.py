@@ -1,5 +1,7 @@
 """Groups that train without each other end with what one process has that trains them in turn."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
@@ -85,7 +87,16 @@ def test_groups_side_by_side_equal_one_process_and_an_interrupted_run_trains_non
     ours = resume(folder)
     assert sorted(trained) == list(range(len(ours["group_best_epochs"])))
     check_same(ours, theirs)
-    assert not folder_of_group(training.Path(folder), 0).parent.exists()
+    assert not folder_of_group(Path(folder), 0).parent.exists()
+
+
+def test_what_groups_have_left_is_outdated_where_one_process_goes_on(aspects_settings, tmp_path):
+    settings = aspects_settings | FREEZE | {"epochs": 1, "run_folder": str(tmp_path / "run")}
+    run("PerPEFT", config_dict=settings, with_test=False)
+    left = folder_of_group(tmp_path / "run", 0)
+    left.mkdir(parents=True)
+    resume(tmp_path / "run", {"epochs": 2}, with_test=False)
+    assert not left.parent.exists()
 
 
 @pytest.mark.parametrize(
