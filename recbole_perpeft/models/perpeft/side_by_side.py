@@ -45,7 +45,7 @@ class SideBySideTrainer(PerPEFTTrainer):
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """As in `PerPEFTTrainer`; groups that train elsewhere take their beginning from a file."""
-        if self.train_groups is not None and not self.keeps_files:
+        if self.train_groups is not None and self._freezes and not self.keeps_files:
             raise PerPEFTError(
                 "groups_at_once: groups that train side by side begin with a checkpoint of the run, which this run "
                 "does not write (saved); set groups_at_once to 1"
@@ -82,7 +82,9 @@ class SideBySideTrainer(PerPEFTTrainer):
             self._forget_groups()
             return super()._fit_personalised(train_data, valid_data, **arguments)
         self._save_last(train_data)
-        *earlier, row = self._collected(train_data, self.train_groups)
+        *earlier, row = rows = self._collected(train_data, self.train_groups)
+        for one in rows:
+            self._add_train_loss_to_tensorboard(one["epoch"], one["train_loss"])
         for one in earlier:
             self.history.append(one)
             self.trackers.epoch(one)
@@ -152,6 +154,7 @@ class SideBySideTrainer(PerPEFTTrainer):
         self.best_valid_score, self.best_valid_result = calculate_valid_score(result, self.valid_metric), result
         row |= {name: float(value) for name, value in result.items()}
         row["valid_seconds"] = round(perf_counter() - began, 3)
+        self.tensorboard.add_scalar("Valid_score", self.best_valid_score, row["epoch"])
 
 
 class _GroupStates:
