@@ -54,14 +54,20 @@ class RunSettings(Settings):
 
     nproc: int = setting(1, "Processes that train together, each with a GPU if there are any.", least=1, kind="device")
     ray_address: str | None = setting(
-        None, "With nproc: of a Ray cluster, auto or host:port; ~ trains on this machine.", kind="device"
+        None,
+        "With nproc or groups_at_once: of a Ray cluster, auto or host:port; ~ trains on this machine.",
+        kind="device",
     )
     max_failures: int = setting(
-        2, "With nproc: how often a training goes on from last.pth when a process is lost.", least=0, kind="device"
+        2,
+        "With nproc or groups_at_once: how often a training goes on from last.pth when a process is lost.",
+        least=0,
+        kind="device",
     )
     cpus: float | None = setting(
         None,
-        "With nproc: processors of each process; ~ for an equal share of this machine's, and for one on a cluster.",
+        "With nproc or groups_at_once: processors of each process; ~ for an equal share of this machine's, and for "
+        "one on a cluster.",
         above=0,
         kind="device",
     )

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,8 +50,13 @@ class MaskedFullSortEvalDataLoader(FullSortEvalDataLoader):
         of_rows = dataset.inter_feat[self.uid_field].numpy() if of_targets else self._index_users(dataset).numpy()
         self._chosen = rows_of_sample(of_rows, n_users, config["seed"])
         self.sample_size = len(self._chosen)
+        self._users = of_rows
         # RecBole's own constructor of this class is what builds the Python sets: go to its parent's.
         super(FullSortEvalDataLoader, self).__init__(config, dataset, sampler, shuffle=False)
+
+    def users_of_rows(self) -> np.ndarray:
+        """User of each row that is evaluated, int64 [sample_size]."""
+        return self._users[self._chosen]
 
     def _init_batch_size_and_step(self) -> None:
         # RecBole divides by the number of items for models that score users: often one user a batch.
@@ -204,6 +210,21 @@ def part_of(loader: AbstractDataLoader, numbers: range) -> AbstractDataLoader:
     part, size = copy.copy(loader), loader.step
     batches = [range(number * size, min((number + 1) * size, loader.sample_size)) for number in numbers]
     vars(part)["batch_sampler"] = batches  # as an attribute, a loader of PyTorch does not let it change
+    return part
+
+
+def rows_of_users(loader: MaskedFullSortEvalDataLoader, wanted: np.ndarray) -> AbstractDataLoader:
+    """An evaluation loader that has the rows of some users, each in the batch in which it is among all.
+
+    Args:
+        loader: of a model that scores rows of users.
+        wanted: whether a user's rows are, bool [n_users].
+    """
+    part: Any = copy.copy(loader)
+    rows = np.flatnonzero(wanted[loader.users_of_rows()])
+    borders = np.flatnonzero(np.diff(rows // loader.step)) + 1
+    batches = [batch.tolist() for batch in np.split(rows, borders) if len(batch)]
+    vars(part)["batch_sampler"] = batches  # as in `part_of`
     return part
 
 

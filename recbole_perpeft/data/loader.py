@@ -1,6 +1,6 @@
 """Train batches of users of one group."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -128,18 +128,25 @@ class SequenceTrainDataLoader:
         for start, end in zip(starts, ends, strict=True):
             yield self._batch(order[start:end])
 
-    def numbered(self, numbers: Iterable[int], epoch: int) -> Iterator[Interaction]:
+    def numbered(
+        self, numbers: Iterable[int], epoch: int, resting: Container[int] = ()
+    ) -> Iterator[Interaction | None]:
         """Some batches of an epoch. What is drawn for one follows from its number, not from those before it.
 
         Args:
             numbers: of batches, from 0, as `__iter__` orders them.
             epoch: its number.
+            resting: groups whose batches are not made; None stands for them.
         """
         order, starts, ends = self._epoch_order()
         for number in numbers:
+            rows = order[starts[number] : ends[number]]
+            if int(self._row_group[rows[0]]) in resting:
+                yield None
+                continue
             if self._sampler is not None:
                 self._sampler.set_seed(batch_seed(self._seed, epoch, number))
-            yield self._batch(order[starts[number] : ends[number]])
+            yield self._batch(rows)
 
     def get_state(self) -> dict[str, torch.Tensor]:
         """States of the generators of order and negatives; exact between two epochs."""

@@ -11,9 +11,10 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -157,15 +158,20 @@ def seconds_of(loader: Any, work: Callable[[Any], Any]) -> float:
     """
     marks: list[float] = []  # when each batch was there, before its work
 
-    def some(_: Any) -> Iterator[Any]:
-        for batch in loader:
+    def some(batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
             marks.append(perf_counter())
             if len(marks) > _LEAST_BATCHES and marks[-1] - marks[0] > _SECONDS:
                 return
             yield batch
 
+    def numbered(_own: Any, numbers: Sequence[int], *others: Any) -> Iterator[Any]:
+        for _, batch in zip_longest(numbers, some(loader.numbered(numbers, *others))):
+            yield batch  # None for those that are not made any more
+
     short = copy.copy(loader)
-    short.__class__ = type(type(loader).__name__, (type(loader),), {"__iter__": some})
+    own = {"__iter__": lambda _: some(loader), "numbered": numbered}
+    short.__class__ = type(type(loader).__name__, (type(loader),), own)
     began = perf_counter()
     work(short)
     ended, n_batches = perf_counter(), len(loader)

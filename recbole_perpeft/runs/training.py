@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -18,9 +19,10 @@ from recbole_perpeft.runs.beyond import content_of, list_figures, result_of
 from recbole_perpeft.runs.build import build, get_trainer
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.folder import RunFolder, peak_gpu_memory_mb, peak_memory_mb
+from recbole_perpeft.runs.groups import is_placed_by_ray, train_groups
 from recbole_perpeft.runs.ids import write_ids
-from recbole_perpeft.runs.slices import metrics_by_slice
 from recbole_perpeft.store.catalogues import CATALOGUES_FILE
+from recbole_perpeft.training.slices import metrics_by_slice
 from recbole_perpeft.training.trackers import Trackers
 from recbole_perpeft.training.workers import Workers
 
@@ -59,6 +61,8 @@ def train_and_test(
     together = [workers] if workers.size > 1 else []  # trainers of RecBole know no others
     trainer = get_trainer(config)(config, model, *together)
     trainer.keeps_files, trainer.trackers = saved, trackers
+    if (config["groups_at_once"] or 1) > 1 and not is_placed_by_ray():
+        trainer.train_groups = partial(train_groups, config, folder)
     if folder.last_checkpoint.is_file():
         trainer.resume_checkpoint(folder.last_checkpoint, train_data)
     content = content_of(config, dataset) if with_test else None

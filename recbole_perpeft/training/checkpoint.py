@@ -20,6 +20,7 @@ from recbole_perpeft.core.digest import VERSIONED_PACKAGES
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.schema import misfit
 from recbole_perpeft.core.whole import written_whole
+from recbole_perpeft.training.optimisers import parts_of
 
 __all__ = [
     "check_complete",
@@ -197,7 +198,7 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, rates, strict=True):
         group.update(own)
-    for part in getattr(optimizer, "parts", [optimizer]):
+    for part in parts_of(optimizer):
         _check_state(part)
 
 

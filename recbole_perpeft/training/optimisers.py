@@ -46,6 +46,11 @@ def fused(optimizer: Optimizer) -> Optimizer:
     return make(groups, lr=optimizer.defaults["lr"], fused=True)
 
 
+def parts_of(optimizer: Optimizer) -> list[Optimizer]:
+    """The optimisers that one is made of, each with a state of its own: `Together`'s, or the one itself."""
+    return getattr(optimizer, "parts", [optimizer])
+
+
 class Together(Optimizer):
     """Several optimisers that step as one.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from functools import reduce
 from itertools import islice
 from typing import Any
@@ -28,10 +28,15 @@ class StepTrainer(Trainer):
     Attributes:
         workers: the processes that share the training.
         batches_a_step: whose mean gradient makes a step.
+        draws_by_number: whether what is drawn for a batch follows from its number, as it always does with several
+            batches a step.
+        resting: groups whose batches are left out; the steps are counted as if they were there.
     """
 
     workers: Workers
     batches_a_step: int
+    draws_by_number = False
+    resting: Container[int] = ()
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         """Train one epoch.
@@ -60,7 +65,7 @@ class StepTrainer(Trainer):
 
     def _steps(self, train_data, epoch: int, loss_func) -> Iterator[Tensor]:
         """Takes the steps of an epoch; yields the losses of each, summed over this process's batches."""
-        if self.batches_a_step == 1:
+        if self.batches_a_step == 1 and not self.draws_by_number:
             for batch in train_data:
                 yield self._train_step([self._on_device(batch)], loss_func)
             return
@@ -68,20 +73,22 @@ class StepTrainer(Trainer):
         share = share_of_steps(n_batches, self.batches_a_step, self.workers)
         batches = self._numbered_batches(train_data, epoch, [number for own in share for number in own])
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        gradient = MeanGradient(self.model, trained, self.workers)
+        gradient = MeanGradient(self.model, trained, self.workers) if self.batches_a_step > 1 else None
         for step, own in enumerate(share):
             n_together = min(self.batches_a_step, n_batches - step * self.batches_a_step)
-            yield self._train_step(islice(batches, len(own)), loss_func, gradient, n_together)
+            of_step = (batch for batch in islice(batches, len(own)) if batch is not None)
+            yield self._train_step(of_step, loss_func, gradient, n_together)
         torch.manual_seed(batch_seed(self.config["seed"], epoch, n_batches))  # the same in all processes
 
     def _numbered_batches(self, train_data, epoch: int, numbers: list[int]) -> Iterator[Any]:
         """Batches of an epoch, and before each of them the generator as its number has it.
 
-        What is drawn for a batch and within its loss is then the same, whichever process draws it.
+        What is drawn for a batch and within its loss is then the same, whichever process draws it. None stands for a
+        batch of a group that rests.
         """
-        for number, batch in zip(numbers, train_data.numbered(numbers, epoch), strict=True):
+        for number, batch in zip(numbers, train_data.numbered(numbers, epoch, self.resting), strict=True):
             torch.manual_seed(batch_seed(self.config["seed"], epoch, number))
-            yield self._on_device(batch)
+            yield None if batch is None else self._on_device(batch)
 
     def _on_device(self, interaction):
         """The batch where the model wants it."""

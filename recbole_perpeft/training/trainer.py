@@ -71,6 +71,7 @@ class RunTrainer(StepTrainer):
     """
 
     best_valid_score: float
+    best_valid_result: dict[str, float] | None
     cur_step: int
 
     def __init__(self, config, model, workers: Workers = ALONE) -> None:
@@ -161,27 +162,35 @@ class RunTrainer(StepTrainer):
         score, result = self._valid_epoch(valid_data, show_progress=show_progress)
         row |= {name: float(value) for name, value in result.items()}
         row["valid_seconds"] = round(perf_counter() - began, 3)
-        self.best_valid_score, self.cur_step, stop, improved = early_stopping(
-            score, self.best_valid_score, self.cur_step, max_step=self.stopping_step, bigger=self.valid_metric_bigger
-        )
-        if improved:
-            self.best_valid_result = result
+        improved = self._judge(score, result)
         self.tensorboard.add_scalar("Valid_score", score, row["epoch"])
         if verbose:
             time, name = set_color("time", "blue"), set_color("valid_score", "blue")
             heading = set_color(f"epoch {row['epoch']} evaluating", "green")
             self.logger.info(f"{heading} [{time}: {row['valid_seconds']:.2f}s, {name}: {score:f}]")
             self.logger.info(set_color("valid result", "blue") + ": \n" + dict2str(result))
-            if stop:
+            if self.cur_step > self.stopping_step:
                 self.logger.info(f"Finished training, no better epoch in {self.cur_step} evaluations")
+        return improved
+
+    def _judge(self, score: float, result: dict[str, float]) -> bool:
+        """Whether an evaluation is the best so far; it, and `cur_step` evaluations without a better one, are kept."""
+        self.best_valid_score, self.cur_step, _, improved = early_stopping(
+            score, self.best_valid_score, self.cur_step, max_step=self.stopping_step, bigger=self.valid_metric_bigger
+        )
+        if improved:
+            self.best_valid_result = result
         return improved
 
     def _finish_epoch(self, row: dict[str, Any], train_data) -> None:
         self.history.append(row)
-        if self.keeps_files and self.workers.rank == 0:
-            checkpoints.save_checkpoint(self.last_file, self._state() | self._training_state(train_data))
+        self._save_last(train_data)
         self._write_history()
         self.trackers.epoch(row)
+
+    def _save_last(self, train_data) -> None:
+        if self.keeps_files and self.workers.rank == 0:
+            checkpoints.save_checkpoint(self.last_file, self._state() | self._training_state(train_data))
 
     def _write_history(self) -> None:
         if self.workers.rank:

@@ -9,7 +9,7 @@ from recbole.data.utils import create_samplers
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import SequenceDataset, history_of
-from recbole_perpeft.data.evaluation import MaskedFullSortEvalDataLoader, evaluation_loader
+from recbole_perpeft.data.evaluation import MaskedFullSortEvalDataLoader, evaluation_loader, rows_of_users
 from recbole_perpeft.data.loader import train_loader
 
 # RecBole sorts torch tensors with numpy.
@@ -242,3 +242,26 @@ def test_other_masks_of_general_models(log_folder, mask_history):
 def test_unknown_mask(log_folder):
     with pytest.raises(PerPEFTError, match="all, keep_target, none"):
         datasets(log_folder, "SASRec", SequenceDataset, mask_history="some")
+
+
+def test_batches_of_groups_that_rest_are_not_made_and_the_others_stay_what_they_are(loader, user_group):
+    loader.set_groups(user_group, 0.5)
+    state, numbers = loader.get_state(), range(len(loader))
+    all_batches = list(loader.numbered(numbers, 3))
+    loader.set_state(state)
+    some = list(loader.numbered(numbers, 3, resting={0, 2}))
+    assert [batch is None for batch in some] == [user_group[batch["user_id"][0]] in (0, 2) for batch in all_batches]
+    pairs = [(whole, part) for whole, part in zip(all_batches, some, strict=True) if part is not None]
+    assert 0 < len(pairs) < len(some) and same(*zip(*pairs, strict=True))
+
+
+@pytest.mark.parametrize("size", [7, 1000])
+def test_rows_of_some_users_are_evaluated_in_the_batches_that_they_have_among_all(log_folder, parts, size):
+    whole = evaluation_loader(log_folder.config(eval_batch_size=size), parts, "valid")
+    wanted = np.random.default_rng(size).random(parts[0].user_num) < 0.3
+    wanted[whole.users_of_rows()[: min(size, 20)]] = False  # a batch of which nothing is left
+    expected = [rows["user_id"][wanted[rows["user_id"]]].tolist() for rows, *_ in whole]
+    found = list(rows_of_users(whole, wanted))
+    assert [rows["user_id"].tolist() for rows, *_ in found] == [users for users in expected if users]
+    for rows, _, of_target, targets in found:
+        assert torch.equal(of_target, torch.arange(len(rows))) and torch.equal(targets, rows["item_id"])

@@ -40,6 +40,24 @@ class Loader:
             self.clock[0] += 0.5  # until it is loaded
             yield number
 
+    def numbered(self, numbers, epoch):
+        assert list(numbers) == list(range(self.n)) and epoch == 3
+        return iter(self)
+
+
+def by_number(batches, n):
+    found = list(batches.numbered(range(n), 3))
+    assert len(found) == n
+    return [batch for batch in found if batch is not None]
+
+
+@pytest.mark.parametrize("n", [1, 4, 6, 500])
+def test_batches_by_their_numbers_are_made_as_few(monkeypatch, n):
+    monkeypatch.setattr(estimate, "perf_counter", lambda: clock[0])
+    clock, seen = [0.0], []
+    seconds_of(Loader(clock, n), lambda batches: seen.extend(by_number(batches, n)))
+    assert seen == list(range(min(n, 11)))  # within five seconds
+
 
 @pytest.mark.parametrize("n", [1, 4, 6, 500])
 def test_an_epoch_follows_from_its_first_batches(monkeypatch, n):

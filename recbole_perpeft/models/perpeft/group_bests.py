@@ -26,7 +26,7 @@ class GroupBests:
     Attributes:
         scores: Best valid score of each group; None for one without valid users.
         epochs: Epoch of each group's best modules, `FALLBACK` where these are the global ones.
-        waited: Evaluations of each group since its best.
+        waited: Evaluations of each group since its best, until it is finished.
     """
 
     bigger: bool
@@ -61,7 +61,7 @@ class GroupBests:
         """
         improved = False
         for group, (score, best) in enumerate(zip(scores, self.scores, strict=True)):
-            self.waited[group] += 1
+            self.waited[group] += not self.is_finished(group)
             if score is None or best is None or (score <= best if self.bigger else score >= best):
                 continue
             improved = True
@@ -72,6 +72,24 @@ class GroupBests:
     def is_finished(self, group: int) -> bool:
         """Whether a group has waited for a better score for too long, or has no users to measure one."""
         return self.scores[group] is None or self.waited[group] > self.patience
+
+    def rest_but(self, group: int) -> None:
+        """Let all groups but one be finished."""
+        self.scores = [score if number == group else None for number, score in enumerate(self.scores)]
+
+    def take(self, group: int, other: "GroupBests") -> None:
+        """What a group keeps elsewhere."""
+        self.scores[group], self.epochs[group] = other.scores[group], other.epochs[group]
+        self.waited[group], self._states[group] = other.waited[group], other._states[group]
+
+    def finished(self) -> set[int]:
+        """Groups that train no more."""
+        return {group for group in range(len(self.scores)) if self.is_finished(group)}
+
+    def waited_by_all(self) -> int:
+        """Evaluations since a group was better than before; of groups whose users can be measured."""
+        waited = (n for n, score in zip(self.waited, self.scores, strict=True) if score is not None)
+        return min(waited, default=int(self.patience) + 1)
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:

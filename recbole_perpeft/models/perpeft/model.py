@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.settings import Settings, setting, settings_from
+from recbole_perpeft.core.run_settings import RunSettings
+from recbole_perpeft.core.settings import Settings, same_as, setting, settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.models.base import ContentRecommender
 from recbole_perpeft.models.build import Surroundings
 from recbole_perpeft.models.perpeft.content import ItemEncoderSettings, build_item_encoder
-from recbole_perpeft.models.perpeft.trainer import PerPEFTTrainer
+from recbole_perpeft.models.perpeft.side_by_side import SideBySideTrainer
 from recbole_perpeft.nn.item_encoder import ItemEncoder
 from recbole_perpeft.nn.users.sasrec import initialise_like_perpeft
 
@@ -46,6 +47,13 @@ class GroupSettings(Settings):
         "Ids and user encoder in the personalised stage: train (the paper), or freeze: then the global stage ends at "
         "its best epoch, and so does each group, which keeps the global module if none is better on its valid users.",
     )
+    groups_at_once: int = setting(
+        1,
+        "With freeze: groups that train side by side, each in a Ray task; in as many as this machine, or the cluster "
+        "of ray_address, has places for.",
+        least=1,
+        kind="device",
+    )
     regroup_every: int = setting(
         0, "Epochs after which users move to their most likely group; 0 never (the paper).", least=0
     )
@@ -54,9 +62,14 @@ class GroupSettings(Settings):
         "With regroup_every: items, drawn anew each time, that stand for the catalogue in likelihoods; 0 for all.",
         least=0,
     )
+    nproc: int = same_as(RunSettings, "nproc")
+    batches_a_step: int = same_as(RunSettings, "batches_a_step")
+    clip_grad_norm: dict | None = same_as(RunSettings, "clip_grad_norm")
 
     def check(self) -> None:
         """A grouping that is given needs its column; groups that each have a best epoch keep their users."""
+        if self.groups_at_once > 1:
+            self._check_independence()
         if self.shared_in_groups == "freeze" and self.regroup_every:
             raise PerPEFTError(
                 "shared_in_groups: freeze chooses each group's best epoch, which users who move make no sense of; set "
@@ -66,6 +79,25 @@ class GroupSettings(Settings):
             raise PerPEFTError(
                 "grouping: user_field needs group_field, the column of the .user file that names each user's group; "
                 "load it with load_col: {user: [user_id, <column>]}"
+            )
+
+    def _check_independence(self) -> None:
+        """Groups that train side by side do not see each other."""
+        asked = f"groups_at_once is {self.groups_at_once}"
+        if self.shared_in_groups != "freeze":
+            raise PerPEFTError(
+                f"{asked}, but groups that share what they train cannot train side by side: set shared_in_groups to "
+                "freeze, or groups_at_once to 1"
+            )
+        if self.nproc > 1:
+            raise PerPEFTError(
+                f"{asked} and nproc {self.nproc}: either processes share each step, or groups train side by side; set "
+                "one of them to 1"
+            )
+        if self.clip_grad_norm and self.batches_a_step > 1:
+            raise PerPEFTError(
+                f"{asked}, but clip_grad_norm with batches_a_step {self.batches_a_step} limits the gradient of "
+                "several groups together: set batches_a_step or groups_at_once to 1, or leave clip_grad_norm out"
             )
 
 
@@ -81,7 +113,7 @@ class PerPEFT(ContentRecommender):
         group_centroids: [C, d], mean global user vector of each group; [0, d] before grouping.
     """
 
-    trainer_class = PerPEFTTrainer
+    trainer_class = SideBySideTrainer
     settings_classes = (ItemEncoderSettings, GroupSettings)
     personalised_stage = True
     # Settings whose default gives way where one of others is set.

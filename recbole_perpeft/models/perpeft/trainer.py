@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import history_of
+from recbole_perpeft.data.evaluation import rows_of_users
 from recbole_perpeft.data.log import check_same_data
 from recbole_perpeft.models.perpeft.group_bests import GroupBests, scores_of_groups
 from recbole_perpeft.models.perpeft.grouping import (
@@ -48,6 +49,7 @@ class PerPEFTTrainer(ContentTrainer):
 
     Attributes:
         group_bests: With `freeze`, what each group keeps.
+        only_group: The one that trains here, if others train elsewhere; scores and metrics are then of its users.
     """
 
     def __init__(self, config, model, workers: Workers = ALONE) -> None:
@@ -56,6 +58,7 @@ class PerPEFTTrainer(ContentTrainer):
         self.group_settings = model.group_settings
         self.global_epochs = self.group_settings.epochs_global
         self.group_bests = GroupBests(self.valid_metric_bigger, self.stopping_step)
+        self.only_group: int | None = None
         self.regroupings: list[dict[str, Any]] = []
         self._first_groups = torch.empty(0, dtype=torch.int64)
 
@@ -86,10 +89,13 @@ class PerPEFTTrainer(ContentTrainer):
         self._announce(f"stage 3 of 3: personalised PEFT, {last_stage[0]} epochs", verbose)
         if self._freezes and not self.group_bests.scores:
             self._start_from_global_modules(valid_data, show_progress)
-        result = super().fit(train_data, valid_data, saved=saved, **arguments)
+        result = self._fit_personalised(train_data, valid_data, saved=saved, **arguments)
         if self._freezes and verbose:
             self.logger.info(self.group_bests.summary(self.global_epochs))
         return result
+
+    def _fit_personalised(self, train_data, valid_data, **arguments):
+        return super().fit(train_data, valid_data, **arguments)
 
     def stages(self, train_data, valid_data) -> Iterator[tuple[str, int]]:
         """As in `RunTrainer`; a global stage that is taken from another run has no epochs."""
@@ -150,6 +156,8 @@ class PerPEFTTrainer(ContentTrainer):
             self.logger.info(set_color(sentence, "pink"))
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        if self._is_independent:  # what a group draws must not depend on which others still train
+            self.draws_by_number, self.resting = True, self.group_bests.finished()
         loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         settings = self.group_settings
         done = epoch_idx + 1 - self.global_epochs
@@ -157,22 +165,35 @@ class PerPEFTTrainer(ContentTrainer):
             self._regroup(train_data)
         return loss
 
-    def _backward(self, interaction, loss_func) -> Tensor:
-        if self._is_independent and self.group_bests.is_finished(self.model.group_of_batch(interaction)):
-            return self._no_loss()
-        return super()._backward(interaction, loss_func)
-
     def _valid_epoch(self, valid_data, show_progress=False):
         """Score and metrics; of independent groups, those of the modules that each would keep."""
-        score, result = super()._valid_epoch(valid_data, show_progress=show_progress)
+        rows = self._unfinished_rows(valid_data) if self._is_independent else valid_data
+        score, result = super()._valid_epoch(rows, show_progress=show_progress)
         if self._freezes and self.target_ranks is None:
             raise PerPEFTError("shared_in_groups: freeze needs one valid item a user; split by leave-one-out")
         if not self._is_independent:
             return score, result
-        if not self.group_bests.update(self.model, self._group_scores(), self.start_epoch):
+        improved = self.group_bests.update(self.model, self._group_scores(), self.start_epoch)
+        if self.only_group is not None:
+            return score, result
+        if not improved:
             return self.best_valid_score, self.best_valid_result
         with self.group_bests.in_place(self.model):
             return super()._valid_epoch(valid_data, show_progress=show_progress)
+
+    def _unfinished_rows(self, valid_data):
+        """Rows of users whose groups still train; all rows if there are none, or if processes share them."""
+        wanted = ~np.isin(self.model.user_group.cpu().numpy(), [-1, *self.resting])
+        return rows_of_users(valid_data, wanted) if wanted.any() and self.workers.size == 1 else valid_data
+
+    def _judge(self, score: float, result: dict[str, float]) -> bool:
+        """As in `RunTrainer`; independent groups go on while one of them does, however little it moves the whole."""
+        if not self._is_independent:
+            return super()._judge(score, result)
+        self.cur_step = self.group_bests.waited_by_all()
+        if self.cur_step == 0:
+            self.best_valid_score, self.best_valid_result = score, result
+        return self.cur_step == 0
 
     def _group_scores(self) -> list[float | None]:
         """The valid metric of each group's users, from the latest evaluation."""

@@ -41,6 +41,12 @@ def _modules_of(model: nn.Module, group: int) -> Iterator[tuple[str, nn.Module]]
             yield name, module.of(group)
 
 
+def parameters_of(model: nn.Module, group: int) -> Iterator[nn.Parameter]:
+    """Parameters that a group owns in a model."""
+    for _, module in _modules_of(model, group):
+        yield from module.parameters()
+
+
 def group_state(model: nn.Module, group: int) -> dict[str, Tensor]:
     """A copy of all tensors that a group owns in a model, on the CPU."""
     return {

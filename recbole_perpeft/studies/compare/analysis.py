@@ -7,7 +7,6 @@ import pandas as pd
 from recbole.evaluator.register import metrics_dict
 from sklearn.metrics import adjusted_rand_score
 
-from recbole_perpeft.runs.slices import SLICES, slice_of
 from recbole_perpeft.studies.compare.records import DatasetRecord
 from recbole_perpeft.studies.compare.statistics import (
     detectable_difference,
@@ -17,6 +16,7 @@ from recbole_perpeft.studies.compare.statistics import (
     paired_test,
     tpme,
 )
+from recbole_perpeft.training.slices import SLICES, slice_of
 
 N_HISTORY_BINS = 4
 # Shares of the catalogue, by interactions in the train part. The rest is the tail; items without any are cold.

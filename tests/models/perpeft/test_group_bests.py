@@ -1,5 +1,7 @@
 """Groups that are independent of each other: each keeps its best epoch, or the global modules."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.models.perpeft.group_bests import FALLBACK, GroupBests, scores_of_groups
+from recbole_perpeft.models.perpeft.trainer import PerPEFTTrainer
 from recbole_perpeft.nn.adapt.groups import GroupModules, freeze_shared, group_state
 from recbole_perpeft.runs.run import load, run
 
@@ -54,6 +57,21 @@ def test_a_group_without_valid_users_keeps_the_global_modules():
     bests.start(some_model(), scores)
     assert bests.update(some_model(), [6.0, None, 1.0], epoch=0)
     assert bests.epochs == [FALLBACK, FALLBACK, 0] and bests.is_finished(1) and not bests.is_finished(0)
+
+
+def test_a_group_goes_on_and_is_kept_where_it_moves_the_rounded_score_of_all_by_nothing():
+    trainer = object.__new__(PerPEFTTrainer)
+    trainer.model = SimpleNamespace(personalised_stage=True)
+    trainer.group_settings, trainer.stage = SimpleNamespace(shared_in_groups="freeze"), "personalised"
+    trainer.group_bests, trainer.stopping_step = GroupBests(bigger=True, patience=1), 1
+    trainer.best_valid_score, trainer.best_valid_result, trainer.cur_step = 0.5, {"hit@1": 0.5}, 0
+    trainer.group_bests.start(some_model(), [0.4, 0.6, None])
+    judged = []
+    for score in (0.1, 0.4001, 0.1, 0.1):
+        trainer.group_bests.update(some_model(), [score, 0.6, None], epoch=0)
+        judged.append((trainer._judge(0.5, {"hit@1": 0.51}), trainer.cur_step, trainer.best_valid_result["hit@1"]))
+    assert judged == [(False, 1, 0.5), (True, 0, 0.51), (False, 1, 0.51), (False, 2, 0.51)]
+    assert trainer.group_bests.finished() == {0, 1, 2}
 
 
 def test_nothing_but_the_groups_own_trains():

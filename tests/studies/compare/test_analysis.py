@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.runs.slices import SLICES
 from recbole_perpeft.studies.compare import analysis
 from recbole_perpeft.studies.compare.records import collect
+from recbole_perpeft.training.slices import SLICES
 
 MODELS = ("base", "good", "<b>|&_{odd}")
 

@@ -10,7 +10,7 @@ from recbole_perpeft.studies.compare.jobs import plan as plans
 from recbole_perpeft.studies.compare.jobs.plan import plan, run_key
 from recbole_perpeft.studies.compare.jobs.specs import parse_models
 
-SETTINGS = {"model": "BPR", "learning_rate": 0.001, "data_path": "here", "show_progress": True, "seed": 1}
+SETTINGS = {"model": "PerPEFT", "learning_rate": 0.001, "data_path": "here", "show_progress": True, "seed": 1}
 
 
 @pytest.fixture
@@ -44,7 +44,8 @@ def test_a_preset_is_named_as_for_a_run(shared):
 def test_what_changes_numbers_changes_the_key():
     key = run_key(SETTINGS, "cpu", "data", "code")
     assert len(key) == 16 and key == run_key(dict(reversed(SETTINGS.items())), "cpu", "data", "code")
-    assert key == run_key(SETTINGS | {"data_path": "there", "show_progress": False}, "cpu", "data", "code")
+    elsewhere = {"data_path": "there", "show_progress": False, "groups_at_once": 4}
+    assert key == run_key(SETTINGS | elsewhere, "cpu", "data", "code")
     others = {
         run_key(SETTINGS | {"learning_rate": 0.01}, "cpu", "data", "code"),
         run_key(SETTINGS | {"seed": 2}, "cpu", "data", "code"),

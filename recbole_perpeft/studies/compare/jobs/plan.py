@@ -18,14 +18,15 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.plugins import plugin_digest
 from recbole_perpeft.core.protocol import with_split
 from recbole_perpeft.core.run_settings import RunSettings
-from recbole_perpeft.core.settings import defaults_of, keys_of_kind
+from recbole_perpeft.core.settings import Kind, defaults_of, keys_of_kind
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.atomic import prepare_dataset_folder
 from recbole_perpeft.data.files.atomic_table import TableReader, read_table
 from recbole_perpeft.data.history import HistoryIndex, history_of
 from recbole_perpeft.data.split import RowHistories
 from recbole_perpeft.runs.config import Config, changed, properties_folder, settings_file
-from recbole_perpeft.runs.run import create_dataset
+from recbole_perpeft.runs.keys import model_keys
+from recbole_perpeft.runs.run import create_dataset, get_model
 from recbole_perpeft.studies.compare.jobs.controls import controls_of
 from recbole_perpeft.studies.compare.jobs.specs import ModelSpec
 
@@ -33,7 +34,7 @@ from recbole_perpeft.studies.compare.jobs.specs import ModelSpec
 PROTOCOL_KEYS = keys_of_kind([RunSettings], "protocol")
 _OF_THE_COMPARISON = ("dataset", "model", "seed", *keys_of_kind([RunSettings], "place"))
 _OF_LABELS = (ModelType.CONTEXT, ModelType.DECISIONTREE)
-_WITHOUT_EFFECT = frozenset(keys_of_kind([RunSettings], "place", "device", "display"))
+WITHOUT_EFFECT: tuple[Kind, ...] = ("place", "device", "display")  # kinds of settings
 # A model without settings of its own, to read the protocol and the data by.
 _PLAIN_MODEL = "Pop"
 
@@ -343,7 +344,8 @@ def run_key(settings: Mapping[str, Any], device: str, data: str, code: str) -> s
     Returns:
         16 hexadecimal digits.
     """
-    relevant = {key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}
+    without_effect = model_keys(get_model(settings["model"]), *WITHOUT_EFFECT)
+    relevant = {key: value for key, value in settings.items() if key not in without_effect}
     text = json.dumps([relevant, device, data, code], sort_keys=True, default=str)
     return digest(text.encode(), size=8).hexdigest()
 

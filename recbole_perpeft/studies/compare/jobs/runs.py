@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.run_settings import RunSettings
-from recbole_perpeft.core.settings import keys_of_kind
 from recbole_perpeft.core.whole import alone
 from recbole_perpeft.runs.cluster import child_environment
 from recbole_perpeft.runs.folder import RESULT_FILE, SETTINGS_FILE
+from recbole_perpeft.runs.keys import model_keys
 from recbole_perpeft.runs.record import DamagedFileError, RunRecord
-from recbole_perpeft.runs.run import resume, run
+from recbole_perpeft.runs.run import get_model, resume, run
 from recbole_perpeft.store.workers import end_with_parent
-from recbole_perpeft.studies.compare.jobs.plan import Job
+from recbole_perpeft.studies.compare.jobs.plan import WITHOUT_EFFECT, Job
 
 _WORKER = "recbole_perpeft.studies.compare.jobs.runs"  # this file as a program
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -250,7 +249,7 @@ def carry_out(folder: Path, settings: dict[str, Any]) -> str | None:
                     return None
                 (folder / RESULT_FILE).unlink()
             if (folder / SETTINGS_FILE).is_file():
-                here = keys_of_kind([RunSettings], "place", "device", "display")
+                here = model_keys(get_model(settings["model"]), *WITHOUT_EFFECT)
                 resume(folder, {key: settings[key] for key in here if key in settings})
             else:
                 run(config_dict=settings | {"run_folder": str(folder)})
