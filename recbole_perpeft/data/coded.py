@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ from recbole.utils import FeatureSource, FeatureType
 
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.data.files.atomic_table import AtomicTable, RowLines, TableReader, numbers_in, read_table
-from recbole_perpeft.data.files.coded_log import CodedLog, read_coded
+from recbole_perpeft.data.files.beside import Beside
+from recbole_perpeft.data.files.coded_log import ROWS_AT_ONCE, CodedLog, counts_of, read_coded
 from recbole_perpeft.data.files.kept_log import folder_of, kept_log
 
-_ROWS_AT_ONCE = 2**22
 KEPT_FROM_BYTES = 64 * 2**20  # about 3 million interactions: 8 seconds of reading, half a second of mapping
 
 
@@ -28,7 +30,10 @@ class CodedDataset(Dataset):
     """
 
     inter_feat: Any
+    feat_name_list: list[str]
     _log_lines: list[tuple[Path, RowLines]]  # of each file of the log, while it is read
+    _log: CodedLog | None = None  # of a log that is one file, until its tokens have ids
+    _beside: Beside | None = None
 
     def _load_feat(self, filepath: str, source: FeatureSource | str) -> pd.DataFrame | None:
         """Columns of an atomic file; arguments, result and what is noted about columns as in RecBole."""
@@ -43,7 +48,10 @@ class CodedDataset(Dataset):
             self.config["field_separator"],
             self.config["encoding"],
         )
-        table = self._coded_log(*asked).table() if is_log else read_table(TableReader(*asked))
+        log = self._coded_log(*asked) if is_log else None
+        if self.benchmark_filename_list is None and log is not None:
+            self._log, self._beside = log, log.beside
+        table = read_table(TableReader(*asked)) if log is None else log.table()
         if not table.types:
             LOGGER.warning(f"no columns of {path} are loaded")
             return None
@@ -100,48 +108,120 @@ class CodedDataset(Dataset):
 
     def _all_stay(self, field: str, feat: pd.DataFrame | None, interval: str) -> bool:
         """Whether the filter by numbers of interactions is known to leave everything as it is."""
-        intervals, column = self._parse_intervals_str(interval), self.inter_feat[field]
-        if not intervals or not _is_coded(column) or (feat is not None and intervals[0][1] > 0):
+        intervals = self._parse_intervals_str(interval)
+        if not intervals or not _is_coded(self.inter_feat[field]) or (feat is not None and intervals[0][1] > 0):
             return False
-        codes, n = column.cat.codes.to_numpy(), len(column.cat.categories)
-        parts = range(0, len(codes), _ROWS_AT_ONCE)
-        counted = (np.bincount(codes[start : start + _ROWS_AT_ONCE], minlength=n) for start in parts)
-        counts = sum(counted, np.zeros(n, dtype=np.int64))
+        counts = self._counts(field)
         return bool(np.all(self._within_intervals(counts[counts > 0], intervals)))
+
+    def _is_as_read(self, field: str) -> bool:
+        """Whether a column of tokens is that of the file: the same memory, which nothing writes to before ids."""
+        wanted = self._log.columns.get(field) if self._log is not None else None
+        codes = _codes(self.inter_feat[field])
+        return wanted is not None and len(codes) == len(wanted) and np.shares_memory(codes, wanted)
+
+    def _counts(self, field: str) -> np.ndarray:
+        """Interactions of each category of a column of tokens, int64 [n]."""
+        if self._log is not None and self._is_as_read(field):
+            return self._log.counts(field)
+        column = self.inter_feat[field]
+        return counts_of(_codes(column), len(column.cat.categories))
 
     def _remap(self, remap_list: list[tuple[pd.DataFrame, str, FeatureType]]) -> None:
         """Gives tokens their ids, by the first appearance in one column after the other, as RecBole does."""
         if not any(_is_coded(feat[field]) for feat, field, _ in remap_list):
             super()._remap(remap_list)
             return
-        numbered = [_numbered(feat[field], kind) for feat, field, kind in remap_list]
-        ids, known = pd.factorize(np.concatenate([tokens for _, tokens in numbered]))
+        numbered = [self._numbered(feat, field, kind) for feat, field, kind in remap_list]
+        first = numbered[0][1]
+        # The tokens of one column are distinct, and in the order of their appearance, already.
+        ids, known = (
+            pd.factorize(np.concatenate([tokens for _, tokens in numbered]))
+            if len(numbered) > 1
+            else (np.arange(len(first)), first)
+        )
         names = np.array(["[PAD]", *known])
-        number = {name: place for place, name in enumerate(names)}
         ends = np.cumsum([len(tokens) for _, tokens in numbered])
+        of_log: dict[str, np.ndarray] = {}
         for (feat, field, kind), (places, tokens), end in zip(remap_list, numbered, ends, strict=True):
             of_column = np.append(ids[end - len(tokens) : end] + 1, 0)  # the last is that of a cell without a token
             if field not in self.field2id_token:
-                self.field2id_token[field], self.field2token_id[field] = names, number
-            if kind == FeatureType.TOKEN:
-                feat[field] = _taken(of_column.astype(np.int32 if _is_coded(feat[field]) else np.int64), places)
-            else:
+                self.field2id_token[field], self.field2token_id[field] = names, _Places(names)
+            if kind != FeatureType.TOKEN:
                 feat[field] = np.split(of_column[places], np.cumsum(feat[field].agg(len))[:-1])
+            elif _is_coded(feat[field]):  # of which the first has its ids in order
+                is_first = end == len(tokens)
+                of_log[field] = (
+                    np.add(places, 1, dtype=np.int32) if is_first else _taken(of_column.astype(np.int32), places)
+                )
+            else:
+                feat[field] = of_column[places]
+        # To assign a column is to copy it.
+        columns = {name: of_log.get(str(name), column) for name, column in self.inter_feat.items()}
+        self.inter_feat = pd.DataFrame(columns, index=self.inter_feat.index, copy=False)
+
+    def _fill_nan(self) -> None:
+        names = self.feat_name_list
+        if not any(_has_gaps(column) for _, column in self.inter_feat.items()):
+            self.feat_name_list = [name for name in names if name != "inter_feat"]
+        super()._fill_nan()
+        self.feat_name_list = names
+
+    def _numbered(self, feat: pd.DataFrame, field: str, kind: FeatureType) -> tuple[np.ndarray, np.ndarray]:
+        """Places of the tokens of a column, -1 where a cell is empty, and the tokens in the order of appearance."""
+        if feat is self.inter_feat and _is_coded(feat[field]) and self._is_as_read(field):
+            return _codes(feat[field]), feat[field].cat.categories.to_numpy()
+        return _numbered(feat[field], kind)
 
     def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
         narrow = data.columns[data.dtypes == np.int32]
         return super()._dataframe_to_interaction(data.astype(dict.fromkeys(narrow, np.int64), copy=False))
 
 
+class _Places(Mapping[str, int]):
+    """Places of names, which are only looked for where somebody asks: a dictionary of a million is dear.
+
+    Args:
+        names: texts, each once.
+    """
+
+    def __init__(self, names: np.ndarray) -> None:
+        self._names = names
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self._names.tolist())}
+
+    def __getitem__(self, name: str) -> int:
+        return self._places[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _has_gaps(column: pd.Series) -> bool:
+    """Whether a column may have cells without a value."""
+    values = column.to_numpy()
+    return values.dtype.kind not in "if" or bool(np.isnan(values.sum()))
+
+
 def _is_coded(column: pd.Series) -> bool:
     return isinstance(column.dtype, pd.CategoricalDtype)
+
+
+def _codes(column: pd.Series) -> np.ndarray:
+    """Numbers of the categories of a column, -1 where a cell is empty; not copied."""
+    return column.array.codes if _is_coded(column) else np.empty(0, np.int32)
 
 
 def _numbered(column: pd.Series, kind: FeatureType) -> tuple[np.ndarray, np.ndarray]:
     """Places of the tokens of a column, -1 where a cell is empty, and the tokens in the order of their appearance."""
     if not _is_coded(column):
         return pd.factorize(column.to_numpy() if kind == FeatureType.TOKEN else column.agg(np.concatenate))
-    codes, tokens = column.cat.codes.to_numpy(), column.cat.categories.to_numpy()
+    codes, tokens = _codes(column), column.cat.categories.to_numpy()
     if _are_in_order(codes, len(tokens)):
         return codes, tokens
     is_there, places = codes >= 0, np.full(len(codes), -1, dtype=np.int32)
@@ -152,8 +232,8 @@ def _numbered(column: pd.Series, kind: FeatureType) -> tuple[np.ndarray, np.ndar
 def _taken(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Values at places, without a copy of all places in the type of an index."""
     taken = np.empty(len(places), values.dtype)
-    for start in range(0, len(places), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
+    for start in range(0, len(places), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
         taken[part] = values[places[part]]
     return taken
 
@@ -161,8 +241,8 @@ def _taken(values: np.ndarray, places: np.ndarray) -> np.ndarray:
 def _are_in_order(codes: np.ndarray, n: int) -> bool:
     """Whether all numbers below n appear, and each for the first time after those below it."""
     highest = -1
-    for start in range(0, len(codes), _ROWS_AT_ONCE):
-        part = codes[start : start + _ROWS_AT_ONCE]
+    for start in range(0, len(codes), ROWS_AT_ONCE):
+        part = codes[start : start + ROWS_AT_ONCE]
         so_far = np.maximum.accumulate(np.append(highest, part))
         if (part > so_far[:-1] + 1).any():
             return False
