@@ -16,7 +16,7 @@ from recbole.utils import FeatureSource, FeatureType
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.data.files.atomic_table import AtomicTable, RowLines, TableReader, numbers_in, read_table
 from recbole_perpeft.data.files.beside import Beside
-from recbole_perpeft.data.files.coded_log import ROWS_AT_ONCE, CodedLog, counts_of, read_coded
+from recbole_perpeft.data.files.coded_log import ROWS_AT_ONCE, CodedLog, counts_of, read_coded, taken
 from recbole_perpeft.data.files.kept_log import folder_of, kept_log
 
 KEPT_FROM_BYTES = 64 * 2**20  # about 3 million interactions: 8 seconds of reading, half a second of mapping
@@ -152,7 +152,7 @@ class CodedDataset(Dataset):
             elif _is_coded(feat[field]):  # of which the first has its ids in order
                 is_first = end == len(tokens)
                 of_log[field] = (
-                    np.add(places, 1, dtype=np.int32) if is_first else _taken(of_column.astype(np.int32), places)
+                    np.add(places, 1, dtype=np.int32) if is_first else taken(of_column.astype(np.int32), places)
                 )
             else:
                 feat[field] = of_column[places]
@@ -227,15 +227,6 @@ def _numbered(column: pd.Series, kind: FeatureType) -> tuple[np.ndarray, np.ndar
     is_there, places = codes >= 0, np.full(len(codes), -1, dtype=np.int32)
     places[is_there], found = pd.factorize(codes[is_there])
     return places, tokens[found]
-
-
-def _taken(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Values at places, without a copy of all places in the type of an index."""
-    taken = np.empty(len(places), values.dtype)
-    for start in range(0, len(places), ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
-        taken[part] = values[places[part]]
-    return taken
 
 
 def _are_in_order(codes: np.ndarray, n: int) -> bool:
