@@ -159,6 +159,9 @@ class CodedDataset(Dataset):
         # To assign a column is to copy it.
         columns = {name: of_log.get(str(name), column) for name, column in self.inter_feat.items()}
         self.inter_feat = pd.DataFrame(columns, index=self.inter_feat.index, copy=False)
+        if self._log is not None:
+            for field in of_log:
+                del self._log.columns[field]  # pages of a file count as memory while they are mapped
 
     def _fill_nan(self) -> None:
         names = self.feat_name_list
