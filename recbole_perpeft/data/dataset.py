@@ -142,22 +142,24 @@ class SequenceDataset(CheckedLog, SequentialDataset):
 
         What they follow from is told apart by checksums, so that no other filter, order or file has them.
         """
-        users, items, times = (self.inter_feat[field].to_numpy() for field in self._fields)
-        about = [] if self._beside is None else sums_of({"user": users, "item": items, "time": times})
+        names = ("user", "item", "time")
+        columns = {name: self.inter_feat[field].to_numpy() for name, field in zip(names, self._fields, strict=True)}
+        about = [] if self._beside is None else sums_of(columns)
 
         def kept(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
             return make() if self._beside is None else self._beside.array(name, about, make)
 
         @cache
         def order() -> np.ndarray:
-            return by_user_and_time(users, times, self.user_num)
+            return by_user_and_time(columns.pop("user"), columns["time"], self.user_num)
 
-        counts = kept("user_counts", lambda: counts_of(users, self.user_num))
+        counts = kept("user_counts", lambda: counts_of(columns["user"], self.user_num))
         self._check_counts(counts)
+        self.inter_feat = None  # each column is let go when it has been sorted
         second = borders(counts)[np.flatnonzero(counts)] + 1
         # The times of RecBole's rows have 4 bytes, and those that are equal so keep the order of users.
-        seconds = kept("second_times", lambda: times[order()[second]].astype(np.float32).view(np.int32))
-        return counts, kept("items_by_user", lambda: taken(items, order())), seconds.view(np.float32)
+        seconds = kept("second_times", lambda: columns["time"][order()[second]].astype(np.float32).view(np.int32))
+        return counts, kept("items_by_user", lambda: taken(columns["item"], order())), seconds.view(np.float32)
 
     def _leave_last_out(self, items: np.ndarray, counts: np.ndarray, seconds: np.ndarray) -> list["SequenceDataset"]:
         """Train, valid and test part.

@@ -9,12 +9,13 @@ import numpy as np
 from recbole.data.dataset import Dataset
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.files.coded_log import ROWS_AT_ONCE, counts_of
+from recbole_perpeft.data.files.coded_log import counts_of
 
 PHASES = ("train", "valid", "test")
 # Whose items a user had before the rows of a phase.
 EARLIER_PHASES = {"train": ("train",), "valid": ("train",), "test": ("train", "valid")}
 _RANGES_AT_ONCE = 2**18
+_SORTED_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
@@ -197,8 +198,8 @@ def by_user_and_time(users: np.ndarray, times: np.ndarray, n_users: int) -> np.n
     counts = counts_of(users, n_users)
     starts, free = borders(counts), borders(counts)[:-1]
     order: np.ndarray = np.empty(len(users), np.int32 if len(users) < 2**31 else np.int64)
-    for start in range(0, len(users), ROWS_AT_ONCE):
-        piece = users[start : start + ROWS_AT_ONCE]
+    for start in range(0, len(users), _SORTED_AT_ONCE):
+        piece = users[start : start + _SORTED_AT_ONCE]
         by_user = np.argsort(piece, kind="stable")
         of_rows = piece[by_user]
         found = np.bincount(of_rows, minlength=n_users)
@@ -207,7 +208,7 @@ def by_user_and_time(users: np.ndarray, times: np.ndarray, n_users: int) -> np.n
     first = 0
     while first < n_users:
         # Whole users; numbers of 2 bytes are sorted in a tenth of the time.
-        last = int(np.searchsorted(starts, starts[first] + _RANGES_AT_ONCE, side="right")) - 1
+        last = int(np.searchsorted(starts, starts[first] + _SORTED_AT_ONCE, side="right")) - 1
         last = max(first + 1, min(last, first + 2**16 - 1, n_users))
         rows = order[starts[first] : starts[last]]
         of_rows = np.repeat(np.arange(last - first, dtype=np.uint16), counts[first:last])

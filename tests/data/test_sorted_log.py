@@ -21,8 +21,7 @@ def test_rows_in_pieces_are_in_the_order_of_one_sort(rows, at_once):
     users = np.array([user for user, _ in rows], dtype=np.int32)
     times = np.array([time for _, time in rows], dtype=np.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "ROWS_AT_ONCE", at_once)
-        patch.setattr(module, "_RANGES_AT_ONCE", at_once)
+        patch.setattr(module, "_SORTED_AT_ONCE", at_once)
         order = by_user_and_time(users, times, 8)
     assert order.dtype == np.int32 and order.tolist() == np.lexsort((times, users)).tolist()
 
