@@ -98,13 +98,37 @@ class CodedDataset(Dataset):
         if not all(feat is None or self.inter_feat[field].isin(feat[field]).all() for feat, field in of_ids):
             super()._filter_inter_by_user_or_item()
 
+    def _filter_by_field_value(self) -> None:
+        intervals = self.config["val_interval"] or {}
+        masks = [self._within(field, wanted) for field, wanted in intervals.items()]
+        known = [mask for mask in masks if mask is not None]
+        if not all(mask.all() for mask in known):
+            self.inter_feat = _rows_where(self.inter_feat, np.logical_and.reduce(known))
+        if len(known) < len(masks):
+            super()._filter_by_field_value()
+
     def _filter_by_inter_num(self) -> None:
-        of_ids = (
-            (self.uid_field, self.user_feat, self.config["user_inter_num_interval"]),
-            (self.iid_field, self.item_feat, self.config["item_inter_num_interval"]),
-        )
-        if not all(interval is None or self._all_stay(field, feat, interval) for field, feat, interval in of_ids):
+        fields, feats = (self.uid_field, self.iid_field), (self.user_feat, self.item_feat)
+        wanted = (self.config["user_inter_num_interval"], self.config["item_inter_num_interval"])
+        sides = list(zip(fields, feats, wanted, strict=True))
+        if all(interval is None or self._all_stay(field, feat, interval) for field, feat, interval in sides):
+            return
+        if None in fields or not all(_is_coded(self.inter_feat[field]) for field in fields):
             super()._filter_by_inter_num()
+            return
+        numbers = [_codes(self.inter_feat[field]) for field in fields]
+        counted = [_Counted(self, *side) for side in sides]
+        stays = np.ones(len(self.inter_feat), dtype=bool)
+        while any([each.refuse() for each in counted]):  # both sides are looked at before rows go
+            keep = ~np.logical_or(
+                *(taken(each.refused, of_rows) for each, of_rows in zip(counted, numbers, strict=True))
+            )
+            for each, of_rows in zip(counted, numbers, strict=True):
+                each.counts -= counts_of(of_rows[~keep], len(each.counts))
+            numbers = [of_rows[keep] for of_rows in numbers]
+            stays[stays] = keep
+        if not stays.all():
+            self.inter_feat = _rows_where(self.inter_feat, stays)
 
     def _all_stay(self, field: str, feat: pd.DataFrame | None, interval: str) -> bool:
         """Whether the filter by numbers of interactions is known to leave everything as it is."""
@@ -113,6 +137,16 @@ class CodedDataset(Dataset):
             return False
         counts = self._counts(field)
         return bool(np.all(self._within_intervals(counts[counts > 0], intervals)))
+
+    def _within(self, field: str, wanted: Any) -> np.ndarray | None:
+        """Which rows of the log have a value that is wanted; None where RecBole is to find out."""
+        column = self.inter_feat.get(field)
+        if column is None or any(feat is not self.inter_feat for feat in self.field2feats(field)):
+            return None
+        if _is_coded(column):
+            return np.asarray(column.isin(wanted))
+        intervals = self._parse_intervals_str(wanted) if column.dtype == np.float64 else None
+        return np.asarray(self._within_intervals(column.to_numpy(), intervals)) if intervals else None
 
     def _is_as_read(self, field: str) -> bool:
         """Whether a column of tokens is that of the file: the same memory, which nothing writes to before ids."""
@@ -203,6 +237,53 @@ class _Places(Mapping[str, int]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+class _Counted:
+    """Users or items, of which those with other numbers of interactions than are wanted leave.
+
+    Args:
+        dataset: whose log it is.
+        field: the column of the log.
+        feat: the table of the same users or items; its rows leave too.
+        interval: numbers of interactions that stay, as RecBole's settings write them.
+
+    Attributes:
+        counts: interactions of each category that are left, int64 [n].
+        refused: which categories leave next, bool [n].
+    """
+
+    def __init__(self, dataset: CodedDataset, field: str, feat: pd.DataFrame | None, interval: str | None) -> None:
+        self._within, self._feat = dataset._within_intervals, feat
+        self._intervals = dataset._parse_intervals_str(interval) or []
+        if len(self._intervals) > 1:
+            LOGGER.warning("More than one interval of interaction number are given!")
+        names = dataset.inter_feat[field].cat.categories
+        self.counts = np.array(dataset._counts(field))
+        self.refused = np.zeros(len(names), dtype=bool)
+        self._numbers = None if feat is None else names.get_indexer(feat[field])  # -1: not in the log
+
+    def refuse(self) -> bool:
+        """Finds out who leaves, and lets go of their rows in the table; whether there is anybody."""
+        self.refused[:] = False
+        if not self._intervals:
+            return False
+        self.refused[:] = (self.counts > 0) & ~self._within(self.counts, self._intervals)
+        if self._feat is None or self._numbers is None:
+            return bool(self.refused.any())
+        # As in RecBole, those of the table need the lower bound of the first interval, whatever the others are.
+        numbers, is_there = self._numbers, self._numbers >= 0
+        is_low = np.where(is_there, self.counts[numbers], 0) < self._intervals[0][1]
+        self.refused[numbers[is_there & is_low]] = True
+        leaves = is_low | (is_there & self.refused[numbers])
+        self._feat.drop(self._feat.index[leaves], inplace=True)
+        self._numbers = numbers[~leaves]
+        return bool(self.refused.any() or leaves.any())
+
+
+def _rows_where(table: pd.DataFrame, mask: np.ndarray) -> pd.DataFrame:
+    """Rows of a table, numbered anew; column by column, and without row numbers of 8 bytes."""
+    return pd.DataFrame({name: column.array[mask] for name, column in table.items()}, copy=False)
 
 
 def _has_gaps(column: pd.Series) -> bool:
