@@ -195,7 +195,7 @@ class CodedDataset(Dataset):
         self.inter_feat = pd.DataFrame(columns, index=self.inter_feat.index, copy=False)
         if self._log is not None:
             for field in of_log:
-                del self._log.columns[field]  # pages of a file count as memory while they are mapped
+                self._log.columns.pop(field, None)  # pages of a file count as memory while they are mapped
 
     def _fill_nan(self) -> None:
         names = self.feat_name_list

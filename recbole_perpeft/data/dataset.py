@@ -117,11 +117,11 @@ class SequenceDataset(CheckedLog, SequentialDataset):
 
         Only leave-one-out knows all of its parts by the order within users alone.
         """
-        log, kept_as_they_are = self.inter_feat, (self.benchmark_filename_list, self.config["shuffle_histories"])
+        log, has_other_rows = self.inter_feat, self.benchmark_filename_list or self.config["shuffle_histories"]
         kinds = {self.uid_field: np.int32, self.iid_field: np.int32, self.time_field: np.float64}
         return (
             "LS" in self.config["eval_args"]["split"]
-            and not any(kept_as_they_are)
+            and not has_other_rows
             and all(field in log and log[field].dtype == kind for field, kind in kinds.items())
         )
 

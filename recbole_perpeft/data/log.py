@@ -292,7 +292,7 @@ class CheckedLog(CodedDataset):
             return {"ids": _hash_of_ids(self), "log": numbers_hash(self.inter_feat)}
         names = {field: self.field2id_token[field] for field in (self.uid_field, self.iid_field)}
         numbers = {
-            str(name): column.to_numpy() for name, column in self.inter_feat.items() if column.dtype.kind != "O"
+            str(name): column.to_numpy() for name, column in self.inter_feat.items() if column.dtype.kind in "iuf"
         }
         return {
             "ids": self._beside.text_of("hash_of_ids", sums_of(names), lambda: _hash_of_ids(self)),

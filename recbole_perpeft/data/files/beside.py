@@ -91,7 +91,7 @@ def _read(path: Path, of: str) -> np.ndarray:
         if not isinstance(head, dict) or misfit(head, _SCHEMA) or head["of"] != of or head["kind"] not in _KINDS:
             raise ValueError(f"{path.name} is of something else")
         kind, n = np.dtype(head["kind"]), head["n"]
-        if os.fstat(file.fileno()).st_size != _HEAD_BYTES + n * kind.itemsize:
+        if n < 0 or os.fstat(file.fileno()).st_size != _HEAD_BYTES + n * kind.itemsize:
             raise ValueError(f"{path.name} has another length")
         values = np.asarray(np.memmap(file, kind, "c", _HEAD_BYTES, (n,))) if n else np.empty(0, kind)
     if checksum([values]) != head["sum"]:
