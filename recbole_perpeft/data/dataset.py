@@ -1,6 +1,8 @@
 """Interaction logs as sequences: train rows cut from whole histories, evaluation rows as RecBole's leave-one-out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +14,9 @@ from recbole.utils import FeatureSource, FeatureType
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.protocol import HELD_OUT
 from recbole_perpeft.core.settings import Settings, setting, settings_from
-from recbole_perpeft.data.history import HistoryIndex, borders, history_of, ranges, windows
+from recbole_perpeft.data.files.beside import sums_of
+from recbole_perpeft.data.files.coded_log import counts_of, taken
+from recbole_perpeft.data.history import HistoryIndex, borders, by_user_and_time, history_of, of_ranges, windows
 from recbole_perpeft.data.log import CheckedLog
 from recbole_perpeft.data.split import LogSplit, split_by_shares
 
@@ -71,6 +75,7 @@ class SequenceDataset(CheckedLog, SequentialDataset):
 
     * train, in order of user ids and time: `user_id`, `item_id_list` [L] (the inputs), `item_length` (how many, 1..L),
       `pos_item_id_list` [L] (the item that follows every input; 0 where an earlier row of the user has that target);
+      the lists take 4 bytes an item, and batches have 8;
     * valid and test, in RecBole's order: `user_id`, `item_id_list` [L], `item_length`, `item_id` (the target).
 
     Parts that are files (`benchmark_filename`) or shares have their rows as targets, and the earlier rows of this part
@@ -92,6 +97,8 @@ class SequenceDataset(CheckedLog, SequentialDataset):
         """
         self._check_order()
         split = self.config["eval_args"]["split"]
+        if self._is_sorted_at_once:
+            return self._build_at_once()
         self._change_feat_format()
         if self._has_parts_of_sequences:
             return self._build_parts()
@@ -101,14 +108,74 @@ class SequenceDataset(CheckedLog, SequentialDataset):
             self._check_counts(counts)
         if "LS" not in split:
             return self._build_parts()
-        held_out = HELD_OUT[split["LS"]]
-        items, times = log[self.iid_field].numpy(), log[self.time_field].numpy()
+        seconds = log[self.time_field].numpy()[borders(counts)[np.flatnonzero(counts)] + 1]
+        return self._leave_last_out(log[self.iid_field].numpy(), counts, seconds)
+
+    @property
+    def _is_sorted_at_once(self) -> bool:
+        """Whether the log is sorted by user and time, with 4 bytes an id, without a sort by time before.
+
+        Only leave-one-out knows all of its parts by the order within users alone.
+        """
+        log, has_other_rows = self.inter_feat, self.benchmark_filename_list or self.config["shuffle_histories"]
+        kinds = {self.uid_field: np.int32, self.iid_field: np.int32, self.time_field: np.float64}
+        return (
+            "LS" in self.config["eval_args"]["split"]
+            and not has_other_rows
+            and all(field in log and log[field].dtype == kind for field, kind in kinds.items())
+        )
+
+    def _build_at_once(self) -> list["SequenceDataset"]:
+        counts, items, seconds = self._in_order()
+        users = np.repeat(np.arange(self.user_num, dtype=np.int32), counts)
+        self.inter_feat = Interaction(
+            {self.uid_field: torch.from_numpy(users), self.iid_field: torch.from_numpy(items)}
+        )
+        for name in self.feat_name_list:
+            if name != "inter_feat":
+                setattr(self, name, self._dataframe_to_interaction(getattr(self, name)))
+        self._set_row_fields()
+        return self._leave_last_out(items, counts, seconds)
+
+    def _in_order(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Interactions of each user, items by user and time, and what `_leave_last_out` calls seconds.
+
+        What they follow from is told apart by checksums, so that no other filter, order or file has them.
+        """
+        names = ("user", "item", "time")
+        columns = {name: self.inter_feat[field].to_numpy() for name, field in zip(names, self._fields, strict=True)}
+        about = [] if self._beside is None else sums_of(columns)
+
+        def kept(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+            return make() if self._beside is None else self._beside.array(name, about, make)
+
+        @cache
+        def order() -> np.ndarray:
+            return by_user_and_time(columns.pop("user"), columns["time"], self.user_num)
+
+        counts = kept("user_counts", lambda: counts_of(columns["user"], self.user_num))
+        self._check_counts(counts)
+        self.inter_feat = None  # each column is let go when it has been sorted
+        second = borders(counts)[np.flatnonzero(counts)] + 1
+        # The times of RecBole's rows have 4 bytes, and those that are equal so keep the order of users.
+        seconds = kept("second_times", lambda: columns["time"][order()[second]].astype(np.float32).view(np.int32))
+        return counts, kept("items_by_user", lambda: taken(columns["item"], order())), seconds.view(np.float32)
+
+    def _leave_last_out(self, items: np.ndarray, counts: np.ndarray, seconds: np.ndarray) -> list["SequenceDataset"]:
+        """Train, valid and test part.
+
+        Args:
+            items: of the log by user and time, [n].
+            counts: interactions of each user, int64 [n_users].
+            seconds: time of the second interaction of each user who has any, float32.
+        """
+        held_out = HELD_OUT[self.config["eval_args"]["split"]["LS"]]
         users = np.flatnonzero(counts)
         starts = borders(counts)[users]
         n_held_out = np.minimum(len(held_out), counts[users] - 2)
         datasets = {"train": self._train(items, users, starts, starts + counts[users] - n_held_out)}
         # RecBole lists users by the time of their first row, whose target is the second interaction.
-        order = np.argsort(times[starts + 1], kind="stable")
+        order = np.argsort(seconds, kind="stable")
         targets = starts + counts[users]
         for n_after, phase in enumerate(reversed(held_out)):
             chosen = order[n_held_out[order] > n_after]
@@ -149,9 +216,12 @@ class SequenceDataset(CheckedLog, SequentialDataset):
     def data_augmentation(self) -> None:
         """Sorts the log, which is in time order, by user. Rows are cut in `build()`; no prefix is copied."""
         order = torch.from_numpy(np.argsort(self.inter_feat[self.uid_field].numpy(), kind="stable"))
-        fields = (self.uid_field, self.iid_field, self.time_field)
-        self.inter_feat = Interaction({field: self.inter_feat[field][order] for field in fields})
+        self.inter_feat = Interaction({field: self.inter_feat[field][order] for field in self._fields})
         self._set_row_fields()
+
+    @property
+    def _fields(self) -> tuple[str, str, str]:
+        return self.uid_field, self.iid_field, self.time_field
 
     @property
     def interactions(self) -> HistoryIndex:
@@ -200,9 +270,14 @@ class SequenceDataset(CheckedLog, SequentialDataset):
         lengths = end - first + n_context
         rows = self._sequence_fields(items, users[row_user], starts[row_user] + end, lengths)
         targets = self._windows(items, starts[row_user] + end + 1, lengths)
-        targets[torch.arange(width) < torch.from_numpy(n_context).unsqueeze(1)] = 0
+        if n_context.any():
+            targets[torch.arange(width) < torch.from_numpy(n_context).unsqueeze(1)] = 0
         rows[positive_item_list_field(self.config)] = targets
-        return self._part(rows, np.repeat(users, ends - starts), items[ranges(starts, ends - starts)])
+        part = self.copy(Interaction(rows))
+        counts = np.zeros(self.user_num, dtype=np.int64)
+        counts[users] = ends - starts
+        part.phase_history = HistoryIndex(borders(counts), of_ranges(items, starts, ends))
+        return part
 
     def _evaluation(
         self, items: np.ndarray, users: np.ndarray, starts: np.ndarray, targets: np.ndarray
@@ -210,7 +285,9 @@ class SequenceDataset(CheckedLog, SequentialDataset):
         """Valid or test part: the target of user `users[r]` is `items[targets[r]]`."""
         rows = self._sequence_fields(items, users, targets, np.minimum(targets - starts, self.max_item_list_len))
         rows[self.iid_field] = torch.from_numpy(items[targets])
-        return self._part(rows, users, items[targets])
+        part = self.copy(Interaction({field: values.long() for field, values in rows.items()}))
+        part.phase_history = HistoryIndex.from_pairs(users, items[targets], self.user_num)
+        return part
 
     def _sequence_fields(
         self, items: np.ndarray, users: np.ndarray, ends: np.ndarray, lengths: np.ndarray
@@ -223,8 +300,3 @@ class SequenceDataset(CheckedLog, SequentialDataset):
 
     def _windows(self, items: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(windows(items, ends, lengths, self.max_item_list_len))
-
-    def _part(self, rows: dict[str, torch.Tensor], users: np.ndarray, items: np.ndarray) -> "SequenceDataset":
-        part = self.copy(Interaction(rows))
-        part.phase_history = HistoryIndex.from_pairs(users, items, self.user_num)
-        return part

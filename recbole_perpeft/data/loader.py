@@ -177,7 +177,7 @@ class SequenceTrainDataLoader:
         return torch.randperm(n, generator=self._generator).numpy() if self.shuffle else np.arange(n)
 
     def _batch(self, rows: torch.Tensor) -> Interaction:
-        fields = {field: values[rows] for field, values in self._rows.items()}
+        fields = {field: values[rows].long() for field, values in self._rows.items()}
         if self._sampler is not None and self._draws.negatives:
             fields[self._negative_field] = self._negatives(self._sampler, rows, fields[self._positive_field])
         if self._sampler is not None and self._draws.candidates:

@@ -19,6 +19,7 @@ from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.protocol import HELD_OUT, places_of_parts
 from recbole_perpeft.data.coded import CodedDataset
 from recbole_perpeft.data.files.atomic_table import RowLines
+from recbole_perpeft.data.files.beside import sums_of
 from recbole_perpeft.data.history import PHASES, HistoryIndex, interactions_of
 from recbole_perpeft.data.split import (
     LogSplit,
@@ -282,7 +283,21 @@ class CheckedLog(CodedDataset):
 
     def _data_processing(self) -> None:
         super()._data_processing()
-        self.fingerprint = {"ids": _hash_of_ids(self), "log": numbers_hash(self.inter_feat)}
+        self._log = None
+        self.fingerprint = self._fingerprints()
+
+    def _fingerprints(self) -> dict[str, str]:
+        """Hashes of ids and log; of a kept log they are kept too, and what they are of is told apart by checksums."""
+        if self._beside is None:
+            return {"ids": _hash_of_ids(self), "log": numbers_hash(self.inter_feat)}
+        names = {field: self.field2id_token[field] for field in (self.uid_field, self.iid_field)}
+        numbers = {
+            str(name): column.to_numpy() for name, column in self.inter_feat.items() if column.dtype.kind in "iuf"
+        }
+        return {
+            "ids": self._beside.text_of("hash_of_ids", sums_of(names), lambda: _hash_of_ids(self)),
+            "log": self._beside.text_of("hash_of_log", sums_of(numbers), lambda: numbers_hash(self.inter_feat)),
+        }
 
 
 @cache

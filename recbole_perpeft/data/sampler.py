@@ -178,7 +178,7 @@ class GroupAwareSampler:
         place = torch.full((self._owned.n_items,), -1)
         place[items] = torch.arange(len(items))
         starts, ends = (self._owned.indptr[users.numpy() + shift] for shift in (0, 1))
-        column = place[torch.from_numpy(self._owned.items[ranges(starts, ends - starts)])]
+        column = place[torch.from_numpy(self._owned.items[ranges(starts, ends - starts)]).long()]
         row = torch.from_numpy(np.repeat(np.arange(len(users)), ends - starts))
         owned = torch.zeros(len(users), len(items), dtype=torch.bool)
         owned[row[column >= 0], column[column >= 0]] = True
@@ -203,7 +203,9 @@ class GroupAwareSampler:
     def _catalogue_pools(self, counts: np.ndarray | None) -> "_Pools":
         owned = self._owned
         if counts is None:
-            counts = np.bincount(owned.items, weights=owned.counts, minlength=owned.n_items)
+            counts = np.ones(owned.n_items)  # which draws of equal weights do without
+            if self._alpha:
+                counts = np.bincount(owned.items, weights=owned.counts, minlength=owned.n_items)
         return self._pools(
             items=np.arange(1, owned.n_items),
             counts=np.maximum(counts[1:], 1),
@@ -216,9 +218,10 @@ class GroupAwareSampler:
         owned = self._owned
         if user_group.shape != (owned.n_users,):
             raise PerPEFTError(f"user_group has shape {user_group.shape}: expected ({owned.n_users},).")
-        groups_of_pairs = user_group[owned.users]
+        users = np.repeat(np.arange(owned.n_users), np.diff(owned.indptr))
+        groups_of_pairs = user_group[users]
         if len(groups_of_pairs) and groups_of_pairs.min() < 0:
-            lost = owned.users[groups_of_pairs.argmin()]
+            lost = users[groups_of_pairs.argmin()]
             raise PerPEFTError(f"user_group of user id {lost} is {user_group[lost]}: train users need a group >= 0.")
         keys, slots = np.unique(groups_of_pairs * owned.n_items + owned.items, return_inverse=True)
         n_groups = int(user_group.max(initial=0)) + 1
@@ -236,17 +239,22 @@ class GroupAwareSampler:
         weights = self._weights(counts)
         line = np.concatenate([[0], np.cumsum(weights)])  # weight before each slot of all pools
         pool_start = line[indptr[:-1]][user_pool]  # (n_users)
-        cut = np.concatenate([[0], np.cumsum(weights[slots])])  # weight of the owned items before each pair
+        cut = np.zeros(len(slots) + 1, dtype=np.int64)  # weight of the owned items before each pair
+        np.cumsum(weights[slots], out=cut[1:])
         cut_before_user = cut[owned.indptr[:-1]]
-        # Where the owned item begins on the line of its user once his earlier items are cut out.
-        borders = (line[slots] - pool_start[owned.users]) - (cut[:-1] - cut_before_user[owned.users])
         stride = int((line[indptr[1:]] - line[indptr[:-1]]).max(initial=0)) + 1
+        # Where the owned item begins on the line of its user once his earlier items are cut out; pairs are many, so
+        # that what their users have in common is added at once, in place.
+        border_keys = line[slots]
+        border_keys -= cut[:-1]
+        of_users = np.arange(owned.n_users) * stride - pool_start + cut_before_user
+        border_keys += np.repeat(of_users, np.diff(owned.indptr))
         free_weight = (line[indptr[1:]] - line[indptr[:-1]])[user_pool] - np.diff(cut[owned.indptr])
         return _Pools(
             items=torch.from_numpy(items),
             line=torch.from_numpy(line[1:]) if self._alpha else None,
             stride=stride,
-            border_keys=torch.from_numpy(owned.users * stride + borders),
+            border_keys=torch.from_numpy(border_keys),
             cut=torch.from_numpy(cut),
             # A point moved by `cut` of all users before must begin at the pool of its user instead.
             shift=torch.from_numpy(pool_start - cut_before_user),
@@ -271,12 +279,12 @@ class _Owned:
     """Distinct (user, item) pairs of the train part, sorted by user and item.
 
     Attributes:
-        users, items, counts: int64 [n_pairs]; counts are interactions of the pair.
+        items: int32 [n_pairs].
+        counts: interactions of each pair, int64 [n_pairs].
         indptr: int64 [n_users + 1], borders of users.
         n_items: number of item ids, the pad included.
     """
 
-    users: np.ndarray
     items: np.ndarray
     counts: np.ndarray
     indptr: np.ndarray
@@ -288,11 +296,17 @@ class _Owned:
 
     @classmethod
     def of(cls, history: HistoryIndex, n_items: int) -> "_Owned":
-        users, items = history.pairs()
-        keys, counts = np.unique(users * n_items + items, return_counts=True)
-        users = keys // n_items
-        indptr = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=history.n_users))])
-        return cls(users, keys % n_items, counts, indptr, n_items)
+        # Sorted in place: `np.unique` holds five arrays of 8 bytes.
+        keys = np.repeat(np.arange(history.n_users) * n_items, history.lengths)
+        keys += history.items
+        keys.sort()
+        is_first = np.ones(len(keys), dtype=bool)
+        np.not_equal(keys[1:], keys[:-1], out=is_first[1:])
+        counts = np.diff(np.flatnonzero(is_first), append=len(keys))
+        keys = keys[is_first]
+        indptr = np.searchsorted(keys, np.arange(history.n_users + 1) * n_items)
+        keys %= n_items
+        return cls(keys.astype(np.int32), counts, indptr, n_items)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from scipy.stats import chisquare
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import HistoryIndex
-from recbole_perpeft.data.sampler import Candidates, GroupAwareSampler
+from recbole_perpeft.data.sampler import Candidates, GroupAwareSampler, _Owned
 
 N_ITEMS = 12
 # Users 1 to 4 with repeated purchases and an item (11) nobody bought; user 0 is the pad.
@@ -226,3 +226,15 @@ def test_all_items_are_drawn_once_with_weight_one():
     sampler = GroupAwareSampler(history_from(PAIRS), N_ITEMS)
     drawn = sampler.candidates(torch.tensor([1, 2]), 50)
     assert drawn.items.tolist() == list(range(1, N_ITEMS)) and not drawn.log_weight.any()
+
+
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9)), max_size=30), kind=st.sampled_from(["<i4", "<i8"])
+)
+@settings(max_examples=30, deadline=None)
+def test_owned_pairs_are_there_once_in_order(pairs, kind):
+    users, items = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    owned = _Owned.of(HistoryIndex.from_pairs(users, items.astype(kind), 5), 10)
+    keys, counts = np.unique(users * 10 + items, return_counts=True)
+    assert owned.items.tolist() == (keys % 10).tolist() and owned.counts.tolist() == counts.tolist()
+    assert np.diff(owned.indptr).tolist() == np.bincount(keys // 10, minlength=5).tolist()

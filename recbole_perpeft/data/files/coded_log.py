@@ -10,6 +10,9 @@ import pandas as pd
 from recbole.utils import FeatureType
 
 from recbole_perpeft.data.files.atomic_table import AtomicTable, RowLines, TableReader
+from recbole_perpeft.data.files.beside import Beside
+
+ROWS_AT_ONCE = 2**22
 
 
 class CodedLog(NamedTuple):
@@ -21,21 +24,27 @@ class CodedLog(NamedTuple):
             of numbers float64 [n]; of sequences texts.
         tokens: by name of a column of tokens, the tokens by their numbers.
         lines: numbers of the lines of the rows.
+        beside: files of what follows from the columns; None of a log that is not kept.
     """
 
     types: dict[str, FeatureType]
     columns: dict[str, np.ndarray]
     tokens: dict[str, list[str]]
     lines: RowLines
+    beside: Beside | None = None
+
+    def counts(self, name: str) -> np.ndarray:
+        """How often each token of a column is there, int64 [n_tokens]."""
+        values, n = self.columns[name], len(self.tokens[name])
+        if self.beside is None:
+            return counts_of(values, n)
+        place = list(self.types).index(name)  # names of columns need not be names of files
+        return self.beside.array(f"counts_{place}", [name, len(values), n], lambda: counts_of(values, n))
 
     def table(self) -> AtomicTable:
         """The same as a table, with columns of tokens as categories; numbers are not copied."""
         columns = {
-            name: pd.Categorical.from_codes(
-                values, dtype=pd.CategoricalDtype(pd.Index(self.tokens[name], dtype=object)), validate=False
-            )
-            if name in self.tokens
-            else values
+            name: _categories(values, self.tokens[name]) if name in self.tokens else values
             for name, values in self.columns.items()
         }
         return AtomicTable(self.types, pd.DataFrame(columns, copy=False), self.lines)
@@ -68,6 +77,29 @@ def add_pieces(reader: TableReader, add: Callable[[str, np.ndarray], None]) -> d
             values = rows[name].to_numpy()
             add(name, _numbered(values, numbers[name]) if name in numbers else values)
     return {name: list(known) for name, known in numbers.items()}
+
+
+def _categories(numbers: np.ndarray, tokens: list[str]) -> pd.Categorical:
+    names = pd.Index(np.array(tokens, dtype=object), dtype=object)  # of an array in a third of the time of a list
+    return pd.Categorical.from_codes(numbers, dtype=pd.CategoricalDtype(names), validate=False)
+
+
+def counts_of(numbers: np.ndarray, n: int) -> np.ndarray:
+    """How often each number below n is there, int64 [n]; numbers below 0 are left out."""
+    counts = np.zeros(n, dtype=np.int64)
+    for start in range(0, len(numbers), ROWS_AT_ONCE):  # they become 8 bytes each to be counted
+        part = numbers[start : start + ROWS_AT_ONCE]
+        counts += np.bincount(part if part.min() >= 0 else part[part >= 0], minlength=n)
+    return counts
+
+
+def taken(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Values at places, without a copy of all places in the type of an index."""
+    found = np.empty(len(places), values.dtype)
+    for start in range(0, len(places), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        found[part] = values[places[part]]
+    return found
 
 
 def dtype(kind: FeatureType) -> np.dtype:

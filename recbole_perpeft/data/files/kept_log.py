@@ -22,6 +22,7 @@ from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.schema import misfit
 from recbole_perpeft.core.whole import alone, clear, draft_of, put_in_place, remove, written_whole
 from recbole_perpeft.data.files.atomic_table import RowLines, TableReader
+from recbole_perpeft.data.files.beside import Beside
 from recbole_perpeft.data.files.coded_log import CodedLog, add_pieces, dtype
 
 FORMAT = "log 1"
@@ -198,7 +199,8 @@ def _checked(folder: Path, path: Path, reader: TableReader) -> CodedLog:
         if kind == FeatureType.TOKEN:
             text = read(file + _TOKENS).decode()
             tokens[name] = text.split("\n") if text else []
-    return CodedLog(reader.types, columns, tokens, RowLines(found["n_rows"], np.frombuffer(read(_EMPTY), np.int64)))
+    lines = RowLines(found["n_rows"], np.frombuffer(read(_EMPTY), np.int64))
+    return CodedLog(reader.types, columns, tokens, lines, Beside(folder, found["text"]))
 
 
 def _mapped(path: Path, kind: np.dtype, n: int) -> np.ndarray:

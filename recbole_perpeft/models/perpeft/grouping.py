@@ -179,8 +179,9 @@ def sequence_log_likelihood(
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         length = part[model.ITEM_SEQ_LEN]
-        item_seq = left_pad(part[model.ITEM_SEQ], length).to(catalogue.device)
-        target = left_pad(part[model.POS_ITEM_SEQ], length).to(catalogue.device)
+        item_seq, target = (
+            left_pad(part[field].long(), length).to(catalogue.device) for field in (model.ITEM_SEQ, model.POS_ITEM_SEQ)
+        )
         hidden = model.user_encoder(functional.embedding(item_seq, catalogue), item_seq)  # (B, L, d)
         if candidates is None:
             logits = hidden @ catalogue.T  # (B, L, n_items)

@@ -278,7 +278,7 @@ class AppearanceDataset(SequenceDataset):
     """`SequenceDataset` whose parts know the items of all users in order if `id_order` is `appearance`.
 
     Attributes:
-        items_in_order: int64 [n_interactions], user by user in time order, held-out items included; None unless the
+        items_in_order: integers [n_interactions], user by user in time order, held-out items included; None unless the
             order of names needs it.
     """
 
