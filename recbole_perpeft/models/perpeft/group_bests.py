@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from recbole_perpeft.nn.adapt.groups import group_state, load_group_state
@@ -22,18 +23,22 @@ class GroupBests:
     Args:
         bigger: Whether a bigger score is the better one.
         patience: Evaluations without a better score after which a group is finished.
+        margin: Standard errors by which a group's users must gain before it leaves the global modules.
 
     Attributes:
         scores: Best valid score of each group; None for one without valid users.
         epochs: Epoch of each group's best modules, `FALLBACK` where these are the global ones.
         waited: Evaluations of each group since its best, until it is finished.
+        global_values: With a margin, the valid metric of each user under the global modules, float32 [n_users].
     """
 
     bigger: bool
     patience: float
+    margin: float = 0.0
     scores: list[float | None] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
     waited: list[int] = field(default_factory=list)
+    global_values: Tensor = field(default_factory=lambda: torch.empty(0))
     _states: list[dict[str, Tensor]] = field(default_factory=list)
 
     def start(self, model: nn.Module, scores: list[float | None]) -> None:
@@ -48,13 +53,17 @@ class GroupBests:
         self.waited = [0] * len(scores)
         self._states = [group_state(model, group) for group in range(len(scores))]
 
-    def update(self, model: nn.Module, scores: list[float | None], epoch: int) -> bool:
+    def update(
+        self, model: nn.Module, scores: list[float | None], epoch: int, gains: list[float] | None = None
+    ) -> bool:
         """Keep the modules of the groups that are better than before.
 
         Args:
             model: After an epoch.
             scores: Valid score of each group.
             epoch: Its number.
+            gains: Of each group over the global modules, in standard errors, as `gains_of_groups`; None where any
+                gain counts.
 
         Returns:
             Whether any group is better.
@@ -63,6 +72,8 @@ class GroupBests:
         for group, (score, best) in enumerate(zip(scores, self.scores, strict=True)):
             self.waited[group] += not self.is_finished(group)
             if score is None or best is None or (score <= best if self.bigger else score >= best):
+                continue
+            if gains is not None and self.epochs[group] == FALLBACK and gains[group] < self.margin:
                 continue
             improved = True
             self.scores[group], self.epochs[group], self.waited[group] = score, epoch, 0
@@ -129,12 +140,14 @@ class GroupBests:
             "epochs": self.epochs,
             "waited": self.waited,
             "states": self._states,
+            "global_values": self.global_values,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Undoes `state`."""
         self.scores, self.epochs = list(state["scores"]), list(state["epochs"])
         self.waited, self._states = list(state["waited"]), list(state["states"])
+        self.global_values = state.get("global_values", self.global_values)
 
 
 def scores_of_groups(
@@ -153,3 +166,25 @@ def scores_of_groups(
     """
     members = (np.flatnonzero(groups == group) for group in range(n_groups))
     return [metric(ranks[own]) if len(own) else None for own in members]
+
+
+def gains_of_groups(before: np.ndarray, after: np.ndarray, groups: np.ndarray, n_groups: int) -> list[float]:
+    """What each group's users gain on average, in standard errors of that mean: a paired comparison.
+
+    Args:
+        before: A metric of each user, higher is better, [n]; NaN where there is none.
+        after: The same later, [n].
+        groups: Group of each user, [n].
+        n_groups: C.
+
+    Returns:
+        C values; 0 for a group of fewer than two users with both, infinite where all gain the same.
+    """
+    difference, found = np.asarray(after, dtype=np.float64) - before, []
+    for group in range(n_groups):
+        own = difference[groups == group]
+        own = own[~np.isnan(own)]
+        mean = own.mean() if len(own) > 1 else 0.0
+        error = own.std(ddof=1) / np.sqrt(len(own)) if mean else 1.0
+        found.append(float(mean / error) if error else float(np.copysign(np.inf, mean)))
+    return found

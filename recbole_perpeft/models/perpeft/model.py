@@ -47,6 +47,12 @@ class GroupSettings(Settings):
         "Ids and user encoder in the personalised stage: train (the paper), or freeze: then the global stage ends at "
         "its best epoch, and so does each group, which keeps the global module if none is better on its valid users.",
     )
+    fallback_margin: float = setting(
+        0.0,
+        "With freeze: standard errors by which a group's valid users must gain before it leaves the global module; 0 "
+        "for any gain.",
+        least=0,
+    )
     groups_at_once: int = setting(
         1,
         "With freeze: groups that train side by side, each in a Ray task; in as many as this machine, or the cluster "
@@ -70,6 +76,11 @@ class GroupSettings(Settings):
         """A grouping that is given needs its column; groups that each have a best epoch keep their users."""
         if self.groups_at_once > 1:
             self._check_independence()
+        if self.fallback_margin and self.shared_in_groups != "freeze":
+            raise PerPEFTError(
+                f"fallback_margin is {self.fallback_margin:g}, but only groups that are independent fall back: set "
+                "shared_in_groups to freeze, or fallback_margin to 0"
+            )
         if self.shared_in_groups == "freeze" and self.regroup_every:
             raise PerPEFTError(
                 "shared_in_groups: freeze chooses each group's best epoch, which users who move make no sense of; set "

@@ -16,7 +16,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import history_of
 from recbole_perpeft.data.evaluation import rows_of_users
 from recbole_perpeft.data.log import check_same_data
-from recbole_perpeft.models.perpeft.group_bests import GroupBests, scores_of_groups
+from recbole_perpeft.models.perpeft.group_bests import GroupBests, gains_of_groups, scores_of_groups
 from recbole_perpeft.models.perpeft.grouping import (
     check_group_sizes,
     given_groups,
@@ -31,7 +31,7 @@ from recbole_perpeft.models.perpeft.grouping import (
 )
 from recbole_perpeft.nn.adapt.groups import freeze_shared
 from recbole_perpeft.training.checkpoint import load_checkpoint, restored
-from recbole_perpeft.training.ranks import mean_of_ranks
+from recbole_perpeft.training.ranks import is_rank_metric, mean_of_ranks, metric_of_ranks
 from recbole_perpeft.training.rates import ContentTrainer
 from recbole_perpeft.training.workers import ALONE, Workers
 
@@ -57,7 +57,9 @@ class PerPEFTTrainer(ContentTrainer):
         self.stage = "global"
         self.group_settings = model.group_settings
         self.global_epochs = self.group_settings.epochs_global
-        self.group_bests = GroupBests(self.valid_metric_bigger, self.stopping_step)
+        self.group_bests = GroupBests(
+            self.valid_metric_bigger, self.stopping_step, self.group_settings.fallback_margin
+        )
         self.only_group: int | None = None
         self.regroupings: list[dict[str, Any]] = []
         self._first_groups = torch.empty(0, dtype=torch.int64)
@@ -136,6 +138,11 @@ class PerPEFTTrainer(ContentTrainer):
                 "eval_sample to 0"
             )
         mean_of_ranks(self.config, self.valid_metric, torch.ones(1, dtype=torch.long))
+        if self.group_settings.fallback_margin and not is_rank_metric(self.valid_metric):
+            raise PerPEFTError(
+                f"fallback_margin compares users, and {self.valid_metric} has no value for each: set it to 0, or "
+                "valid_metric to Hit, NDCG, MRR, Recall, Precision or MAP"
+            )
 
     @property
     def _freezes(self) -> bool:
@@ -173,7 +180,7 @@ class PerPEFTTrainer(ContentTrainer):
             raise PerPEFTError("shared_in_groups: freeze needs one valid item a user; split by leave-one-out")
         if not self._is_independent:
             return score, result
-        improved = self.group_bests.update(self.model, self._group_scores(), self.start_epoch)
+        improved = self.group_bests.update(self.model, self._group_scores(), self.start_epoch, self._gains())
         if self.only_group is not None:
             return score, result
         if not improved:
@@ -202,10 +209,25 @@ class PerPEFTTrainer(ContentTrainer):
         metric = partial(mean_of_ranks, self.config, self.valid_metric)
         return scores_of_groups(groups, self.model.n_groups, found.ranks, metric)
 
+    def _values_of_users(self) -> np.ndarray:
+        """The valid metric of each user, from the latest evaluation, float32 [n_users]; NaN where he has none."""
+        found, values = self.target_ranks, np.full(self.model.n_users, np.nan, dtype=np.float32)
+        values[found.users.numpy()] = metric_of_ranks(self.valid_metric, found.ranks.numpy())
+        return values
+
+    def _gains(self) -> list[float] | None:
+        """What groups gain over the global modules in the latest evaluation; None where any gain counts."""
+        if not self.group_bests.margin:
+            return None
+        before, groups = self.group_bests.global_values.numpy(), self.model.user_group.cpu().numpy()
+        return gains_of_groups(before, self._values_of_users(), groups, self.model.n_groups)
+
     def _start_from_global_modules(self, valid_data, show_progress: bool) -> None:
         """What groups must beat: the modules that all of them start from."""
         score, result = super()._valid_epoch(valid_data, show_progress=show_progress)
         self.group_bests.start(self.model, self._group_scores())
+        if self.group_bests.margin:
+            self.group_bests.global_values = torch.from_numpy(self._values_of_users())
         self.best_valid_score, self.best_valid_result = score, result
         self._save_checkpoint(self.start_epoch - 1, verbose=False)
 

@@ -5,10 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import ttest_rel
 from torch import nn
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.models.perpeft.group_bests import FALLBACK, GroupBests, scores_of_groups
+from recbole_perpeft.models.perpeft.group_bests import FALLBACK, GroupBests, gains_of_groups, scores_of_groups
 from recbole_perpeft.models.perpeft.trainer import PerPEFTTrainer
 from recbole_perpeft.nn.adapt.groups import GroupModules, freeze_shared, group_state
 from recbole_perpeft.runs.run import load, run
@@ -59,6 +62,46 @@ def test_a_group_without_valid_users_keeps_the_global_modules():
     assert bests.epochs == [FALLBACK, FALLBACK, 0] and bests.is_finished(1) and not bests.is_finished(0)
 
 
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_gains_are_the_statistics_of_paired_tests(seed):
+    random = np.random.default_rng(seed)
+    groups = random.integers(-1, 3, 60)
+    before, after = random.random((2, 60)).astype(np.float32)
+    before[random.random(60) < 0.2] = np.nan
+    found = gains_of_groups(before, after, groups, 3)
+    for group in range(3):
+        own = (groups == group) & ~np.isnan(before)
+        if own.sum() > 1:
+            expected = ttest_rel(after[own].astype(np.float64), before[own].astype(np.float64)).statistic
+            assert found[group] == pytest.approx(expected, rel=1e-4)
+
+
+def test_gains_of_few_or_equal_users():
+    before, after = np.array([0.1, 0.5, 0.5, np.nan, 0.2]), np.array([0.9, 0.75, 0.75, 1.0, 0.2])
+    assert gains_of_groups(before, after, np.array([0, 1, 1, 2, 3]), 4) == [0.0, np.inf, 0.0, 0.0]
+
+
+def test_a_group_leaves_the_global_modules_for_a_gain_beyond_the_margin_alone():
+    bests = GroupBests(bigger=True, patience=9, margin=1.0)
+    bests.start(some_model(), [0.5, 0.5, 0.5])
+    assert bests.update(some_model(), [0.6, 0.6, 0.4], epoch=0, gains=[0.9, 1.0, -2.0])
+    assert bests.epochs == [FALLBACK, 0, FALLBACK] and bests.waited == [1, 0, 1]
+    assert bests.update(some_model(), [0.5, 0.61, 0.7], epoch=1, gains=[0.0, 0.5, 3.0])  # it has left them already
+    assert bests.epochs == [FALLBACK, 1, 1]
+    again = GroupBests(bigger=True, patience=9, margin=1.0)
+    bests.global_values = torch.tensor([0.25, torch.nan])
+    again.load(bests.state())
+    assert torch.equal(again.global_values[:1], bests.global_values[:1]) and again.epochs == bests.epochs
+
+
+def test_no_group_leaves_the_global_modules_where_none_gains_so_much(aspects_settings):
+    ours = run("PerPEFT", config_dict=aspects_settings | FREEZE | {"epochs": 1, "fallback_margin": 50.0})
+    assert ours["group_best_epochs"] == [None, None, None]
+    with pytest.raises(PerPEFTError, match="set shared_in_groups to freeze, or fallback_margin to 0"):
+        run("PerPEFT", config_dict=aspects_settings | {"fallback_margin": 1.0})
+
+
 def test_a_group_goes_on_and_is_kept_where_it_moves_the_rounded_score_of_all_by_nothing():
     trainer = object.__new__(PerPEFTTrainer)
     trainer.model = SimpleNamespace(personalised_stage=True)
@@ -84,8 +127,8 @@ def test_nothing_but_the_groups_own_trains():
 
 @pytest.mark.parametrize("way", [{}, {"peft_type": "iisan", "peft_config": {"n_blocks": 2}}], ids=["lora", "iisan"])
 def test_perpeft_is_on_its_valid_users_never_below_the_global_peft_it_starts_from(aspects_settings, way):
-    settings = aspects_settings | FREEZE | way
-    ours, baseline = (run(name, config_dict=settings) for name in ("PerPEFT", "GlobalPEFT"))
+    chosen = aspects_settings | FREEZE | way
+    ours, baseline = (run(name, config_dict=chosen) for name in ("PerPEFT", "GlobalPEFT"))
     assert ours["best_valid_score"] >= baseline["best_valid_score"]
     epochs = ours["group_best_epochs"]
     assert len(epochs) == 3 and all(epoch is None or 1 <= epoch <= 6 for epoch in epochs)
@@ -103,14 +146,14 @@ def test_perpeft_is_on_its_valid_users_never_below_the_global_peft_it_starts_fro
 
 def test_a_finished_run_takes_the_place_of_the_global_stage(aspects_settings):
     baseline = run("GlobalPEFT", config_dict=aspects_settings | FREEZE)
-    settings = aspects_settings | FREEZE | {"global_run": baseline["run_folder"]}
-    ours = run("PerPEFT", config_dict=settings)
+    chosen = aspects_settings | FREEZE | {"global_run": baseline["run_folder"]}
+    ours = run("PerPEFT", config_dict=chosen)
     assert ours["seconds_per_epoch"].keys() == {"personalised"}
     assert ours["best_valid_score"] >= baseline["best_valid_score"]
     with pytest.raises(PerPEFTError, match="does not fit the model"):
-        run("PerPEFT", config_dict=settings | {"hidden_size": 16})
+        run("PerPEFT", config_dict=chosen | {"hidden_size": 16})
     with pytest.raises(PerPEFTError, match="is a checkpoint of PerPEFT, not of GlobalPEFT"):
-        run("PerPEFT", config_dict=settings | {"global_run": ours["run_folder"]})
+        run("PerPEFT", config_dict=chosen | {"global_run": ours["run_folder"]})
 
 
 def test_a_model_without_groups_does_not_ask_for_what_groups_need(aspects_settings):
