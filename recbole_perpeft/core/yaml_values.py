@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import copy
 import math
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,12 @@ def _parse_collection(text: str) -> Any:
 
 
 def _load(text: str) -> Any:
+    return copy.deepcopy(_loaded(text))
+
+
+@lru_cache(maxsize=64)
+def _loaded(text: str) -> Any:
+    # Searches and comparisons make many configurations, each of the same dozen files: PyYAML takes 30 ms for them.
     value = yaml.load(text, Loader=SettingsLoader)
     if _size(value, {}) > _MOST_VALUES:
         raise ValueError(f"with its aliases written out it has more than {_MOST_VALUES:,} values")

@@ -154,9 +154,10 @@ class Config(RecBoleConfig):
         return model_class.__name__, model_class, checked_name(str(dataset), "dataset")
 
     def _update_internal_config_dict(self, file):
-        settings = super()._update_internal_config_dict(file)
+        settings = read_yaml(Path(file))
+        self.internal_config_dict |= settings
         if Path(file).parent.name == "quick_start_config":
-            self._model_type_settings |= settings or {}
+            self._model_type_settings |= settings
         return settings
 
     def _load_internal_config_dict(self, model, model_class, dataset):
@@ -239,6 +240,8 @@ class Config(RecBoleConfig):
         if settings.get("world_size", -1) > 1 or "local_rank" in settings:
             raise PerPEFTError("world_size and local_rank follow from nproc: leave them out")
         settings["batches_a_step"] = _batches_a_step(self.model_class, settings)
+        if settings.get("groups_at_once") not in (None, 1):
+            _check_groups_at_once(settings)
         settings |= {"single_spec": True, "local_rank": 0, "device": _device(settings)}
 
 
@@ -257,6 +260,21 @@ def _batches_a_step(model_class: type, settings: Mapping[str, Any]) -> int:
             f"to {several} or less, or batches_a_step to {nproc}, which changes the training"
         )
     return several
+
+
+def _check_groups_at_once(settings: Mapping[str, Any]) -> None:
+    """Groups that train side by side do not see each other."""
+    asked, n_batches = f"groups_at_once is {settings['groups_at_once']}", settings["batches_a_step"]
+    if settings["nproc"] > 1:
+        raise PerPEFTError(
+            f"{asked} and nproc {settings['nproc']}: either processes share each step, or groups train side by side; "
+            "set one of them to 1"
+        )
+    if settings["clip_grad_norm"] and n_batches > 1:
+        raise PerPEFTError(
+            f"{asked}, but clip_grad_norm with batches_a_step {n_batches} limits the gradient of several groups "
+            "together: set batches_a_step or groups_at_once to 1, or leave clip_grad_norm out"
+        )
 
 
 def _device(settings: dict[str, Any]) -> torch.device:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.run_settings import RunSettings
-from recbole_perpeft.core.settings import Settings, same_as, setting, settings_from
+from recbole_perpeft.core.settings import Settings, setting, settings_from
 from recbole_perpeft.data.content import ItemContent
 from recbole_perpeft.models.base import ContentRecommender
 from recbole_perpeft.models.build import Surroundings
@@ -68,14 +67,14 @@ class GroupSettings(Settings):
         "With regroup_every: items, drawn anew each time, that stand for the catalogue in likelihoods; 0 for all.",
         least=0,
     )
-    nproc: int = same_as(RunSettings, "nproc")
-    batches_a_step: int = same_as(RunSettings, "batches_a_step")
-    clip_grad_norm: dict | None = same_as(RunSettings, "clip_grad_norm")
 
     def check(self) -> None:
         """A grouping that is given needs its column; groups that each have a best epoch keep their users."""
-        if self.groups_at_once > 1:
-            self._check_independence()
+        if self.groups_at_once > 1 and self.shared_in_groups != "freeze":
+            raise PerPEFTError(
+                f"groups_at_once is {self.groups_at_once}, but groups that share what they train cannot train side by "
+                "side: set shared_in_groups to freeze, or groups_at_once to 1"
+            )
         if self.fallback_margin and self.shared_in_groups != "freeze":
             raise PerPEFTError(
                 f"fallback_margin is {self.fallback_margin:g}, but only groups that are independent fall back: set "
@@ -90,25 +89,6 @@ class GroupSettings(Settings):
             raise PerPEFTError(
                 "grouping: user_field needs group_field, the column of the .user file that names each user's group; "
                 "load it with load_col: {user: [user_id, <column>]}"
-            )
-
-    def _check_independence(self) -> None:
-        """Groups that train side by side do not see each other."""
-        asked = f"groups_at_once is {self.groups_at_once}"
-        if self.shared_in_groups != "freeze":
-            raise PerPEFTError(
-                f"{asked}, but groups that share what they train cannot train side by side: set shared_in_groups to "
-                "freeze, or groups_at_once to 1"
-            )
-        if self.nproc > 1:
-            raise PerPEFTError(
-                f"{asked} and nproc {self.nproc}: either processes share each step, or groups train side by side; set "
-                "one of them to 1"
-            )
-        if self.clip_grad_norm and self.batches_a_step > 1:
-            raise PerPEFTError(
-                f"{asked}, but clip_grad_norm with batches_a_step {self.batches_a_step} limits the gradient of "
-                "several groups together: set batches_a_step or groups_at_once to 1, or leave clip_grad_norm out"
             )
 
 
