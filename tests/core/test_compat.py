@@ -79,7 +79,8 @@ def test_a_fresh_program_has_no_ray_no_quick_start_of_recbole_and_no_anomaly_det
     code = (
         "import sys, torch, recbole_perpeft.runs.run, recbole_perpeft.cli.train; "
         "print([name for name in ('ray', 'recbole.quick_start') if name in sys.modules]); "
-        "from recbole_perpeft.runs.config import Config; Config('SASRec', 'ml-100k'); print(torch.is_anomaly_enabled())"
+        "from recbole_perpeft.runs.config import Config; Config('SASRec', 'ml-100k'); "
+        "print(torch.is_anomaly_enabled())"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     imported, *others = result.stdout.splitlines()
