@@ -48,6 +48,7 @@ REFUSED_KEYS = {
     "save_dataloaders": "loaders are built in seconds and are not pickled",
     "dataloaders_save_path": "loaders are built in seconds and are not pickled",
 }
+_RECBOLE_LOSSES = ("BPR", "CE")  # of its sequential models
 COMMAND_LINE_KEYS = {
     "model",
     "dataset",
@@ -210,8 +211,17 @@ class Config(RecBoleConfig):
 
         Returns:
             By the key a sentence about it.
+
+        Raises:
+            PerPEFTError: RecBole's model has no such loss, which RecBole tells of its sampling alone.
         """
         name = self.external_config_dict.get("loss_type")
+        own = self.internal_config_dict.get("loss_type")
+        if own in _RECBOLE_LOSSES and name not in (None, *_RECBOLE_LOSSES, *LOSSES.names()):
+            raise PerPEFTError(
+                f"loss_type is {name!r}: {self.model_class.__name__} has {' and '.join(_RECBOLE_LOSSES)}; leave it "
+                f"out for {own}"
+            )
         if name not in LOSSES or any(cls is LossChoice for cls, _ in reachable(declared)):
             return {}
         del self.external_config_dict["loss_type"]

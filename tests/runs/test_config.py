@@ -217,6 +217,11 @@ def test_a_preset_of_content_models_leaves_other_models_their_losses(model, loss
     assert Config("IISAN", "aspects", ["strong"])["loss_type"] == "sampled_softmax"
 
 
+def test_a_loss_that_nobody_has_is_told():
+    with pytest.raises(PerPEFTError, match="loss_type is 'ce': SASRec has BPR and CE; leave it out for CE"):
+        Config("SASRec", "aspects", config_dict={"loss_type": "ce"})
+
+
 def test_click_models_keep_their_own_protocol():
     config = Config("DeepFM", "ml-100k")
     assert config["eval_args"]["mode"] == {"valid": "labeled", "test": "labeled"}
