@@ -31,6 +31,14 @@ def draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.draft")
 
 
+def write_synced(path: Path, *contents: Any) -> None:
+    """Write bytes, or buffers of them, one after the other, and wait until they are on the disk."""
+    with open(path, "wb") as file:
+        file.writelines(contents)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Explain what the disk refuses while `path` is made.

@@ -1,7 +1,6 @@
 """Tables: arrays with a row for every item of a data set, computed once by whoever needs them first."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +17,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import read_regular
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.schema import misfit
-from recbole_perpeft.core.whole import Journal, alone, is_full, put_in_place, remove, written_whole
+from recbole_perpeft.core.whole import Journal, alone, is_full, put_in_place, remove, write_synced, written_whole
 from recbole_perpeft.data.content import PAD_TOKEN
 from recbole_perpeft.data.photos.decode import DECODING
 from recbole_perpeft.store.recipe import DECODED, STAMP, ComputedChunk, FinishedChunk, Recipe
@@ -77,10 +76,7 @@ class Manifest:
 
     def write(self, file: Path) -> None:
         described = self.values | {"chunks": [asdict(chunk) for chunk in self.chunks], "stamps": self.stamps}
-        with open(file, "w", encoding="utf-8") as opened:
-            json.dump(described, opened, ensure_ascii=False)
-            opened.flush()
-            os.fsync(opened.fileno())
+        write_synced(file, json.dumps(described, ensure_ascii=False).encode())
 
 
 @contextmanager

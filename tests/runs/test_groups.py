@@ -1,32 +1,27 @@
 """Groups as tasks: as many at a time as are asked for, and what goes wrong in a sentence; one test trains by Ray."""
 
 import sys
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.models.perpeft.model import PerPEFT
-from recbole_perpeft.runs import cluster
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.folder import RunFolder
 from recbole_perpeft.runs.groups import is_placed_by_ray, train_group, train_groups
 from recbole_perpeft.runs.run import run
+from support.ray_stand_in import LostError, raised_or, stand_in_for_ray
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 FREEZE = {"shared_in_groups": "freeze", "peft_type": "none", "learning_rate": 3e-3, "epochs_global": 1}
 
 
-class LostError(Exception):
-    """Stands for Ray's errors."""
-
-
 @pytest.fixture
 def ray(monkeypatch):
     """The stand-in, whose tasks end with `answers` by group, the latest first."""
-    seen = SimpleNamespace(options=None, under_way=[], most=0, answers={}, cancelled=[], calls=[])
+    seen = SimpleNamespace(options=None, under_way=[], most=0, answers={}, cancelled=[], calls=[], ended=[])
 
     def remote(**options):
         seen.options = options
@@ -40,30 +35,21 @@ def ray(monkeypatch):
 
     def get(group):
         seen.under_way.remove(group)
-        answer = seen.answers.get(group, "")
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        return raised_or(seen.answers.get(group, ""))
 
-    stand_in = SimpleNamespace(
+    stand_in_for_ray(
+        monkeypatch,
+        8,
+        seen,
         remote=remote,
         get=get,
         wait=lambda groups, timeout: (groups[-1:], groups[:-1]),
         cancel=lambda group, force: seen.cancelled.append(group),
-        exceptions=SimpleNamespace(RayError=LostError, RayTaskError=ZeroDivisionError),
-        nodes=lambda: [{"Alive": True, "NodeManagerHostname": "one", "Resources": {"CPU": 8.0}}],
-        cluster_resources=lambda: {"CPU": 8.0, "GPU": 0.0},
+        errors={"RayTaskError": ZeroDivisionError},
         is_initialized=lambda: True,
         WORKER_MODE=1,
         get_runtime_context=lambda: SimpleNamespace(worker=SimpleNamespace(mode=1)),
     )
-
-    @contextmanager
-    def running_ray(address):
-        yield
-
-    monkeypatch.setitem(sys.modules, "ray", stand_in)
-    monkeypatch.setattr(cluster, "running_ray", running_ray)
     return seen
 
 

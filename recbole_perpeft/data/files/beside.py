@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import open_regular
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.schema import misfit
-from recbole_perpeft.core.whole import alone, written_whole
+from recbole_perpeft.core.whole import alone, write_synced, written_whole
 
 FORMAT = "made 1"  # another where something is made in another way: earlier files are of no use then
 PREFIX = "made_"
@@ -72,11 +72,7 @@ def sums_of(columns: dict[str, np.ndarray]) -> list[list[Any]]:
 
 def _write(path: Path, of: str, values: np.ndarray) -> None:
     head = json.dumps({"of": of, "kind": values.dtype.str, "n": len(values), "sum": checksum([values])})
-    with open(path, "wb") as file:
-        file.write(head.encode().ljust(_HEAD_BYTES))
-        file.write(np.ascontiguousarray(values).data)
-        file.flush()
-        os.fsync(file.fileno())
+    write_synced(path, head.encode().ljust(_HEAD_BYTES), np.ascontiguousarray(values).data)
 
 
 def _read(path: Path, of: str) -> np.ndarray:
@@ -90,10 +86,19 @@ def _read(path: Path, of: str) -> np.ndarray:
         head = json.loads(file.read(_HEAD_BYTES))
         if not isinstance(head, dict) or misfit(head, _SCHEMA) or head["of"] != of or head["kind"] not in _KINDS:
             raise ValueError(f"{path.name} is of something else")
-        kind, n = np.dtype(head["kind"]), head["n"]
-        if n < 0 or os.fstat(file.fileno()).st_size != _HEAD_BYTES + n * kind.itemsize:
-            raise ValueError(f"{path.name} has another length")
-        values = np.asarray(np.memmap(file, kind, "c", _HEAD_BYTES, (n,))) if n else np.empty(0, kind)
+        values = mapped(file, np.dtype(head["kind"]), head["n"], _HEAD_BYTES)
     if checksum([values]) != head["sum"]:
         raise ValueError(f"{path.name} was changed after it was written")
     return values
+
+
+def mapped(file: BinaryIO, kind: np.dtype, n: int, offset: int = 0) -> np.ndarray:
+    """The array that an open file ends with, to be read, and changed in memory alone.
+
+    Raises:
+        ValueError: the file has another length.
+    """
+    size, wanted = os.fstat(file.fileno()).st_size, offset + n * kind.itemsize
+    if n < 0 or size != wanted:
+        raise ValueError(f"{Path(file.name).name} has {size:,} bytes, not {wanted:,}")
+    return np.asarray(np.memmap(file, kind, "c", offset, (n,))) if n else np.empty(0, kind)

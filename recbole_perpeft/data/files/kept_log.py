@@ -20,9 +20,9 @@ from recbole_perpeft.core.errors import PerPEFTError, one_line
 from recbole_perpeft.core.files import read_regular
 from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.schema import misfit
-from recbole_perpeft.core.whole import alone, clear, draft_of, put_in_place, remove, written_whole
+from recbole_perpeft.core.whole import alone, clear, draft_of, put_in_place, remove, write_synced, written_whole
 from recbole_perpeft.data.files.atomic_table import RowLines, TableReader
-from recbole_perpeft.data.files.beside import Beside
+from recbole_perpeft.data.files.beside import Beside, mapped
 from recbole_perpeft.data.files.coded_log import CodedLog, add_pieces, dtype
 
 FORMAT = "log 1"
@@ -122,7 +122,9 @@ def _write(draft: Path, path: Path, reader: TableReader) -> None:
             files[name] = stack.enter_context(open(draft / _file_name(name, reader), "wb"))
             sums[name] = 0
         tokens = add_pieces(reader, add)
-        _sync(files.values())
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
     if _stamp(path) != stamp:
         raise PerPEFTError(f"{path} was changed while it was read; run again")
     lines = reader.lines
@@ -142,15 +144,7 @@ def _write(draft: Path, path: Path, reader: TableReader) -> None:
         "n_rows": len(lines),
     }
     for name, content in (besides | {MANIFEST: json.dumps(described).encode()}).items():
-        with open(draft / name, "wb") as file:
-            file.write(content)
-            _sync([file])
-
-
-def _sync(files: Any) -> None:
-    for file in files:
-        file.flush()
-        os.fsync(file.fileno())
+        write_synced(draft / name, content)
 
 
 def _file_name(name: str, reader: TableReader) -> str:
@@ -180,20 +174,21 @@ def _checked(folder: Path, path: Path, reader: TableReader) -> CodedLog:
         with suppress(PerPEFTError), written_whole(folder / MANIFEST) as draft:
             draft.write_text(json.dumps(found | {"stamp": stamp}), encoding="utf-8")
 
-    def mapped(name: str, file: str, kind: Any) -> np.ndarray:
+    def checked(name: str, file: str, kind: Any) -> np.ndarray:
         n, wanted = found["arrays"][name]
-        values = _mapped(folder / file, np.dtype(kind), n)
+        with open(folder / file, "rb") as opened:
+            values = mapped(opened, np.dtype(kind), n)
         if checksum([values]) != wanted:
             raise ValueError(f"{file} was changed after it was written")
         return values
 
     def read(file: str) -> bytes:
-        return mapped(file, file, np.uint8).tobytes()
+        return checked(file, file, np.uint8).tobytes()
 
     columns, tokens = {}, {}
     for name, kind in reader.types.items():
         file = _file_name(name, reader)
-        columns[name] = mapped(name, file, dtype(kind))
+        columns[name] = checked(name, file, dtype(kind))
         if len(columns[name]) != found["n_rows"]:
             raise ValueError(f"{file} has other rows")
         if kind == FeatureType.TOKEN:
@@ -201,12 +196,3 @@ def _checked(folder: Path, path: Path, reader: TableReader) -> CodedLog:
             tokens[name] = text.split("\n") if text else []
     lines = RowLines(found["n_rows"], np.frombuffer(read(_EMPTY), np.int64))
     return CodedLog(reader.types, columns, tokens, lines, Beside(folder, found["text"]))
-
-
-def _mapped(path: Path, kind: np.dtype, n: int) -> np.ndarray:
-    """An array to be read, and changed in memory alone."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size != n * kind.itemsize:
-            raise ValueError(f"{path.name} has {size:,} bytes, not {n * kind.itemsize:,}")
-        return np.asarray(np.memmap(file, kind, "c", shape=(n,))) if n else np.empty(0, kind)

@@ -126,7 +126,7 @@ def test_where_nothing_can_be_written_nothing_is_kept(text, monkeypatch, caplog)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_sync", full)
+    monkeypatch.setattr(module.os, "fsync", full)
     assert opened(text) is None and "No space left on device" in caplog.text
     assert not folder(text).exists() and not draft_of(folder(text)).exists()
 

@@ -1,7 +1,5 @@
 """Runs that Ray places, with a stand-in for Ray that carries tasks out as they are asked for."""
 
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +12,7 @@ from recbole_perpeft.studies.compare.jobs import tasks
 from recbole_perpeft.studies.compare.jobs.plan import Job
 from recbole_perpeft.studies.compare.jobs.runs import carry_out_all
 from recbole_perpeft.studies.compare.jobs.specs import ModelSpec
+from support.ray_stand_in import LostError, raised_or, stand_in_for_ray
 
 SETTINGS = {
     "data_path": "dataset",
@@ -24,10 +23,6 @@ SETTINGS = {
     "use_gpu": True,
     "max_failures": 2,
 }
-
-
-class LostError(Exception):
-    """Stands for Ray's errors."""
 
 
 @pytest.fixture
@@ -44,30 +39,15 @@ def ray(monkeypatch):
 
         return start
 
-    def get(name):
-        answer = seen.answers.get(name)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    stand_in = SimpleNamespace(
+    stand_in_for_ray(
+        monkeypatch,
+        2,
+        seen,
         remote=remote,
-        get=get,
+        get=lambda name: raised_or(seen.answers.get(name)),
         wait=lambda names, timeout: ([name for name in names if name not in seen.never], []),
         cancel=lambda name, force: seen.cancelled.append((name, force)),
-        exceptions=SimpleNamespace(RayError=LostError),
-        nodes=lambda: [{"Alive": True, "NodeManagerHostname": "one", "Resources": {"CPU": 2.0}}],
-        cluster_resources=lambda: {"CPU": 2.0, "GPU": 0.0},
     )
-
-    @contextmanager
-    def running_ray(address):
-        seen.address = address
-        yield
-        seen.ended.append(address)
-
-    monkeypatch.setitem(sys.modules, "ray", stand_in)
-    monkeypatch.setattr(cluster, "running_ray", running_ray)
     return seen
 
 
