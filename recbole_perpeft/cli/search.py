@@ -19,7 +19,7 @@ Search over the settings of a model with Ray Tune, on this machine or a cluster.
 usage: recbole-perpeft search [--model=NAME] [--dataset=NAME] [--search=FILE] [--num_samples=N] [--key=value ...]
 
   --model=NAME --dataset=NAME          default PerPEFT and aspects, as for train
-  --config_files=FILES  YAML files with settings that are fixed in all trials
+  --config_files=FILES  YAML files or presets with settings of all trials; what is searched over begins there
   --search=FILE         the search space: YAML, or RecBole's text format; default properties/search/<Model>.yaml
 {flags}
   --estimate            print what all trials would take, from a few measured steps, and end

@@ -27,7 +27,7 @@ def check_search(space: SearchSpace, settings: Mapping[str, Any]) -> Config:
 
     Args:
         space: the search space.
-        settings: fixed settings of all trials, with model and data set.
+        settings: of all trials, with model and data set; what the space has too is where the search begins.
 
     Returns:
         The configuration where nothing is varied.
@@ -39,10 +39,6 @@ def check_search(space: SearchSpace, settings: Mapping[str, Any]) -> Config:
     for parameter in space.parameters:
         if parameter.key in _OF_ALL_TRIALS:
             raise PerPEFTError(f"cannot search over {parameter.key}: {_OF_ALL_TRIALS[parameter.key]}")
-        if parameter.key in settings:
-            raise PerPEFTError(
-                f"{parameter.key} is searched over and fixed at {settings[parameter.key]!r}: choose one"
-            )
     config = Config(config_dict=dict(settings))
     if config["eval_step"] < 1:
         raise PerPEFTError("eval_step is 0: trials are compared by their valid metrics, which need evaluations")
@@ -57,6 +53,17 @@ def check_search(space: SearchSpace, settings: Mapping[str, Any]) -> Config:
         is_used = all(key in keys or config[key] in allowed for key, allowed in parameter.when.items())
         _check_values(parameter, space, settings, is_used)
     return config
+
+
+def check_fixed(space: SearchSpace, fixed: Mapping[str, Any]) -> None:
+    """Refuse what is asked for by name and searched over at once.
+
+    Raises:
+        PerPEFTError: there is such a setting.
+    """
+    for parameter in space.parameters:
+        if parameter.key in fixed:
+            raise PerPEFTError(f"{parameter.key} is searched over and fixed at {fixed[parameter.key]!r}: choose one")
 
 
 def _check_values(parameter: Parameter, space: SearchSpace, settings: Mapping[str, Any], is_used: bool) -> None:

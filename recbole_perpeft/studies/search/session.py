@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from recbole_perpeft.runs.config import Config, properties_folder
 from recbole_perpeft.runs.estimate import estimate_apart, sum_table
 from recbole_perpeft.runs.keys import model_keys
 from recbole_perpeft.runs.processes import remove_state
-from recbole_perpeft.studies.search.checks import check_search
+from recbole_perpeft.studies.search.checks import check_fixed, check_search
 from recbole_perpeft.studies.search.outcome import SearchReport
 from recbole_perpeft.studies.search.placing import Placing, placing_of
 from recbole_perpeft.studies.search.report import write_report
@@ -55,8 +55,8 @@ def search(
         dataset: name of a data set.
         space: what to search over: a file, or what such a file holds, as
             `{"learning_rate": {"loguniform": [1e-4, 1e-2]}}`; by default what comes with the package for the model.
-        config_file_list: YAML files with settings of all trials.
-        config_dict: settings of all trials; they win over the files.
+        config_file_list: YAML files with settings of all trials; the search begins with what the space has too.
+        config_dict: settings of all trials; they win over the files, and the space may not have them.
         settings: how to search.
 
     Returns:
@@ -72,7 +72,11 @@ def search(
 
 @dataclass(frozen=True)
 class NewSearch:
-    """A search that has no folder yet; attributes as the arguments of `search`."""
+    """A search that has no folder yet; attributes as the arguments of `search`.
+
+    Attributes:
+        start: settings that the search begins with, which win over the files and may be searched over.
+    """
 
     model: str | None = None
     dataset: str | None = None
@@ -80,6 +84,7 @@ class NewSearch:
     config_file_list: Sequence[str] | None = None
     config_dict: Mapping[str, Any] | None = None
     settings: SearchSettings = SearchSettings()
+    start: Mapping[str, Any] = field(default_factory=dict)
 
     def carry_out(self) -> SearchReport:
         """As `search`."""
@@ -118,9 +123,11 @@ class NewSearch:
         )
 
     def _checked(self) -> tuple[Config, Path | Mapping[str, Any], _Search]:
-        config = Config(self.model, self.dataset, self.config_file_list, self.config_dict)
+        named = dict(self.config_dict or {})
+        config = Config(self.model, self.dataset, self.config_file_list, {**self.start, **named})
         source = Path(self.space) if isinstance(self.space, str) else self.space or _shipped_space(config["model"])
         chosen = read_space(source)
+        check_fixed(chosen, named)
         fixed = {"model": config["model"], "dataset": config["dataset"]}
         fixed |= dict(chosen.fixed) | config.external_config_dict
         if fixed.get("nproc", 1) != 1:
@@ -162,7 +169,7 @@ class _Search:
 
     Args:
         settings: how to search.
-        fixed: settings of all trials, with model and data set.
+        fixed: settings of all trials, with model and data set; those of the space are where it begins.
         space: the search space.
     """
 

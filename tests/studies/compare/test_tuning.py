@@ -23,14 +23,15 @@ def searched(monkeypatch, best):
     """Notes what is searched for, in place of a search that finds `best`."""
     asked = []
 
-    def search(model, dataset, space, files, settings, own):
-        asked.append(SimpleNamespace(model=model, space=space, settings=settings, own=own))
+    def search(model, dataset, space, files, settings, own, start):
+        asked.append(SimpleNamespace(model=model, space=space, settings=settings, own=own, start=start))
         found = None if best is None else {"best_valid_score": 0.5}
-        return SimpleNamespace(
+        report = SimpleNamespace(
             folder=own.output, best=found, best_settings=best, parameters=tuple(space), n_trials=3, n_epochs=4
         )
+        return SimpleNamespace(carry_out=lambda: report)
 
-    monkeypatch.setattr(tuning, "search", search)
+    monkeypatch.setattr(tuning, "NewSearch", search)
     return asked
 
 
@@ -50,6 +51,15 @@ def test_what_an_entry_sets_is_not_searched(shared, monkeypatch):
     # Entries of a dictionary go with the setting that chooses it.
     assert not {"peft_type", "dropout_prob"} & tuning._space(specs[2]).keys()
     assert "peft_config.r" in tuning._space(specs[2])
+
+
+def test_the_first_trial_of_a_comparison_has_its_settings(shared, monkeypatch):
+    asked = searched(monkeypatch, {"learning_rate": 0.5})
+    specs = parse_models("BPR, GlobalPEFT[peft_type=none]")
+    tuning.tuned(specs, plan(specs, "toy", 1, config_dict=shared | {"learning_rate": "0.03"}), 3, 1)
+    assert [each.start["learning_rate"] for each in asked] == [0.03, 0.03]
+    # The entry of a dictionary is not said apart from the method that has it.
+    assert not {"peft_type", "peft_config"} & asked[1].start.keys()
 
 
 def test_other_settings_have_a_folder_of_their_own(shared, monkeypatch):

@@ -4,8 +4,9 @@ import pytest
 
 from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.studies.search.checks import check_search
+from recbole_perpeft.studies.search.checks import check_fixed, check_search
 from recbole_perpeft.studies.search.searchers import check_names
+from recbole_perpeft.studies.search.session import NewSearch
 from recbole_perpeft.studies.search.space import max_epochs, read_space
 
 
@@ -51,13 +52,26 @@ def test_settings_and_values_that_do_not_work_are_refused(space_of, model, text,
         ({"valid_metric": "NDGC@20"}, "NDGC@20"),
         ({"metrics": ["NDGC", "Hit"]}, "(?i)ndgc"),
         ({"eval_step": 0}, "eval_step is 0"),
-        ({"learning_rate": 0.1}, "searched over and fixed"),
     ],
 )
 def test_metrics_and_settings_of_the_search_are_checked(space_of, settings, message):
     space = space_of("learning_rate: {choice: [0.001]}")
     with pytest.raises(PerPEFTError, match=message):
         check_search(space, {"model": "SASRec", "dataset": "aspects"} | settings)
+
+
+def test_a_setting_is_not_asked_for_and_searched_over(space_of):
+    space = space_of("learning_rate: {choice: [0.001]}")
+    with pytest.raises(PerPEFTError, match="learning_rate is searched over and fixed at 0.1: choose one"):
+        NewSearch("SASRec", "aspects", {"learning_rate": {"choice": [0.001]}}, None, {"learning_rate": 0.1}).estimate()
+    check_fixed(space, {"epochs": 3})
+
+
+def test_a_search_begins_with_what_files_and_presets_say():
+    space = {"learning_rate": {"choice": [0.001, 0.002]}, "hidden_size": {"choice": [16, 32]}}
+    search = NewSearch("GlobalPEFT", "aspects", space, ["strong"], start={"hidden_size": 32})
+    session = search._checked()[2]
+    assert session.space.point_of(session.config.to_dict()) == {"learning_rate": 3e-3, "hidden_size": 32}
 
 
 def test_values_that_need_each_other_are_possible(space_of):

@@ -16,7 +16,7 @@ from recbole_perpeft.runs.config import properties_folder
 from recbole_perpeft.studies.compare.jobs.plan import DatasetPlan, Tuning
 from recbole_perpeft.studies.compare.jobs.specs import ModelSpec
 from recbole_perpeft.studies.search.outcome import SearchReport
-from recbole_perpeft.studies.search.session import SEARCH_FILE, SearchSettings, resume_search, search
+from recbole_perpeft.studies.search.session import SEARCH_FILE, NewSearch, SearchSettings, resume_search
 
 
 def tuned(
@@ -24,7 +24,8 @@ def tuned(
 ) -> tuple[list[ModelSpec], list[Tuning]]:
     """Search for the settings of each model on one data set, with its first seed.
 
-    The space of a model is the one that comes with the package, without what the model's entry sets itself. A search
+    The space of a model is the one that comes with the package, without what the model's entry sets itself; the first
+    trial has the settings as they are. A search
     that was stopped goes on; one that has ended is used again as long as settings, data and code are the same.
 
     Args:
@@ -48,6 +49,7 @@ def tuned(
         if space:
             job = first[spec.name]
             settings = {key: value for key, value in job.settings.items() if key not in _names(space)}
+            start = {key: value for key, value in job.settings.items() if key in space}
             folder = Path(settings["runs_folder"]) / f"search-{spec.model}-{job.dataset}-{_digest(job.key, space)}"
             LOGGER.info(f"{spec.name} on {job.dataset}: {n_trials} trials, {folder}")
             own = SearchSettings(
@@ -56,7 +58,7 @@ def tuned(
                 devices_per_trial=settings.pop("nproc"),
                 output=folder,
             )
-            found.append(_tuning(spec.name, _carry_out(folder, settings, space, own)))
+            found.append(_tuning(spec.name, _carry_out(folder, settings, start, space, own)))
             spec = replace(spec, settings={**spec.settings, **found[-1].chosen})
         result.append(spec)
     return result, found
@@ -78,11 +80,12 @@ def _digest(key: str, space: Mapping[str, Any]) -> str:
 
 
 def _carry_out(
-    folder: Path, settings: Mapping[str, Any], space: Mapping[str, Any], own: SearchSettings
+    folder: Path, settings: Mapping[str, Any], start: Mapping[str, Any], space: Mapping[str, Any], own: SearchSettings
 ) -> SearchReport:
     if (folder / SEARCH_FILE).is_file():
         return resume_search(folder)
-    return search(settings["model"], settings["dataset"], space, None, settings, own)
+    search = NewSearch(settings["model"], settings["dataset"], space, None, settings, own, start)
+    return search.carry_out()
 
 
 def _tuning(name: str, report: SearchReport) -> Tuning:
