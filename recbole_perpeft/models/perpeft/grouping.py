@@ -15,6 +15,7 @@ from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.nn.users.sasrec import left_pad
 
 _LOGITS_AT_ONCE = 2**25  # 128 MB of float32
+_DRAWN_LOGITS_AT_ONCE = 2**20
 _USERS_AT_ONCE = 4096
 
 
@@ -173,6 +174,7 @@ def sequence_log_likelihood(
         [number of rows], on the CPU.
     """
     catalogue = model.catalogue(group)
+    candidates = None if candidates is None else candidates.to(catalogue.device)
     row_size = model.max_seq_length * (len(catalogue) if candidates is None else len(candidates))
     batch_size = max(1, min(batch_size, _LOGITS_AT_ONCE // row_size))
     result = []
@@ -187,22 +189,37 @@ def sequence_log_likelihood(
             logits = hidden @ catalogue.T  # (B, L, n_items)
             logits[..., 0] = -torch.inf  # the pad is no candidate
             per_slot = logits.gather(-1, target.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+            per_slot = per_slot.masked_fill(target == 0, 0.0)
         else:
-            per_slot = _log_softmax_by_drawn(hidden, target, catalogue, candidates.to(catalogue.device))
-        result.append(per_slot.masked_fill(target == 0, 0.0).sum(1).cpu())
+            is_target = target != 0
+            found = _log_softmax_by_drawn(hidden[is_target], target[is_target], catalogue, candidates)
+            per_slot = hidden.new_zeros(target.shape).masked_scatter_(is_target, found)
+        result.append(per_slot.sum(1).cpu())
     return torch.cat(result)
 
 
 def _log_softmax_by_drawn(hidden: Tensor, target: Tensor, catalogue: Tensor, drawn: Tensor) -> Tensor:
-    """Estimated log softmax of targets [B, L] for hidden [B, L, d], a catalogue [n_items, d] and drawn items [m]."""
-    logits = hidden @ catalogue[drawn].T  # (B, L, m)
-    place = torch.searchsorted(drawn, target).clamp(max=len(drawn) - 1).unsqueeze(-1)
-    is_drawn = drawn[place] == target.unsqueeze(-1)
-    logits.scatter_(-1, place, logits.gather(-1, place).masked_fill(is_drawn, -torch.inf))
-    n_others = (len(drawn) - is_drawn.long()).clamp(min=1).squeeze(-1)
+    """Estimated log softmax of targets [n] for hidden [n, d], a catalogue [n_items, d] and drawn items [m]."""
+    place = torch.searchsorted(drawn, target).clamp(max=len(drawn) - 1)
+    is_drawn = drawn[place] == target
+    n_others = (len(drawn) - is_drawn.long()).clamp(min=1)
     log_weight = torch.log((len(catalogue) - 2) / n_others)  # neither the pad nor the target is among the others
     of_target = (hidden * functional.embedding(target, catalogue)).sum(-1)
-    return of_target - torch.logaddexp(of_target, logits.logsumexp(-1) + log_weight)
+    candidates = catalogue[drawn].T.contiguous()
+    # The same memory for all pieces, small enough for a processor's cache: most of the time would go to new memory.
+    n_at_once = max(1, _DRAWN_LOGITS_AT_ONCE // len(drawn))
+    logits = hidden.new_empty(min(n_at_once, len(hidden)), len(drawn))
+    result = torch.empty_like(of_target)
+    for start in range(0, len(hidden), n_at_once):
+        part = slice(start, start + n_at_once)
+        scores = torch.mm(hidden[part], candidates, out=logits[: len(hidden[part])])
+        at, hit = place[part].unsqueeze(-1), is_drawn[part].unsqueeze(-1)
+        scores.scatter_(-1, at, scores.gather(-1, at).masked_fill_(hit, -torch.inf))
+        # Without a shift, a row whose only candidate is the target has no greatest score.
+        greatest = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
+        total = scores.sub_(greatest).exp_().sum(-1).log_().add_(greatest.squeeze(-1))
+        result[part] = of_target[part] - torch.logaddexp(of_target[part], total + log_weight[part])
+    return result
 
 
 def most_likely_groups(log_likelihood: np.ndarray, current: np.ndarray, min_group_size: int) -> np.ndarray:
