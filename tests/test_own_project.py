@@ -96,7 +96,7 @@ def test_mistakes_are_told_and_a_finished_run_asks_for_its_plugin(finished):
 def test_a_comparison_and_a_search_use_them(project):
     models = "Latest,MoRec[adaptation=norms, image_encoder=eyes, loss_type=hinge]"
     Path("space.yaml").write_text("margin: {uniform: [0.5, 2.0]}\n")
-    search = ("search", PLUGIN, *CONTENT, *DATA, *QUICK, "--num_samples=2", "--output=search", "--search=space.yaml")
+    search = ("search", PLUGIN, *CONTENT, *DATA, *QUICK, "--num_samples=1", "--output=search", "--search=space.yaml")
     comparison = ("compare", PLUGIN, f"--models={models}", "--baseline=Latest", *DATA, *QUICK, "--seeds=1")
     results = program((*comparison, "--output=comparison"), (*search, "--scheduler=none"))
     assert [status for status, *_ in results] == [0, 0], results

@@ -45,6 +45,19 @@ def test_stages_and_what_is_kept(model, stages, aspects_settings):
     assert trainer.evaluate(test_data, load_best_model=False) == pytest.approx(result["test_result"])
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Runs that nobody kills, one for each way, which all kills are compared with."""
+    folder, runs = tmp_path_factory.mktemp("undisturbed"), {}
+
+    def result(how, settings):
+        if str(how) not in runs:
+            runs[str(how)] = run(model="PerPEFT", config_dict=settings | {"runs_folder": str(folder)})
+        return runs[str(how)]
+
+    return result
+
+
 @pytest.mark.parametrize(
     ("how", "killed_in_epoch"),
     [
@@ -54,9 +67,9 @@ def test_stages_and_what_is_kept(model, stages, aspects_settings):
     ],
     ids=str,
 )
-def test_a_resumed_run_ends_with_the_same_numbers(aspects_settings, monkeypatch, how, killed_in_epoch):
+def test_a_resumed_run_ends_with_the_same_numbers(aspects_settings, monkeypatch, undisturbed, how, killed_in_epoch):
     settings = aspects_settings | {"epochs": 3, "run_folder": None} | how
-    expected = run(model="PerPEFT", config_dict=settings)
+    expected = undisturbed(how, settings)
     folder = f"{aspects_settings['runs_folder']}/killed"
     with monkeypatch.context() as patch:
         kill_after(patch, killed_in_epoch)

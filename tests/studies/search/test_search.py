@@ -98,13 +98,20 @@ class Program:
         self.output = folder / "out"
         own = {"model": "BPR", "search": folder / "space.yaml", "output": self.output, "epochs": epochs}
         own |= {"num_samples": 3, "scheduler": "none", "max_concurrent": 1}
+        self.words = [f"--{key}={value}" for key, value in (fixed | own).items()]
+        self.started = []
+        self.start()
+
+    def start(self, *words):
+        """With other words than those of the search, if there are any."""
         self.process = subprocess.Popen(
-            [sys.executable, ROOT / "run_hyper.py", *(f"--{key}={value}" for key, value in (fixed | own).items())],
+            [sys.executable, ROOT / "run_hyper.py", *(words or self.words)],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             start_new_session=True,
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.started.append(self.process)
 
     def wait_for(self, condition):
         """Wait until something is the case while the program runs."""
@@ -126,11 +133,11 @@ class Program:
         return [each for each in self.processes() if "ray::ImplicitFunc" in " ".join(each.cmdline())]
 
     def processes(self):
-        """The program and all that it has started and that still runs, whoever their parent is by now."""
-        found = []
+        """The programs and all that they have started and that still runs, whoever their parent is by now."""
+        sessions, found = {each.pid for each in self.started}, []
         for each in psutil.process_iter():
             try:
-                if os.getsid(each.pid) == self.process.pid and each.status() != psutil.STATUS_ZOMBIE:
+                if os.getsid(each.pid) in sessions and each.status() != psutil.STATUS_ZOMBIE:
                     found.append(each)
             except (ProcessLookupError, psutil.NoSuchProcess):
                 continue
@@ -156,7 +163,8 @@ def program(fixed, tmp_path):
     for each in started:
         for process in each.processes():
             process.kill()
-        each.process.communicate()
+        for process in each.started:
+            process.communicate()
 
 
 def test_a_machine_that_cannot_run_trials_is_named(tmp_path, monkeypatch):
@@ -271,8 +279,9 @@ def test_workers_on_two_nodes_make_the_file_that_this_process_makes(fixed, tmp_p
     assert not (tmp_path / "none.parquet").exists()
 
 
-def test_a_search_whose_worker_and_program_are_killed_goes_on(program):
-    running = program(epochs=60)
+def test_a_search_goes_on_after_each_end_and_leaves_no_process(program):
+    """A worker is killed, then the program, and what goes on is interrupted as by Ctrl-C."""
+    running = program(epochs=40)
     running.wait_for(lambda: any(count >= 5 for count in running.epochs().values()))
     workers = running.workers()
     assert workers
@@ -283,18 +292,16 @@ def test_a_search_whose_worker_and_program_are_killed_goes_on(program):
     assert running.process.wait() == -signal.SIGKILL
     assert running.is_gone()
     assert not (running.output / "result.json").exists()
-    report = resume_search(running.output)
-    assert_complete(report, epochs=60)
-    assert report.table["starts"].max() >= 2
 
-
-def test_a_search_that_is_interrupted_leaves_no_process_and_goes_on(program):
-    running = program(epochs=40)
-    running.wait_for(lambda: any(count >= 5 for count in running.epochs().values()))
-    os.killpg(running.process.pid, signal.SIGINT)  # as Ctrl-C: to all processes of the terminal
+    running.start(f"--resume={running.output}")
+    running.wait_for(lambda: len(running.epochs()) == 3)
+    os.killpg(running.process.pid, signal.SIGINT)  # to all processes of the terminal
     _, text = running.process.communicate(timeout=600)
     assert running.process.returncode == 130
     assert "--resume=" in text and "Traceback" not in text
     assert running.is_gone()
     assert (running.output / "trials.csv").is_file() and not (running.output / "result.json").exists()
-    assert_complete(resume_search(running.output), epochs=40)
+
+    report = resume_search(running.output)
+    assert_complete(report, epochs=40)
+    assert report.table["starts"].max() >= 2
