@@ -7,7 +7,7 @@ import pytest
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.models import list_models
-from recbole_perpeft.runs.config import properties_folder
+from recbole_perpeft.runs.config import Config, properties_folder
 from recbole_perpeft.studies.search.checks import check_search
 from recbole_perpeft.studies.search.space import read_space, with_point
 
@@ -185,8 +185,11 @@ def test_wrong_lines_of_the_text_format_are_refused(space_of, line, message):
         space_of(line, "s.hyper")
 
 
+@pytest.mark.parametrize("presets", [[], ["strong"]], ids=["as it is", "strong"])
 @pytest.mark.parametrize("model", MODELS)
-def test_spaces_that_come_with_the_package_suit_their_models(model):
+def test_spaces_that_come_with_the_package_suit_their_models(model, presets):
     space = read_space(properties_folder() / "search" / f"{model}.yaml")
     assert len(space.parameters) >= (1 if model == "ContentKNN" else 8)  # which learns nothing
-    check_search(space, {"model": model, "dataset": "aspects"})
+    check_search(
+        space, Config(model, "aspects", presets).external_config_dict | {"model": model, "dataset": "aspects"}
+    )
