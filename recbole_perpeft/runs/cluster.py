@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from joblib import cpu_count
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.store.workers import RAY_OF_THIS_MACHINE
@@ -155,7 +156,7 @@ def _to_join(address: str) -> dict[str, Any]:
 def _to_start(store_bytes: int, n_cpus: int | None) -> dict[str, Any]:
     return {
         "address": "local",
-        "num_cpus": n_cpus or _usable_cpus(),
+        "num_cpus": n_cpus or cpu_count(),
         "object_store_memory": store_size(store_bytes, psutil.virtual_memory().available),
         "include_dashboard": False,
         "log_to_driver": False,
@@ -333,12 +334,6 @@ def _nodes() -> list[dict[str, Any]]:
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]
-
-
-def _usable_cpus() -> int | None:
-    """Processors that this process is bound to; None for all, which Ray counts within the limits of a container."""
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return bound if bound != os.cpu_count() else None
 
 
 def _interrupt(signal_number: int, frame: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib import cpu_count
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.pretrained.families import Family, added_families, register_family
@@ -83,7 +84,7 @@ def _running(ray: Any) -> Iterator[None]:
         return
     is_cluster = "RAY_ADDRESS" in os.environ
     # Without an address Ray would join whatever cluster was last started on this machine.
-    own = {} if is_cluster else {"address": "local", "num_cpus": os.cpu_count(), "include_dashboard": False}
+    own = {} if is_cluster else {"address": "local", "num_cpus": cpu_count(), "include_dashboard": False}
     # Ray's workers yield to all other processes, as if this one had work of its own: it only waits for them.
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(log_to_driver=False, logging_level="ERROR", **own)

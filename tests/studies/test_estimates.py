@@ -36,7 +36,7 @@ def test_a_comparison_is_the_sum_of_the_runs_that_are_not_finished(measured, wor
     assert measured[1][0]["embedding_size"] == 8 and measured[0][0]["seed"] == 2026
     assert "small on toy" in out and "all, 2 at a time" in out and "30.0 s" in out and "1,000 MB" in out
     assert "finished" not in out and not folder.exists() and not (tmp_path / "runs").exists()
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr(comparison, "cpu_count", lambda: 4)
     assert main([*compare, "--workers=ray"]) == 0  # not all six at a time, but as many as fit
     assert "all, 4 at a time" in capsys.readouterr().out
     monkeypatch.setattr(comparison.RunRecord, "finished", property(lambda run: "Pop" in run.folder.name))
@@ -46,7 +46,7 @@ def test_a_comparison_is_the_sum_of_the_runs_that_are_not_finished(measured, wor
 
 
 def test_a_search_is_the_sum_of_its_trials(measured, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr(session, "cpu_count", lambda: 4)
     space = tmp_path / "space.yaml"
     space.write_text("learning_rate: {loguniform: [1e-4, 1e-2]}\n")
     search = ["search", "--model=BPR", f"--search={space}", "--num_samples=8", "--cpus=2", *words, "--estimate"]

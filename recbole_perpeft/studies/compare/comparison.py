@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
+from joblib import cpu_count
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import alone, full_disk
@@ -194,5 +194,5 @@ def estimate_comparison(
     n_runs = len({job.folder for part in plans for job in part.jobs})
     n_left = sum(n for _, n in rows)
     gpus = torch.cuda.device_count() if any(job.settings["use_gpu"] for part in plans for job in part.jobs) else 0
-    table = sum_table(rows, min(n_parallel or gpus or os.cpu_count() or 1, max(n_left, 1)))
+    table = sum_table(rows, min(n_parallel or gpus or cpu_count(), max(n_left, 1)))
     return table + (f"\n{n_runs - n_left} of {n_runs} runs are finished and used again" if n_left < n_runs else "")

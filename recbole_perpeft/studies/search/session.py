@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from joblib import cpu_count
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER, SHORT_TIME, logged
@@ -112,7 +112,7 @@ class NewSearch:
         settings, session = self.settings, self._checked()[2]
         n_trials, cpus = session.sampling.n_trials, settings.cpus * settings.devices_per_trial
         one = estimate_apart(session.config.to_dict() | session.fixed, with_test=False)
-        fitting = int((os.cpu_count() or 1) // cpus) if cpus else n_trials
+        fitting = int(cpu_count() // cpus) if cpus else n_trials
         at_once = max(1, min(n_trials, fitting, settings.max_concurrent or n_trials))
         # Ray's processes are used again by the trials that follow.
         table = sum_table([(replace(one, what=f"trial of {one.what}", launch=0.0), n_trials)], at_once)

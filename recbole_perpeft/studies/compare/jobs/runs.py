@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from joblib import cpu_count
+
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.whole import alone
 from recbole_perpeft.runs.cluster import child_environment
@@ -208,7 +210,7 @@ def _sudden_end(status: int, messages: str) -> str:
 def _environment(n_parallel: int) -> dict[str, str]:
     environment = child_environment()
     if n_parallel > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n_parallel)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // n_parallel)))
     return environment
 
 
