@@ -23,6 +23,7 @@ from recbole_perpeft.store.inputs import ContentCache
 
 MEMORY_LIMIT = 0.8
 TIME_LIMIT = 1.4
+TEXT_LENGTH = 77
 N_DRAWN = 64
 N_TIMED = 500
 BATCH_ROWS = 300
@@ -31,15 +32,16 @@ BATCH_ROWS = 300
 class PlainProcessor:
     """Resizes and crops as the usual processors do; code points as token ids."""
 
-    text_length = 77
+    image_size: tuple[int, int] | None
+    text_length: int | None = TEXT_LENGTH
     trim_text = True
 
     def __init__(self, side: int):
-        self.image_size = (side, side)
+        self.side, self.image_size = side, (side, side)
         self.description = {"name": "plain", "side": side}
 
     def image(self, image: Image.Image) -> np.ndarray:
-        side = self.image_size[0]
+        side = self.side
         scale = side / min(image.size)
         width, height = (max(side, round(size * scale)) for size in image.size)
         left, top = (width - side) // 2, (height - side) // 2
@@ -47,9 +49,9 @@ class PlainProcessor:
         return np.asarray(resized.crop((left, top, left + side, top + side))).transpose(2, 0, 1)
 
     def text(self, titles: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        ids = np.zeros((len(titles), self.text_length), dtype=np.int32)
+        ids = np.zeros((len(titles), TEXT_LENGTH), dtype=np.int32)
         for row, title in zip(ids, titles, strict=True):
-            codes = np.frombuffer(title.encode("utf-32-le"), dtype=np.int32)[: self.text_length]
+            codes = np.frombuffer(title.encode("utf-32-le"), dtype=np.int32)[:TEXT_LENGTH]
             row[: len(codes)] = codes
         return ids, (ids > 0).astype(np.uint8)
 
@@ -99,6 +101,7 @@ def make_data_set(folder: Path, n_items: int) -> ItemContent:
 
 def plain_loop(content: ItemContent, processor: PlainProcessor) -> None:
     for path in content.image_paths:
+        assert path is not None
         with Image.open(path) as image:
             processor.image(image.convert("RGB"))
     processor.text(content.titles)

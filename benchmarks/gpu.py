@@ -53,7 +53,12 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IS_CUDA = DEVICE.type == "cuda"
 TEXT_LENGTH, END_OF_TEXT = 77, 49407
 # Dense peaks of TFLOP/s by name of the GPU: bfloat16, float32 on tensor cores (TF32), float32.
-PEAKS = {"H100 PCIe": (756, 378, 51), "H100": (989, 494, 67), "H200": (989, 494, 67), "A100": (312, 156, 19.5)}
+PEAKS: dict[str, tuple[float, float, float]] = {
+    "H100 PCIe": (756, 378, 51),
+    "H100": (989, 494, 67),
+    "H200": (989, 494, 67),
+    "A100": (312, 156, 19.5),
+}
 PEAKS |= {"L4": (121, 60, 30), "A10": (125, 62, 31), "T4": (65, 8.1, 8.1)}
 KINDS = ("bf16", "tf32", "fp32")
 
@@ -111,7 +116,8 @@ class Shop:
         self.steps = 3 if tiny else 12
         self.config = tiny_clip() if tiny else CLIPConfig()
         self._write_log()
-        self.photos = RandomPhotos(root, n_items, self.config.vision_config.image_size)
+        vision: Any = self.config.vision_config  # whose type says less than it has
+        self.photos = RandomPhotos(root, n_items, vision.image_size)
         sizes = AspectsSettings(n_items=60, n_users=120) if tiny else AspectsSettings(n_items=400, n_users=800)
         make_aspects(root / "made" / "aspects", sizes, show_progress=False)
 
@@ -243,7 +249,8 @@ def section_waits(shop: Shop) -> Iterator[str]:
         return
     trainer, train, _ = shop.perpeft(enable_amp=True)
     step_seconds(trainer, train, 1)
-    batch, found = next(iter(train)), Counter()
+    batch = next(iter(train))
+    found: Counter[str] = Counter()
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

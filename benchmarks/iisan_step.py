@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,8 @@ def prepared(batch_size: int, folder: Path, settings: dict):
     torch.manual_seed(config["seed"])
     train_data, *_ = data_preparation(config, create_dataset(config))
     model = config.model_class(config, train_data.dataset)
-    sources = [RandomStates(folder / f"{name}.npy", model.n_items - 1) for name in ("text", "image")]
+    # Of a source of states, a model with rows asks for states alone.
+    sources: list[Any] = [RandomStates(folder / f"{name}.npy", model.n_items - 1) for name in ("text", "image")]
     rows = torch.arange(-1, model.n_items - 1)
     content = SideContent(sources, [rows, rows], settings_from(config, SideNetworkSettings))
     model.item_encoder = ItemEncoder(content, model.n_items, 64, 1.0, projector=nn.Linear, has_ids=False)
@@ -110,7 +112,7 @@ def main(arguments: list[str]) -> int:
     ratios = {f"iisan_step_{size}": step_ratio(size, n_steps, settings) for size in BATCH_SIZES}
     for name, ratio in ratios.items():
         print(f"{name} ratio {ratio:.3f} limit {LIMIT}")
-    name = max(ratios, key=ratios.get)
+    name = max(ratios, key=ratios.__getitem__)
     print(f"{name} ratio {ratios[name]:.3f} limit {LIMIT}")
     return int(ratios[name] > LIMIT)
 

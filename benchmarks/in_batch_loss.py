@@ -65,6 +65,7 @@ def seconds(loss, hidden: Tensor, vectors: Tensor, arguments: tuple, repeats: in
         value = loss(hidden, *arguments[:2], vectors, *arguments[2:])
         value.backward()
         times.append(process_time() - began)
+    assert vectors.grad is not None
     return median(times), value.detach(), vectors.grad
 
 

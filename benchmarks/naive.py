@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from time import process_time
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ SHAPES = {"small": ((64, 4, 2), (64, 4, 2), 32), "vit-b-32": ((512, 12, 8), (768
 def write_encoder(name: str, folder: Path) -> str:
     """A CLIP with random weights for photos of 224 px, with the tokenizer of the bundled one; its folder."""
     bundled = locate_foundation("aspects-clip")
-    config = CLIPConfig.from_pretrained(bundled)
+    config: Any = CLIPConfig.from_pretrained(bundled)  # whose towers' types say less than they have
     text, image, patch = SHAPES[name]
     for part, (width, depth, heads) in ((config.text_config, text), (config.vision_config, image)):
         part.hidden_size, part.intermediate_size = width, 4 * width
@@ -86,8 +87,8 @@ class Files:
         """Tokenised, and padded to the longest."""
         ids, mask = self._processor.text([self._content.titles[row] for row in rows.tolist()])
         longest = int(mask.sum(1).max())
-        ids, mask = (torch.from_numpy(part[:, :longest].astype(np.int64)) for part in (ids, mask))
-        return {"input_ids": ids, "attention_mask": mask}
+        parts = {"input_ids": ids, "attention_mask": mask}
+        return {name: torch.from_numpy(part[:, :longest].astype(np.int64)) for name, part in parts.items()}
 
 
 class Naive:
@@ -180,9 +181,9 @@ class Case:
         for row, item in zip(masked[0].tolist(), masked[1].tolist(), strict=True):
             self.seen[row].add(item)
 
-    def losses(self) -> dict[str, tuple[object, Callable, bool]]:
+    def losses(self) -> dict[str, tuple[Any, Callable, bool]]:
         """Trainer, loss and whether photos and titles come from files, of each line of a step."""
-        lines: dict[str, tuple[object, Callable, bool]] = {"ours": (self.trainer, self.model.calculate_loss, False)}
+        lines: dict[str, tuple[Any, Callable, bool]] = {"ours": (self.trainer, self.model.calculate_loss, False)}
         trainer, whole = self.whole_trainer, self.whole
         if self.stores_blocks:
             lines["+ all blocks, none stored"] = (trainer, whole.calculate_loss, False)
@@ -249,11 +250,15 @@ class Case:
             model.train()  # drops the catalogue's vectors
             trainer.evaluate(self.valid, load_best_model=False)
 
-        lines = {"ours": lambda: ours(self.model, self.trainer, False)}
+        def one_by_one() -> None:
+            self.read(True)
+            self.ranks_one_by_one(False)
+
+        lines: dict[str, Callable[[], object]] = {"ours": lambda: ours(self.model, self.trainer, False)}
         if self.stores_blocks:
             lines["+ all blocks, none stored"] = lambda: ours(self.whole, self.whole_trainer, False)
         lines["+ photos and titles from files"] = lambda: ours(self.whole, self.whole_trainer, True)
-        lines["+ users one by one = the authors' way"] = lambda: (self.read(True), self.ranks_one_by_one(False))
+        lines["+ users one by one = the authors' way"] = one_by_one
         return lines
 
     def ranks_one_by_one(self, kept: bool) -> list[int]:

@@ -10,6 +10,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -19,6 +20,7 @@ import torch
 from recbole.sampler import RepeatableSampler
 
 from recbole_perpeft.data.dataset import SequenceDataset
+from recbole_perpeft.data.history import HistoryIndex
 from recbole_perpeft.data.loader import SequenceTrainDataLoader
 from recbole_perpeft.data.sampler import GroupAwareSampler
 from recbole_perpeft.runs.config import Config
@@ -34,9 +36,9 @@ class RowsOfPairs:
 
     uid_field, iid_field = "user_id", "item_id"
 
-    def __init__(self, dataset: SequenceDataset) -> None:
+    def __init__(self, dataset: SequenceDataset, history: HistoryIndex) -> None:
         self.user_num, self.item_num = dataset.user_num, dataset.item_num
-        users, items = dataset.phase_history.pairs()
+        users, items = history.pairs()
         self.inter_feat = {"user_id": torch.from_numpy(users), "item_id": torch.from_numpy(items)}
 
 
@@ -79,18 +81,20 @@ def main() -> int:
     users = torch.from_numpy(rng.choice(np.arange(1, n_users + 1), BATCH_SIZE, replace=False))
     rows = users.repeat_interleave(LENGTH).numpy()
     targets = rng.integers(1, train.item_num, size=len(rows))
-    groups = rng.integers(N_GROUPS, size=train.user_num)
+    groups = rng.integers(N_GROUPS, size=(train.user_num,))
+    history = train.phase_history
+    assert history is not None
     print(f"{BATCH_SIZE} users x {LENGTH} negatives, {n_users:,} users, {train.item_num - 1:,} items")
     report("torch.randint", milliseconds(lambda: torch.randint(1, train.item_num, (BATCH_SIZE, LENGTH)), 200))
     ratios = []
     for distribution in ("uniform", "popularity"):
-        recbole = RepeatableSampler(["train"], RowsOfPairs(train), distribution).set_phase("train")
-        theirs = milliseconds(lambda draw=recbole.sample_by_user_ids: draw(rows, targets, 1), 30)
+        recbole = RepeatableSampler(["train"], RowsOfPairs(train, history), distribution).set_phase("train")
+        theirs = milliseconds(partial(recbole.sample_by_user_ids, rows, targets, 1), 30)
         report(f"RecBole, {distribution}", theirs)
-        sampler = GroupAwareSampler(train.phase_history, train.item_num, distribution)
+        sampler = GroupAwareSampler(history, train.item_num, distribution)
         for pool, user_group in (("catalogue", None), ("groups", groups)):
             sampler.set_groups(user_group)
-            ours = milliseconds(lambda draw=sampler.sample: draw(users, LENGTH), 200)
+            ours = milliseconds(partial(sampler.sample, users, LENGTH), 200)
             report(f"ours, {distribution}, {pool}", ours)
         ratios.append(ours / theirs)
     loader = SequenceTrainDataLoader(config, train, sampler)

@@ -70,6 +70,7 @@ def measure(side: str, size: str, seed: int) -> dict[str, float]:
         loss = SIDES[side](hidden, items, target)
         loss.backward()
         times.append(process_time() - began)
+    assert hidden.grad is not None and items.grad is not None
     found = {"loss": loss.item(), "hidden": hidden.grad.norm().item(), "items": items.grad.norm().item()}
     return {"seconds": median(times), "memory": memory("VmHWM") - before} | found
 
