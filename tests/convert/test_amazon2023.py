@@ -48,7 +48,7 @@ VALUES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.lists(VALUES, min_size=1, max_size=8), ascii=st.booleans(), blank=st.booleans())
 def test_fast_and_slow_parsing_agree(tmp_path_factory, rows, ascii, blank):
     path = tmp_path_factory.mktemp("json") / "file.jsonl"

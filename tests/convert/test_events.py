@@ -36,7 +36,7 @@ def test_words_are_those_that_pandas_takes_for_missing():
     assert set(MISSING_WORDS) == STR_NA_VALUES
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=ROWS, keep=st.randoms(), size=st.integers(1, 20))
 def test_names_come_back_for_any_filter(tmp_path_factory, rows, keep, size):
     users, items = [f"u{user}" for user, _, _ in rows], [f"i{item}" for _, item, _ in rows]
@@ -90,7 +90,7 @@ def test_batches_keep_all_rows(monkeypatch):
     assert all(batch.ratings is None for batch in batches)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=ROWS, k=st.integers(1, 4))
 def test_k_core_equals_removing_one_by_one(rows, k):
     left = list(range(len(rows)))
@@ -103,7 +103,7 @@ def test_k_core_equals_removing_one_by_one(rows, k):
     assert np.flatnonzero(in_k_core(log_of(rows), k)).tolist() == left
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=ROWS, n=st.integers(1, 4), with_times=st.booleans())
 def test_keep_last_and_min_len_equal_loops(rows, n, with_times):
     log = log_of(rows, with_times)
@@ -117,7 +117,7 @@ def test_keep_last_and_min_len_equal_loops(rows, n, with_times):
     assert set(np.flatnonzero(of_long_users(log, n))) == long
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=ROWS, equal_times_only=st.booleans())
 def test_repeats_leave_the_earliest(rows, equal_times_only):
     expected, seen = [], set()

@@ -101,7 +101,7 @@ def test_a_file_that_holds_up_its_reader_is_named(tmp_path, monkeypatch):
         convert_images(references, tmp_path / "out")
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=200))
 def test_a_changed_file_gives_images_or_one_error(tmp_path, changes):
     path = many_images(tmp_path)

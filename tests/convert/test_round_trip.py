@@ -130,7 +130,7 @@ def expected_order(rows):
     return sorted(((user, item, float(time)) for user, item, time in rows), key=lambda row: (first[row[0]], row[2]))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(log=LOG, write=st.sampled_from([write_csv, write_jsonl, write_parquet]))
 @example(log=({"1": "a", "01": 'b "c"', "1.1": '"d'}, [("1", "01", 5), ("1", "1", 5), ("1", "1", 5)]), write=write_csv)
 def test_recbole_reads_what_went_in(tmp_path_factory, log, write):
@@ -149,7 +149,7 @@ def test_recbole_reads_what_went_in(tmp_path_factory, log, write):
     assert content.titles == [plain_text(titles[token]) for token in used]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(title=TITLE)
 def test_a_title_changes_only_where_it_must(title):
     plain = plain_text(title)

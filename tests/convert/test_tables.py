@@ -71,7 +71,7 @@ def test_long_values_are_cut_in_messages(tmp_path):
     assert len(str(caught.value)) < 400
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(value=st.one_of(SIMPLE, st.lists(SIMPLE, max_size=3)))
 def test_simple_values_and_their_lists_lose_nothing(tmp_path_factory, value):
     path = tmp_path_factory.getbasetemp() / "any.jsonl"

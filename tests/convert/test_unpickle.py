@@ -45,7 +45,7 @@ class LMDB_Image:  # noqa: N801 - the name in the authors' files
         vars(self).update(values)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(value=PLAIN, protocol=st.integers(3, 5))
 def test_plain_data_comes_back(tmp_path_factory, value, protocol):
     path = tmp_path_factory.mktemp("pickle") / "file"

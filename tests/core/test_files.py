@@ -12,7 +12,7 @@ from recbole_perpeft.core.files import checked_name, is_file_name, open_regular,
 PARTS = st.text(st.sampled_from("/.\\:a\0\x1bü "), max_size=8)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(relative=PARTS)
 def test_no_path_from_data_leaves_its_folder(relative):
     folder = Path("/data/shop")

@@ -18,7 +18,7 @@ from recbole_perpeft.core.lines import (
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     content=st.binary(max_size=80).filter(lambda data: not data.startswith(b"\xef\xbb\xbf")), size=st.integers(1, 9)
 )

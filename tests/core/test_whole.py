@@ -192,7 +192,7 @@ def test_a_journal_goes_on_after_the_last_whole_line(tmp_path):
     assert journal.resume({"key": 3}) is None and names_in(tmp_path) == ["journal.jsonl"]
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     place=st.integers(0, 10_000), piece=st.sampled_from([b"", b"0", b"9", b'"', b"x", b"{", b",", b"null", b"\xff"])
 )

@@ -51,7 +51,7 @@ def check_same(ours, theirs):
     has_times=st.booleans(),
     items=st.none() | st.sets(st.sampled_from("wxyz-"), min_size=1),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_data_set_is_that_of_recbole(log_folder, rows, wanted, has_times, items):
     n_columns = 5 if has_times else 4
     header = "\t".join(HEADER.split("\t")[:n_columns])

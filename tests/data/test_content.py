@@ -53,7 +53,7 @@ def test_titles_are_raw_and_images_are_found_by_id(tmp_path):
 plain_text = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\t\n\r"))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(titles=st.lists(plain_text, min_size=1, max_size=8), crlf=st.booleans(), mark=st.booleans(), swap=st.booleans())
 def test_any_title_survives(tmp_path_factory, titles, crlf, mark, swap):
     folder = tmp_path_factory.mktemp("items")

@@ -44,7 +44,7 @@ def test_evaluation_rows_are_recboles(log_folder, mode):
     config = log_folder.config(eval_args={"split": {"LS": mode}, "order": "TO", "mode": "full", "group_by": "user"})
 
     @given(logs())
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     def check(rows):
         log_folder.write(rows)
         theirs, ours = SequentialDataset(config).build(), SequenceDataset(config).build()
@@ -61,7 +61,7 @@ def test_newest_train_rows_are_the_last_train_items_of_every_user(log_folder):
     length = config["MAX_ITEM_LIST_LENGTH"]
 
     @given(logs())
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     def check(rows):
         log_folder.write(rows)
         train = SequenceDataset(config).build()[0]
@@ -88,7 +88,7 @@ def test_every_train_interaction_but_a_users_first_is_a_target_once(log_folder, 
     width, n_context = config["MAX_ITEM_LIST_LENGTH"], int(overlap * config["MAX_ITEM_LIST_LENGTH"])
 
     @given(logs())
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     def check(rows):
         log_folder.write(rows)
         train = SequenceDataset(config).build()[0]
@@ -138,7 +138,7 @@ def test_train_targets_are_recboles(log_folder):
     config = log_folder.config(MAX_ITEM_LIST_LENGTH=9)
 
     @given(logs())
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     def check(rows):
         log_folder.write(rows)
         theirs, ours = SequentialDataset(config).build()[0], SequenceDataset(config).build()[0]
@@ -157,7 +157,7 @@ def test_train_interactions_count_alike_for_all_models(log_folder, width):
     sequential, general = log_folder.config(MAX_ITEM_LIST_LENGTH=width), log_folder.config("BPR")
 
     @given(logs(least=4))
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     def check(rows):
         log_folder.write(rows)
         expected = with_checked_log(Dataset)(general).build()[0]
@@ -173,7 +173,7 @@ def test_histories_of_all_dataset_classes(log_folder, phase):
     sequential, general = log_folder.config(), log_folder.config("BPR")
 
     @given(logs())
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     def check(rows):
         log_folder.write(rows)
         ours = history_of(SequenceDataset(sequential).build(), phase)

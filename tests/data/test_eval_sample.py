@@ -19,7 +19,7 @@ from recbole_perpeft.runs.run import create_dataset, get_trainer, load, resume, 
 
 
 @given(users=st.lists(st.integers(1, 30), max_size=60), n=st.integers(0, 35), seed=st.integers(0, 9))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_all_rows_of_so_many_users(users, n, seed):
     users = np.array(users, dtype=np.int64)
     rows = rows_of_sample(users, n, seed)

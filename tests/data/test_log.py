@@ -46,7 +46,7 @@ def test_clicks_one_second_apart_keep_their_order(log_folder, model):
 
 @pytest.mark.parametrize("model", MODELS)
 @given(data=st.data())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_times_decide_and_the_file_where_they_are_equal(log_folder, model, data):
     offsets = data.draw(st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=2, max_size=4))
     by_user = write_shuffled(log_folder, offsets, data.draw(st.permutations(range(4 * len(offsets)))))

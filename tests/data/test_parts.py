@@ -49,7 +49,7 @@ def expected_rows(rows_of_parts, place):
 
 @pytest.mark.parametrize("model", ["SASRec", "GlobalPEFT"])
 @given(rows_of_parts=parts())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_sequences_run_across_the_parts(log_folder, model, rows_of_parts):
     write(log_folder, rows_of_parts)
     dataset = create_dataset(log_folder.config(model, benchmark_filename=NAMES, MAX_ITEM_LIST_LENGTH=WIDTH))
@@ -70,7 +70,7 @@ def newest(rows):
 
 @pytest.mark.parametrize("model", ["SASRec", "GlobalPEFT", "BPR"])
 @given(rows_of_parts=parts())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_part_stands_for_its_rows(log_folder, model, rows_of_parts):
     write(log_folder, rows_of_parts)
     dataset = create_dataset(log_folder.config(model, benchmark_filename=NAMES))

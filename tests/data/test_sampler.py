@@ -48,7 +48,7 @@ def worlds(draw):
 
 
 @given(worlds(), st.sampled_from([("uniform", 1.0), ("popularity", 1.0), ("popularity", 0.75)]), st.integers(0, 99))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_never_a_positive_a_pad_or_outside_the_pool(world, distribution, seed):
     pairs, n_users, n_items, groups = world
     sampler = GroupAwareSampler(history_from(pairs, n_users), n_items, *distribution, seed=seed)
@@ -203,7 +203,7 @@ def test_candidates_of_a_batch_are_drawn_as_often_as_their_weights_say(alpha, ra
 
 
 @given(worlds(), st.integers(1, 20), st.sampled_from(["uniform", "popularity"]), st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_candidates_know_whose_they_are(world, n, distribution, seed):
     pairs, n_users, n_items, groups = world
     sampler = GroupAwareSampler(history_from(pairs, n_users), n_items, distribution, seed=seed)
@@ -231,7 +231,7 @@ def test_all_items_are_drawn_once_with_weight_one():
 @given(
     pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9)), max_size=30), kind=st.sampled_from(["<i4", "<i8"])
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_owned_pairs_are_there_once_in_order(pairs, kind):
     users, items = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     owned = _Owned.of(HistoryIndex.from_pairs(users, items.astype(kind), 5), 10)

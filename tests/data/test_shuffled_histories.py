@@ -31,7 +31,7 @@ def test_rows_change_places_within_their_user(users, seed):
 
 @pytest.mark.parametrize("model", ["SASRec", "GlobalPEFT"])
 @given(split=st.sampled_from([{"LS": "valid_and_test"}, {"GT": 0.7}]))
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=2)
 def test_the_rows_that_are_tested_stay(log_folder, model, split):
     rows = [(user, f"i{number:02}", number) for user in "abc" for number in range(12)]
     log_folder.write(rows)

@@ -16,7 +16,7 @@ ROWS = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 4) | st.floats(-1, 1
 
 
 @given(rows=ROWS, at_once=st.integers(1, 9))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_rows_in_pieces_are_in_the_order_of_one_sort(rows, at_once):
     users = np.array([user for user, _ in rows], dtype=np.int32)
     times = np.array([time for _, time in rows], dtype=np.float64)
@@ -27,7 +27,7 @@ def test_rows_in_pieces_are_in_the_order_of_one_sort(rows, at_once):
 
 
 @given(lengths=st.lists(st.integers(0, 5), max_size=12), width=st.integers(1, 4), at_once=st.integers(1, 5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_windows_and_ranges_are_those_of_a_loop(lengths, width, at_once):
     items, ends = np.arange(1, sum(lengths) + 1, dtype=np.int32), np.cumsum(lengths, dtype=np.int64)
     shorter = np.minimum(lengths, width).astype(np.int64)
@@ -63,7 +63,7 @@ def check_same(parts, others):
     least=st.sampled_from([2, 3]),
     data=st.data(),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_parts_of_a_kept_log_are_those_of_its_text(log_folder, rows, held_out, overlap, least, data):
     rows += [("e", item, 1.6e9 + place // 2) for place, item in enumerate("vwxyvw")]  # equal times
     log_folder.write(rows)

@@ -76,7 +76,7 @@ def found_rows(dataset, loader):
 
 @pytest.mark.parametrize("model", ["SASRec", "GlobalPEFT", "BPR"])
 @given(rows=logs(), target=st.sampled_from(TARGETS), border=st.sampled_from([ONE, TWO]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_rows_and_what_came_before(log_folder, model, rows, target, border):
     log_folder.write(rows)
     config = log_folder.config(model, eval_args=arguments(border, target), MAX_ITEM_LIST_LENGTH=20, mask_history="all")

@@ -52,7 +52,7 @@ def expected_parts(rows, group_by, sequential):
 @pytest.mark.parametrize("group_by", ["user", "none", None])
 @pytest.mark.parametrize("model", ["SASRec", "GlobalPEFT", "BPR"])
 @given(rows=logs())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_parts_by_shares(log_folder, model, group_by, rows):
     log_folder.write(rows)
     dataset = create_dataset(config_of(log_folder, model, group_by))

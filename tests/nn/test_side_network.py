@@ -161,7 +161,7 @@ def test_every_parameter_has_a_gradient_and_a_group(options, widths, n_states):
     assert set(groups.values()) <= {"recsys", "side_text", "side_image", "backbone_text", "backbone_image"}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 6), st.integers(2, 6), st.integers(2, 9), st.integers(2, 9), st.booleans(), st.booleans())
 def test_any_depths_and_widths(text_depth, image_depth, text_width, image_width, start, add):
     options = replace(SMALL, use_embedding_state=start, fusion="add" if add else "gated")

@@ -18,6 +18,7 @@ from recbole_perpeft.pretrained.tower import Backbone
 from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings
 from support import tiny_encoders as tiny
 from support.small_recipe import load
+from support.versions import HAS_TRANSFORMERS_5
 
 BUNDLED = Path(recbole_perpeft.__file__).parent / "pretrained" / "aspects-clip"
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -70,7 +71,7 @@ WRONG = {
         {"size": {"shortest_edge": 10**9}},
         {"crop_size": {"height": 10**6, "width": 10**6}},
         {"image_std": [0.5, 0.0, 0.5]},
-        {"image_mean": None},
+        *([{"image_mean": None}] if HAS_TRANSFORMERS_5 else []),  # which went on without it
         {"image_mean": [0.5]},
         {"rescale_factor": {}},
         {"rescale_factor": float("nan")},
@@ -88,7 +89,7 @@ def test_values_that_cannot_be_used_are_one_sentence(folder, name, change):
     assert str(folder) in message and "\n" not in message
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(FILES), share=st.floats(0, 0.999), bit=st.integers(0, 7), is_cut=st.booleans())
 def test_any_flipped_bit_or_cut_is_an_error_or_a_model(folder, name, share, bit, is_cut):
     path = folder / name

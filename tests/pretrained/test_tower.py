@@ -121,7 +121,7 @@ def test_mean_all_reads_padding_as_text():
     torch.testing.assert_close(final, unmasked.last_hidden_state.mean(dim=1))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.sampled_from(["cls", "mean", "mean_all", "eos"]))
 def test_pooling_equals_a_loop(lengths, pooling):
     backbone = make("bert")

@@ -36,7 +36,7 @@ def outcome(action):
 
 
 @given(st.sampled_from(NAMES), st.sampled_from(OTHERS), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_entries_that_are_not_what_was_written(finished, name, other, within):
     folder = finished.with_name("mutated")
     shutil.rmtree(folder, ignore_errors=True)

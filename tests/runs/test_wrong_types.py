@@ -22,7 +22,7 @@ KEYS = [each.name for each in RecBoleSettings.declared()]
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), ANY, max_size=4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_key_of_recbole_is_of_its_type_or_refused(values):
     try:
         checked = settings_from(values, RecBoleSettings)

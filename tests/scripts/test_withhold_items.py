@@ -20,7 +20,7 @@ COLUMNS = ["user_id:token", "item_id:token", "timestamp:float"]
     rows=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9), st.integers(0, 20)), min_size=1, max_size=60),
     share=st.sampled_from([0.1, 0.3, 0.6]),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_drawn_items_stay_only_where_they_are_the_last_of_a_user(rows, share):
     log = pd.DataFrame(rows, columns=COLUMNS).astype(str)
     kept = program["withheld"](log, share, seed=1)

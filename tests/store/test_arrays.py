@@ -83,7 +83,7 @@ def test_pipes_and_devices_are_refused(read, tmp_path):
             read(path)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(place=st.integers(0, 151), value=st.integers(0, 255))
 def test_damaged_headers_give_one_error_or_an_array(tmp_path_factory, place, value):
     path = tmp_path_factory.getbasetemp() / "damaged.npy"

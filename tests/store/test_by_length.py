@@ -24,7 +24,7 @@ class Texts:
 @given(
     lengths=st.lists(st.integers(0, 9), min_size=1, max_size=40), chunk_size=st.integers(1, 12), known=st.booleans()
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rows_come_back_in_their_order(lengths, chunk_size, known):
     rows = torch.arange(len(lengths)).flip(0)
     texts = Texts(torch.tensor(lengths) if known else None)

@@ -58,7 +58,7 @@ def test_what_is_no_such_file_is_refused(tmp_path, made):
 
 
 @given(place=st.integers(0), value=st.integers(1, 255), length=st.none() | st.integers(0, 900))
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_changed_bytes_give_the_written_vectors_or_none(written, vectors, tmp_path, place, value, length):
     content = bytearray(written.read_bytes())
     content[place % len(content)] ^= value

@@ -27,7 +27,7 @@ def shop(tmp_path_factory):
 @example("chunk_rows", 2**70)
 @example("chunk_rows", 0)
 @given(st.sampled_from(["format", "chunk_rows", "chunks", "stamps", "tokens", *ENTRIES]), st.sampled_from(OTHERS))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_entries_that_are_not_what_was_written(shop, name, other):
     folder, table, whole = shop
     content = json.loads(whole)

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,6 +20,17 @@ ADAPTERS = {
     "lora": LoraConfig(r=3, lora_alpha=12, lora_dropout=0.2, target_modules=["q_proj", "v_proj"]),
     "ia3": IA3Config(target_modules=["k_proj", "v_proj", "fc1"], feedforward_modules=["fc1"]),
 }
+
+
+@contextmanager
+def double_by_default():
+    """New tensors are of double precision."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class PointwiseFeedForward(nn.Module):
@@ -119,7 +131,8 @@ class Reference:
     def item_vectors(self, module):
         """Vectors of the pad and all items; in double precision, so that all rounding is that of the package."""
         encoder, projector = self.encoders[module].double(), self.projectors[module].double()
-        output = encoder(pixel_values=self.pixels["pixel_values"].double(), **self.texts)
+        with double_by_default():  # the masks that old releases of transformers make, too
+            output = encoder(pixel_values=self.pixels["pixel_values"].double(), **self.texts)
         content = torch.cat([output.image_embeds, output.text_embeds], dim=1)
         content = torch.cat([content.new_zeros(1, content.shape[1]), content])  # the pad's content is zero
         return 0.5 * projector(content) + self.sasrec.double().item_emb.weight

@@ -79,7 +79,7 @@ class Case:
         return {f"{name}@{cut}": value for name, value in found.items()}
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), barred=st.sampled_from([0.0, 0.4, 0.8]))
 def test_each_figure_is_that_of_a_naive_loop(seed, barred):
     case = Case(seed, barred=barred)

@@ -49,7 +49,7 @@ def _scores(rng, n_rows, n_items):
     return scores
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), n_rows=st.integers(1, 8), n_items=st.integers(7, 20), n_batches=st.integers(1, 3))
 def test_metrics_equal_those_of_recbole_without_ties(seed, n_rows, n_items, n_batches):
     rng = np.random.default_rng(seed)
@@ -62,7 +62,7 @@ def test_metrics_equal_those_of_recbole_without_ties(seed, n_rows, n_items, n_ba
     assert ours == _evaluate(Collector(config), config, n_items, batches)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), n_rows=st.integers(1, 8), n_items=st.integers(7, 20))
 def test_rows_with_several_positives_and_all_other_metrics_equal_recbole(seed, n_rows, n_items):
     rng = np.random.default_rng(seed)
@@ -84,7 +84,7 @@ def test_value_metrics_equal_recbole():
     assert results[0] == results[1]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.integers(0, 4), min_size=6, max_size=6), min_size=1, max_size=5), st.integers(0, 5))
 def test_ranks_by_definition_with_ties(rows, target):
     scores = torch.tensor(rows, dtype=torch.float32)

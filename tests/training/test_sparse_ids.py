@@ -134,7 +134,7 @@ class Table(nn.Module):
 BATCHES = st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=6), min_size=1, max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(BATCHES, st.floats(0.01, 10), st.sampled_from([1.0, 2.0, float("inf")]))
 def test_means_and_norms_of_sparse_gradients_are_those_of_dense_ones(batches, max_norm, norm_type):
     found = []

@@ -90,7 +90,7 @@ def test_every_worker_sees_that_the_loss_of_one_is_not_finite(trained, in_proces
     in_processes(2, fails)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 40), st.integers(1, 7), st.integers(1, 7))
 def test_every_batch_is_computed_once(n_batches, batches_a_step, size):
     team = [Alone(rank, size) for rank in range(size)]
@@ -117,7 +117,7 @@ class Grouped(nn.Module):
         return self.own.of(group)(self.shared(x)).sum()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=6))
 def test_groups_get_the_mean_of_their_own_batches_and_others_do_not_move(groups):
     torch.manual_seed(0)

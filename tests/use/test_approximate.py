@@ -56,7 +56,7 @@ def test_recall_is_what_is_promised(length):
 
 @needs_usearch
 @given(st.integers(0, 10**6), st.integers(3, 60), st.integers(1, 6), st.integers(1, 20), st.floats(0, 1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_lists_are_full_and_hold_nothing_that_is_left_out(seed, n_items, n_users, k, share):
     rng = np.random.default_rng(seed)
     candidates = drawn_candidates(rng, n_items)

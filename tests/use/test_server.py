@@ -157,7 +157,7 @@ def test_whatever_is_sent_is_answered_or_told(serving, recommender):
     bodies = JSON | st.dictionaries(st.sampled_from([*service_module.KEYS]), values | st.integers(-1, 1001))
 
     def asks(port):
-        @settings(max_examples=20, deadline=None, database=None)
+        @settings(max_examples=20, database=None)
         @given(bodies)
         def any_body(body):
             status, answer = ask(port, "POST", "/recommend", body)

@@ -12,7 +12,7 @@ from support.candidates import drawn_candidates
 
 
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 6), st.integers(1, 12), st.integers(1, 50))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_chunks_find_what_a_sort_finds(seed, n_items, n_users, k, items_at_once):
     rng = np.random.default_rng(seed)
     candidates = drawn_candidates(rng, n_items)

@@ -208,7 +208,7 @@ def test_image_side_changes_the_pictures_only(tables):
     assert product_image(again.items, 0, larger).shape == (64, 64, 3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     n_items=st.integers(48, 200),
     n_users=st.integers(1, 60),

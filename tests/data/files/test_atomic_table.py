@@ -32,7 +32,7 @@ def read(file, content, separator="\t", encoding=None, piece_bytes=2**20):
     empty=st.lists(st.integers(0, 5), max_size=2),
     piece_bytes=st.sampled_from([1, 7, 30, 2**20]),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_data_line_is_a_row(file, cells, end, mark, separator, empty, piece_bytes):
     lines = [separator.join(map(str, row)) for row in cells]
     numbers = list(range(2, 2 + len(lines)))
@@ -48,7 +48,7 @@ def test_every_data_line_is_a_row(file, cells, end, mark, separator, empty, piec
 
 
 @given(n_rows=st.integers(1, 5), data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_row_with_other_cells_is_named(file, n_rows, data):
     n_cells = data.draw(st.lists(st.integers(1, 5), min_size=n_rows, max_size=n_rows))
     content = "\n".join([HEADER, *("\t".join(["1"] * n) for n in n_cells)])

@@ -34,7 +34,7 @@ def test_of_another_log_or_state_it_is_made_again(tmp_path, other):
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_damaged_file_is_made_again(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp() / "beside"
     folder.mkdir(exist_ok=True)

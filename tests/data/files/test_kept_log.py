@@ -75,7 +75,7 @@ def test_a_text_that_has_changed_is_read_again(text):
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_damaged_folder_is_made_again(tmp_path_factory, data):
     text = tmp_path_factory.getbasetemp() / "damaged" / "log.inter"
     text.parent.mkdir(exist_ok=True)

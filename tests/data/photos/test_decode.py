@@ -154,7 +154,7 @@ def test_a_canvas_that_is_a_bomb_is_refused_before_it_is_made():
 PHOTOS = [name for name in TRANSPARENT if name not in SELDOM or features.check("avif")]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(name=st.sampled_from(PHOTOS), place=st.integers(0, 400), value=st.integers(0, 255), end=st.integers(0, 2000))
 def test_damaged_files_give_one_error_or_an_image(name, place, value, end):
     data = bytearray(TRANSPARENT[name]())

@@ -63,7 +63,7 @@ def test_a_suffix_counts_before_none(caplog):
 NAMES = st.text(st.sampled_from("aéüがÅ\u0301\u0308.-"), min_size=1, max_size=6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(token=NAMES, form=st.sampled_from(["NFC", "NFD"]), suffix=st.sampled_from(["", ".jpg", ".TIF"]))
 def test_names_are_compared_in_one_form_of_unicode(token, form, suffix):
     name = unicodedata.normalize(form, token) + suffix

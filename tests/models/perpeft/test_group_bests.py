@@ -63,7 +63,7 @@ def test_a_group_without_valid_users_keeps_the_global_modules():
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_gains_are_the_statistics_of_paired_tests(seed):
     random = np.random.default_rng(seed)
     groups = random.integers(-1, 3, 60)

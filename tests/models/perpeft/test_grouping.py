@@ -115,7 +115,7 @@ def rows_of(n_items, n, seed):
     return Interaction({name: torch.from_numpy(column) for name, column in columns.items()})
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(3, 40), st.integers(0, 2), st.integers(0, 99))
 def test_a_draw_of_all_items_gives_the_likelihood_of_the_whole_catalogue(n_items, group, seed):
     model, rows = Scores(n_items, seed), rows_of(n_items, 9, seed)

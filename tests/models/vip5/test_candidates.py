@@ -49,7 +49,7 @@ def test_scores_of_candidates_are_those_of_the_whole_tree(prepare_vip5, names):
         assert reached and reached <= set(items.tolist()) - {0}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 12)), min_size=1, max_size=40), st.randoms())
 def test_lists_hold_each_candidate_once_in_an_order_of_their_own(pairs, random):
     lists = CandidateLists([f"i{number}" for number in range(12)], seed=0)

@@ -24,7 +24,7 @@ from recbole_perpeft.models.vip5.trie import ItemTrie
 TOKENIZER = word_tokenizer(["no words"])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(n=st.integers(1, 60), scheme=st.sampled_from(["code", "atomic", "digits"]), seed=st.integers(0, 99))
 def test_names_are_different_and_none_begins_another(n, scheme, seed):
     ranks = np.random.default_rng(seed).permutation(n)
@@ -42,7 +42,7 @@ def test_names_are_different_and_none_begins_another(n, scheme, seed):
         assert words == [str(rank + 1) for rank in ranks]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(n=st.integers(1, 50), scheme=st.sampled_from(["code", "atomic", "digits"]), chunk=st.integers(1, 20))
 def test_the_tree_holds_every_name(n, scheme, chunk):
     names = token_names(scheme, np.random.default_rng(n).permutation(n), TOKENIZER)

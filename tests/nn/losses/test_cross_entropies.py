@@ -72,7 +72,7 @@ def gradients(value, batch):
 
 
 @all_losses
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), scale=st.sampled_from([0.1, 1.0, 5.0]))
 def test_loss_and_gradients_equal_a_loop(loss, seed, scale):
     batch = make_batch(seed, scale, n_negatives=loss.draws.negatives)

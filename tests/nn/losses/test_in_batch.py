@@ -84,7 +84,7 @@ def left_padded_rows(draw):
     return [[0] * (width - n) + draw(st.lists(items, min_size=n, max_size=n)) for n in lengths]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(left_padded_rows(), st.integers(0, 1000), st.sampled_from([0.1, 1.0, 20.0]))
 def test_loss_equals_a_plain_loop_on_any_rows(rows, seed, scale):
     assert_equals_plain_loop(rows, seed, scale)

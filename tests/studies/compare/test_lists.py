@@ -32,7 +32,7 @@ def random_rows(rng):
 
 @pytest.mark.parametrize("mask", ["all", "keep_target", "none"])
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_ranks_are_those_of_a_model_with_these_scores(mask, seed):
     rng = np.random.default_rng(seed)
     rows, scores = random_rows(rng), rng.integers(0, 3, (N_USERS, N_ITEMS)).astype(float)

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_perpeft.core.errors import PerPEFTError
@@ -39,7 +39,6 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from(["learning_rate", "layers", "x"]), values), min_size=1, max_size=4))
 def test_whatever_settings_are_written_are_read(models):
     written = [

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -56,7 +56,6 @@ def test_holm_of_a_textbook_example():
     np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_holm_equals_the_loop(p_values):
     np.testing.assert_allclose(holm(p_values), naive_holm(p_values))
@@ -117,7 +116,6 @@ def test_what_is_alike_counts_nothing(n_models):
     assert tpme([], [], []).tolist() == []
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 10**9)] * 3), min_size=2, max_size=9))
 def test_tpme_is_between_zero_and_one_as_by_the_formula(models):
     columns = list(zip(*models, strict=True))

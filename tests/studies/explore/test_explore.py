@@ -22,6 +22,7 @@ from recbole_perpeft.studies.explore.exploration import Exploration
 from recbole_perpeft.studies.explore.explore import explore
 from recbole_perpeft.studies.explore.pictures import Album
 from support.browser import needs_browser, shown
+from support.versions import shows_attention
 
 HOSTILE = (
     "<script>document.title='TAKEN'</script> lamp",
@@ -72,6 +73,7 @@ class Tags(HTMLParser):
             self.scripts.append(data)
 
 
+@shows_attention
 def test_the_page_is_one_file_in_which_titles_stay_text(page):
     tags = Tags(page.read_text(encoding="utf-8"))
     sources = [attributes["src"] for _, attributes in tags.found if "src" in attributes]
@@ -85,6 +87,7 @@ def test_the_page_is_one_file_in_which_titles_stay_text(page):
     assert len(data["users"]) == 150
 
 
+@shows_attention
 @needs_browser
 def test_a_browser_runs_no_script_of_titles_and_finds_items(page, trained):
     text = page.read_text(encoding="utf-8")
@@ -121,6 +124,7 @@ def test_the_ranks_are_those_that_the_run_wrote_unless_they_are_of_another_model
     assert [group.name for group in found.groups] == ["group 0", "group 1"], "numbered as in lists"
 
 
+@shows_attention
 def test_the_command_says_where_and_what_cannot_be_shown(trained, capsys, tmp_path):
     flags = ["explore", f"--run={trained[0]}", "--n_items=1", f"--output={tmp_path / 'page.html'}", "--no_progress"]
     assert main(flags) == 0
@@ -216,6 +220,7 @@ def test_photos_that_are_damaged_or_gone_are_none(tmp_path):
     assert [album.photo(row) for row in range(3)] == [None, None, None]
 
 
+@shows_attention
 def test_who_looks_at_colour_words(trained):
     script = runpy.run_path(str(Path(__file__).resolve().parents[3] / "scripts" / "colour_words.py"))
     found = Exploration(trained[0])

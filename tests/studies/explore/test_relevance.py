@@ -10,6 +10,7 @@ from transformers import CLIPConfig, CLIPModel
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.studies.explore.looks import patch_grid, words_with_shares
 from recbole_perpeft.studies.explore.relevance import relevance
+from support.versions import shows_attention
 
 END, DECIDES = 15, 7
 TEXT = {"input_ids": torch.tensor([[1, 4, DECIDES, 5, END], [1, DECIDES, 6, 5, END], [1, 4, 6, 5, END]])}
@@ -49,6 +50,7 @@ def decided_by_one_token():
     return model
 
 
+@shows_attention
 def test_a_token_that_alone_decides_gets_the_relevance():
     model = decided_by_one_token()
     shares = relevance(model, ("text",), text_vectors(model), lambda vectors: vectors[:, DECIDES], TEXT)["text"]
@@ -84,6 +86,7 @@ def naive_shares(model, encode, score, inputs):
     return torch.stack(rows).detach()
 
 
+@shows_attention
 def test_several_blocks_and_heads_equal_the_equations_and_kernels_come_back():
     model = a_clip(layers=3)
     for parameter in model.parameters():
@@ -107,7 +110,7 @@ def test_a_tower_that_is_not_asked_shows_no_attention():
     words=st.lists(st.text("abc", min_size=1, max_size=4), min_size=0, max_size=6),
     data=st.data(),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_words_get_the_shares_of_their_tokens(words, data):
     title, offsets, expected, shares = "  ".join(words), [(0, 0)], [], [0.3]
     place = 0

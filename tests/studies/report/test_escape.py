@@ -19,7 +19,7 @@ def table_of(name):
 
 
 @given(NASTY.map("m".__add__))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_name_stays_in_its_cell(name):
     markdown, latex, page = table_of(name).to_markdown(), table_of(name).to_latex(), table_of(name).to_html()
     assert len(markdown.splitlines()) == 7 and len(latex.splitlines()) == 11
@@ -31,7 +31,7 @@ def test_a_name_stays_in_its_cell(name):
 
 
 @given(st.lists(NASTY, min_size=1, max_size=5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_no_cell_of_a_table_of_numbers_is_a_formula(names):
     table = pd.DataFrame({"model": names, "mean": -1.5})
     text = in_csv(table).to_csv(index=False)
