@@ -9,7 +9,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from recbole_perpeft.core.whole import alone, disk_errors
 
 _CHUNK_BYTES = 64 * 2**20
 _UNPACKED = ".complete"
+# Pythons before 3.10.12 and 3.11.4 have no such filter.
+_EXTRACTION: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,7 @@ class ShippedData:
                     for chunk in self.chunks:
                         archive.write(ray.get(chunk))
                     archive.seek(0)
-                    with tarfile.open(fileobj=archive) as members:
-                        members.extractall(root / "data", filter="data")
+                    unpack(archive, root / "data")
                 (root / _UNPACKED).touch()
         return {"data_path": str(root / "data"), "cache_folder": str(root / "cache")}
 
@@ -79,14 +80,43 @@ def ship(folder: Path, name: str) -> ShippedData:
 
     chunks = []
     with tempfile.TemporaryFile() as archive:
-        with tarfile.open(fileobj=archive, mode="w") as members:
-            members.add(folder, arcname=name, filter=_without_owner)
+        pack(folder, name, archive)
         archive.seek(0)
         key = stream_hash(archive)[:16]
         archive.seek(0)
         while chunk := archive.read(_CHUNK_BYTES):
             chunks.append(ray.put(np.frombuffer(chunk, dtype=np.uint8)))
     return ShippedData(name, key, tuple(chunks))
+
+
+def pack(folder: Path, name: str, archive: IO[bytes]) -> None:
+    """Write an archive of a folder; what links lead to takes their place, as elsewhere they would lead nowhere.
+
+    Args:
+        folder: the folder.
+        name: its name in the archive.
+        archive: where the archive goes.
+    """
+    with tarfile.open(fileobj=archive, mode="w", dereference=True) as members:
+        members.add(folder, arcname=name, filter=_without_owner)
+
+
+def unpack(archive: IO[bytes], folder: Path) -> None:
+    """Unpack an archive of files.
+
+    Args:
+        archive: a tar archive.
+        folder: where its files go.
+
+    Raises:
+        PerPEFTError: it has something else than files and folders, or a path that leaves the folder.
+    """
+    with tarfile.open(fileobj=archive) as members:
+        for member in members:
+            stays = (folder / member.name).resolve().is_relative_to(folder.resolve())
+            if not stays or not (member.isreg() or member.isdir()):
+                raise PerPEFTError(f"the shipped data set has {member.name!r}, which is no file of its folder")
+        members.extractall(folder, **_EXTRACTION)
 
 
 def size_of(folder: Path) -> int:
