@@ -94,6 +94,8 @@ def test_constraints_name_one_version_of_every_library_for_every_python():
     markers = {}
     for line in lines:
         if not line.startswith("#"):
-            name, version, marker = re.fullmatch(r"([\w.-]+)==([\w.]+)(?:; python_version (.+))?", line).groups()
+            name, marker = re.fullmatch(r"([\w.-]+)==[\w.]+(?:; (.+))?", line).groups()
             markers.setdefault(name.lower(), []).append(marker)
-    assert {tuple(found) for found in markers.values()} == {(None,), ('>= "3.11"', '< "3.11"')}
+    later = {"python_version": "3.11", "python_full_version": "3.11.5"}
+    pairs = {(f'{name} >= "{first}"', f'{name} < "{first}"') for name, first in later.items()}
+    assert {tuple(found) for found in markers.values()} == {(None,), *pairs}
