@@ -15,7 +15,7 @@ from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.nn.users.sasrec import left_pad
 
 _LOGITS_AT_ONCE = 2**25  # 128 MB of float32
-_DRAWN_LOGITS_AT_ONCE = 2**20
+_DRAWN_LOGITS_AT_ONCE = 2**20  # 4 MB
 _USERS_AT_ONCE = 4096
 
 

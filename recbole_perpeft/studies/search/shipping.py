@@ -15,6 +15,7 @@ import numpy as np
 
 from recbole_perpeft.core.digest import stream_hash
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.files import is_inside
 from recbole_perpeft.core.whole import alone, disk_errors
 
 _CHUNK_BYTES = 64 * 2**20
@@ -113,8 +114,7 @@ def unpack(archive: IO[bytes], folder: Path) -> None:
     """
     with tarfile.open(fileobj=archive) as members:
         for member in members:
-            stays = (folder / member.name).resolve().is_relative_to(folder.resolve())
-            if not stays or not (member.isreg() or member.isdir()):
+            if not is_inside(member.name) or not (member.isreg() or member.isdir()):
                 raise PerPEFTError(f"the shipped data set has {member.name!r}, which is no file of its folder")
         members.extractall(folder, **_EXTRACTION)
 

@@ -25,8 +25,8 @@ def tuned(
     """Search for the settings of each model on one data set, with its first seed.
 
     The space of a model is the one that comes with the package, without what the model's entry sets itself; the first
-    trial has the settings as they are. A search
-    that was stopped goes on; one that has ended is used again as long as settings, data and code are the same.
+    trial has the settings as they are. A search that was stopped goes on; one that has ended is used again as long as
+    settings, data and code are the same.
 
     Args:
         specs: the models.
@@ -58,7 +58,9 @@ def tuned(
                 devices_per_trial=settings.pop("nproc"),
                 output=folder,
             )
-            found.append(_tuning(spec.name, _carry_out(folder, settings, start, space, own)))
+            search = NewSearch(settings["model"], settings["dataset"], space, None, settings, own, start)
+            report = resume_search(folder) if (folder / SEARCH_FILE).is_file() else search.carry_out()
+            found.append(_tuning(spec.name, report))
             spec = replace(spec, settings={**spec.settings, **found[-1].chosen})
         result.append(spec)
     return result, found
@@ -77,15 +79,6 @@ def _names(keys: Iterable[str]) -> set[str]:
 
 def _digest(key: str, space: Mapping[str, Any]) -> str:
     return digest(json.dumps([key, space], sort_keys=True).encode(), size=8).hexdigest()
-
-
-def _carry_out(
-    folder: Path, settings: Mapping[str, Any], start: Mapping[str, Any], space: Mapping[str, Any], own: SearchSettings
-) -> SearchReport:
-    if (folder / SEARCH_FILE).is_file():
-        return resume_search(folder)
-    search = NewSearch(settings["model"], settings["dataset"], space, None, settings, own, start)
-    return search.carry_out()
 
 
 def _tuning(name: str, report: SearchReport) -> Tuning:
