@@ -1,7 +1,7 @@
 """Tables: arrays with a row for every item of a data set, computed once by whoever needs them first."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -137,6 +137,9 @@ class Table(MappedRows):
         table._remember_verified(manifest, recipe)
         if Manifest.read(folder, recipe).chunks != manifest.chunks:
             raise UnusableRowsError(f"{folder}: was replaced while it was opened.")
+        if (folder / JOURNAL).exists():  # its builder was killed after the table had its name
+            with suppress(OSError):  # a folder that may only be read
+                _remove_leftovers(folder, recipe.layout(recipe.about).keys() - table.files.layout.keys())
         return table
 
     @classmethod
@@ -202,6 +205,18 @@ def _named(tokens: Sequence[str], changed: np.ndarray) -> str:
     """How many items changed, and which."""
     named = ", ".join(repr(tokens[row]) for row in changed[:N_NAMED])
     return f"{len(changed)} items changed ({named}{', ...' if len(changed) > N_NAMED else ''})"
+
+
+def _remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Remove what only the continuation of a build needs, the journal last: while it is there, more may be.
+
+    Args:
+        folder: Of the finished table.
+        names: Of arrays that it does without.
+    """
+    for name in names:
+        (folder / f"{name}.npy").unlink(missing_ok=True)
+    (folder / JOURNAL).unlink(missing_ok=True)
 
 
 class _Build:
@@ -324,6 +339,4 @@ class _Build:
         kept.sync()
         Manifest(values, chunks, kept.stamps(besides=STAMP)).write(kept.folder / MANIFEST)
         put_in_place(kept.folder, self._folder)
-        (self._folder / JOURNAL).unlink(missing_ok=True)
-        for name in self._files.layout.keys() - kept.layout.keys():
-            (self._folder / f"{name}.npy").unlink(missing_ok=True)
+        _remove_leftovers(self._folder, self._files.layout.keys() - kept.layout.keys())

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.store import table
 from recbole_perpeft.store.rows import RowFiles
 from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings
 from support import tiny_encoders as tiny
@@ -47,6 +48,19 @@ def test_states_of_a_class_token(shop, bert):
     assert (cache.n_rows, cache.n_states, cache.width, cache.layers) == (N_ITEMS, 3, 16, (0, 1, 3))
     assert cache.is_first_shared and "state_0.npy" not in files_of(cache)
     assert np.load(cache.folder / "states.npy").shape == (N_ITEMS, 2, 16)
+
+
+def test_what_a_kill_has_left_in_a_finished_cache_goes_with_the_next_opening(shop, bert, monkeypatch):
+    def killed(folder, names):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(table, "_remove_leftovers", killed)
+        open_or_build(shop, bert)
+    (folder,) = shop.parent.glob("**/*-states")
+    assert {"state_0.npy", "journal.jsonl", "manifest.json"} <= {path.name for path in folder.iterdir()}
+    cache = open_or_build(shop, bert)
+    assert not {"state_0.npy", "journal.jsonl"} & set(files_of(cache)) and not {*folder.glob("journal*")}
 
 
 def test_states_of_a_decoder_are_means_of_its_tokens(shop, encoders):
