@@ -224,14 +224,23 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value
 
 
-def copied(value: Any) -> Any:
-    """A copy on the CPU that later training steps do not change."""
+def copied(value: Any, known: dict[Any, torch.Tensor] | None = None) -> Any:
+    """A copy on the CPU that later training steps do not change; what is one tensor in it stays one.
+
+    Args:
+        value: tensors, nested in dictionaries, lists and tuples; all else is taken as it is.
+        known: copies of tensors that were met before.
+    """
+    known = {} if known is None else known
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
+        key = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if not value.numel() or key not in known:
+            known[key] = value.detach().to("cpu", copy=True)
+        return known[key]
     if isinstance(value, dict):
-        return {key: copied(entry) for key, entry in value.items()}
+        return {key: copied(entry, known) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(copied(entry) for entry in value)
+        return type(value)(copied(entry, known) for entry in value)
     return value
 
 

@@ -26,6 +26,7 @@ from recbole_perpeft.training.ranks import RankCollector
 from recbole_perpeft.training.steps import StepTrainer
 from recbole_perpeft.training.trackers import Trackers, chosen_trackers
 from recbole_perpeft.training.workers import ALONE, Workers, share_of_batches
+from recbole_perpeft.training.writer import CheckpointWriter
 
 
 @cache
@@ -53,7 +54,8 @@ class RunTrainer(StepTrainer):
     """Trains a model inside a run folder.
 
     `best.pth` holds the best model, `last.pth` in addition what it takes to go on after the last finished epoch:
-    optimisers, random generators, loader, early stopping, record. `metrics.csv` has a row an epoch.
+    optimisers, random generators, loader, early stopping, record. Both are written while the next epoch is trained.
+    `metrics.csv` has a row an epoch.
 
     Subclasses may name a `stage`, and add to checkpoints with `extra_state` and `load_extra_state`. `fit` may be
     called several times, it goes on from `start_epoch`.
@@ -91,6 +93,7 @@ class RunTrainer(StepTrainer):
         self.trackers = Trackers()
         self._data: dict[str, str] = {}
         self._best_in_memory: dict[str, Any] | None = None
+        self._writer = CheckpointWriter()
 
     def extra_state(self) -> dict[str, Any]:
         """What checkpoints must hold besides tensors and RecBole's state: tensors and plain types."""
@@ -116,7 +119,7 @@ class RunTrainer(StepTrainer):
             verbose: whether to log every epoch.
             saved: whether this stage chooses the best model.
             show_progress: whether to show progress bars.
-            callback_fn: called with epoch and valid score after each evaluation.
+            callback_fn: called with epoch and valid score after each evaluation, when its checkpoints are written.
 
         Returns:
             The best valid score and the metrics of that epoch.
@@ -127,20 +130,22 @@ class RunTrainer(StepTrainer):
         self.eval_collector.data_collect(train_data)
         if self.config["train_neg_sample_args"].get("dynamic", False):
             train_data.get_model(self.model)
-        for epoch in range(self.start_epoch, self.epochs):
-            if self.cur_step > self.stopping_step:
-                break
-            row = self._record_training(train_data, epoch, verbose, show_progress)
-            evaluates = bool(valid_data) and self.eval_step > 0 and (epoch + 1) % self.eval_step == 0
-            improved = not valid_data
-            if evaluates:
-                improved = self._record_validation(row, valid_data, verbose, show_progress)
-            self.start_epoch = epoch + 1
-            if improved and saved:
-                self._save_checkpoint(epoch, verbose=verbose)
-            self._finish_epoch(row, train_data)
-            if evaluates and callback_fn:
-                callback_fn(epoch, row[self.valid_metric])
+        with self._writer:
+            for epoch in range(self.start_epoch, self.epochs):
+                if self.cur_step > self.stopping_step:
+                    break
+                row = self._record_training(train_data, epoch, verbose, show_progress)
+                evaluates = bool(valid_data) and self.eval_step > 0 and (epoch + 1) % self.eval_step == 0
+                improved = not valid_data
+                if evaluates:
+                    improved = self._record_validation(row, valid_data, verbose, show_progress)
+                self.start_epoch = epoch + 1
+                if improved and saved:
+                    self._save_checkpoint(epoch, verbose=verbose)
+                self._finish_epoch(row, train_data)
+                if evaluates and callback_fn:
+                    self._writer.wait()
+                    callback_fn(epoch, row[self.valid_metric])
         if saved and (self.best_valid_result is None or not self._has_best()):
             self._save_checkpoint(self.start_epoch - 1, verbose=verbose)
         return self.best_valid_score, self.best_valid_result
@@ -190,7 +195,7 @@ class RunTrainer(StepTrainer):
 
     def _save_last(self, train_data) -> None:
         if self.keeps_files and self.workers.rank == 0:
-            checkpoints.save_checkpoint(self.last_file, self._state() | self._training_state(train_data))
+            self._writer.write(self.last_file, self._state() | self._training_state(train_data))
 
     def _write_history(self) -> None:
         if self.workers.rank:
@@ -299,7 +304,7 @@ class RunTrainer(StepTrainer):
         if self.workers.rank:
             return
         path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
-        checkpoints.save_checkpoint(path, self._state(epoch))
+        self._writer.write(path, self._state(epoch))
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
 

@@ -1,5 +1,6 @@
 import csv
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.run import create_dataset, data_preparation, get_trainer
+from recbole_perpeft.training import writer
 from recbole_perpeft.training.checkpoint import (
     load_checkpoint,
     loader_state,
@@ -105,6 +107,32 @@ def test_without_files_the_best_model_is_kept_in_memory(build):
     without.fit(train, valid, verbose=False)
     assert not list(without.folder.glob("*.pth"))
     assert with_files.evaluate(test) == without.evaluate(test)
+
+
+def test_an_epoch_is_trained_while_the_checkpoints_of_the_one_before_are_written(build, monkeypatch):
+    trainer, (train, valid, _) = build(epochs=3)
+    goes_on, train_epoch = threading.Event(), trainer._train_epoch
+
+    def save(path, content):
+        assert goes_on.wait(60), "the next epoch waits for the checkpoint"
+        save_checkpoint(path, content)
+
+    def count(data, epoch, **arguments):
+        if epoch == 1:
+            goes_on.set()
+        return train_epoch(data, epoch, **arguments)
+
+    monkeypatch.setattr(writer, "save_checkpoint", save)
+    monkeypatch.setattr(trainer, "_train_epoch", count)
+    trainer.fit(train, valid, verbose=False)
+    assert load_checkpoint(trainer.last_file)["epoch"] == 2, "the last one is written when the training ends"
+
+
+def test_whoever_is_called_after_an_epoch_finds_its_checkpoint(build):
+    trainer, (train, valid, _) = build(epochs=3)
+    found = []
+    trainer.fit(train, valid, callback_fn=lambda *_: found.append(load_checkpoint(trainer.last_file)["epoch"]))
+    assert found == [0, 1, 2]
 
 
 def test_every_epoch_is_recorded(build):
