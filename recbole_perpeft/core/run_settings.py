@@ -177,7 +177,9 @@ class RunSettings(Settings):
     stopping_step: int = setting(
         10, "Stop after so many evaluations without a better valid_metric.", least=0, kind="protocol"
     )
-    eval_batch_size: int = setting(4096, "Users of an evaluation batch.", least=1)
+    eval_batch_size: int = setting(
+        4096, "Users of an evaluation batch; fewer where users times items are more than 134 million.", least=1
+    )
 
     def check(self) -> None:
         """Names of the data set, the optimiser, the level of the log and the metric; parts of `eval_args`."""

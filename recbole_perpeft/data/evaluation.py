@@ -17,6 +17,8 @@ from recbole_perpeft.data.sampler import GroupAwareSampler
 
 __all__ = ["DrawnCandidatesLoader", "MaskedFullSortEvalDataLoader", "evaluation_loader", "part_of"]
 
+_SCORES_AT_ONCE = 2**27  # of users and all items: 512 MB
+
 
 class MaskedFullSortEvalDataLoader(FullSortEvalDataLoader):
     """RecBole's full-ranking loader with a choice of which items leave the candidates, for models of every type.
@@ -60,7 +62,7 @@ class MaskedFullSortEvalDataLoader(FullSortEvalDataLoader):
 
     def _init_batch_size_and_step(self) -> None:
         # RecBole divides by the number of items for models that score users: often one user a batch.
-        self.step = self.config["eval_batch_size"]
+        self.step = max(1, min(self.config["eval_batch_size"], _SCORES_AT_ONCE // self._dataset.item_num))
         self.set_batch_size(self.step)
 
     def collate_fn(self, index) -> tuple[Interaction, tuple | None, torch.Tensor, torch.Tensor]:

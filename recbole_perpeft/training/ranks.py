@@ -38,11 +38,16 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
     target_scores = scores.gather(1, targets.unsqueeze(1))
     n_better = (scores > target_scores).sum(dim=1, dtype=torch.int32)
     n_equal = (scores == target_scores).sum(dim=1, dtype=torch.int32)
-    n_nan = int(target_scores.isnan().sum())
-    if n_nan:
-        raise PerPEFTError(f"the model scores {n_nan} of {len(targets)} targets as NaN; lower learning_rate")
+    check_scores_of_targets(target_scores)
     ranks = (1 + n_better + (n_equal - 1) // 2).long()
     return torch.where(target_scores.squeeze(1).isneginf(), scores.shape[1], ranks)
+
+
+def check_scores_of_targets(scores: Tensor) -> None:
+    """Raises PerPEFTError if one is NaN."""
+    n_nan = int(scores.isnan().sum())
+    if n_nan:
+        raise PerPEFTError(f"the model scores {n_nan} of {len(scores)} targets as NaN; lower learning_rate")
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,32 @@ class RankCollector(Collector):
         self._items: list[Tensor] = []
         self._ranks: list[tuple[Tensor, Tensor, Tensor]] = []
 
+    @property
+    def needs_scores(self) -> bool:
+        """Whether something is collected that does not follow from the ranks of targets."""
+        others = any(self.register.need(name) for name in ("rec.meanrank", "rec.score", "data.label"))
+        return others or self._needs_items or self.list_figures is not None or not self._needs_hits
+
+    def add_ranks(self, interaction, targets: Tensor, ranks: Tensor) -> None:
+        """Collect a batch with one target a row.
+
+        Args:
+            interaction: rows of the batch.
+            targets: internal ids, [n].
+            ranks: of the targets, [n].
+        """
+        # With sampled candidates the interaction has a row a candidate: whose rank it is would have to be guessed.
+        if len(interaction) == len(ranks):
+            self._ranks.append((interaction[self._user_field].cpu(), targets.cpu(), ranks.cpu()))
+        self._hits.append(_hits_of_ranks(ranks, max(self.topk)).cpu())
+
     def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i) -> None:
-        """Collect a batch; arguments as in RecBole: scores [n, n_items], row and item of every positive."""
+        """Collect a batch; arguments as in RecBole: scores [n, n_items], row and item of every positive.
+
+        Scores may be None: then the trainer has told `add_ranks` of the batch.
+        """
+        if scores_tensor is None:
+            return
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
         if self._needs_items:
             self._items.append(self._top_items(scores_tensor).cpu())
@@ -99,11 +128,7 @@ class RankCollector(Collector):
         positive_u, positive_i = positive_u.to(scores_tensor.device), positive_i.to(scores_tensor.device)
         rows = torch.arange(len(scores_tensor), device=positive_u.device)
         if torch.equal(positive_u, rows):
-            ranks = target_ranks(scores_tensor, positive_i)
-            # With sampled candidates the interaction has a row a candidate: whose rank it is would have to be guessed.
-            if len(interaction) == len(ranks):
-                self._ranks.append((interaction[self._user_field].cpu(), positive_i.cpu(), ranks.cpu()))
-            self._hits.append(_hits_of_ranks(ranks, max(self.topk)).cpu())
+            self.add_ranks(interaction, positive_i, target_ranks(scores_tensor, positive_i))
         else:
             self._hits.append(self._hits_of_many(scores_tensor, positive_u, positive_i).cpu())
 

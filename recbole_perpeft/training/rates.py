@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from recbole_perpeft.core.errors import PerPEFTError
@@ -78,3 +79,13 @@ class ContentTrainer(ScheduledTrainer):
     def _on_device(self, interaction):
         """The batch as it is: the model sorts out its ids on the CPU."""
         return interaction
+
+    def _full_sort_batch_eval(self, batched_data):
+        """As in RecBole; where ranks are all that is asked for, the collector gets them, and there are no scores."""
+        interaction, masked, positive_u, positive_i = batched_data
+        has_one_a_row = torch.equal(positive_u, torch.arange(len(interaction)))
+        if self.eval_collector.needs_scores or not has_one_a_row or not self.model.scores_are_products:
+            return super()._full_sort_batch_eval(batched_data)
+        ranks = self.model.ranks_of(interaction.to(self.device), masked, positive_i)
+        self.eval_collector.add_ranks(interaction, positive_i, ranks)
+        return interaction, None, positive_u, positive_i

@@ -8,6 +8,7 @@ from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.utils import create_samplers
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data import evaluation
 from recbole_perpeft.data.dataset import SequenceDataset, history_of
 from recbole_perpeft.data.evaluation import MaskedFullSortEvalDataLoader, evaluation_loader, rows_of_users
 from recbole_perpeft.data.loader import train_loader
@@ -226,6 +227,14 @@ def test_an_evaluation_batch_is_a_number_of_users_for_every_model(log_folder):
     config, _, built = datasets(log_folder, "BPR", Dataset, eval_batch_size=3, train_neg_sample_args=NEGATIVES)
     loader = MaskedFullSortEvalDataLoader(config, built[2], None, history_of(built, "test"))
     assert [len(batch[0]) for batch in loader][:-1] == [3] * (len(loader) - 1)
+
+
+def test_a_large_catalogue_leaves_fewer_users_a_batch(log_folder, monkeypatch):
+    config, _, built = datasets(log_folder, "BPR", Dataset, eval_batch_size=64, train_neg_sample_args=NEGATIVES)
+    for scores, n_users in ((5 * built[2].item_num + 1, 5), (1, 1), (10**9, 64)):
+        monkeypatch.setattr(evaluation, "_SCORES_AT_ONCE", scores)
+        loader = MaskedFullSortEvalDataLoader(config, built[2], None, history_of(built, "test"))
+        assert len(next(iter(loader))[0]) == min(n_users, len(built[2]))
 
 
 @pytest.mark.parametrize("mask_history", ["all", "none"])

@@ -1,9 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.nn.users.sasrec import left_pad
+from recbole_perpeft.training.ranks import target_ranks
 from recbole_perpeft.training.rates import LearningRateSettings
 
 
@@ -35,6 +38,37 @@ def test_scores_equal_a_loop_over_users(prepare, personalised):
         expected = naive_scores(model, row, group)
         torch.testing.assert_close(scores[index], expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(single[index], expected[row["item_id"]], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("personalised", [False, True])
+def test_ranks_are_those_of_all_scores(prepare, personalised):
+    prepared = prepare()
+    model = (prepared.personalise() if personalised else prepared.model).eval()
+    for rows, masked, positive_u, positive_i in prepared.valid_data:
+        with torch.no_grad():
+            scores = model.full_sort_predict(rows)
+        scores[:, 0] = -torch.inf
+        scores[masked] = -torch.inf
+        assert positive_u.equal(torch.arange(len(rows)))
+        assert model.ranks_of(rows, masked, positive_i).equal(target_ranks(scores, positive_i))
+
+
+def test_all_scores_are_made_only_for_who_asks_for_them(prepare, monkeypatch, tmp_path):
+    prepared = prepare()
+    model, trainer = prepared.model, prepared.trainer(tmp_path)
+    evaluate = partial(trainer.evaluate, prepared.valid_data, load_best_model=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer.eval_collector, "_needs_items", True)
+        by_scores, expected = evaluate(), trainer.target_ranks
+    with monkeypatch.context() as patched:
+        patched.setattr(type(model), "ranks_of", None)
+        patched.setattr(type(model), "full_sort_predict", lambda model, rows: model.user_encoder.missing)
+        with pytest.raises(AttributeError, match="missing"):
+            evaluate()  # scores of a subclass are its own
+    calls = []
+    monkeypatch.setattr(model, "full_sort_predict", lambda rows: calls.append(rows))
+    assert evaluate() == by_scores and not calls
+    assert trainer.target_ranks.ranks.equal(expected.ranks) and trainer.target_ranks.items.equal(expected.items)
 
 
 def test_groups_see_items_differently(prepare):

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.training import catalogue_ranks as module
+from recbole_perpeft.training.catalogue_ranks import pairs_of, ranks_by_products
+from recbole_perpeft.training.ranks import target_ranks
+
+
+@pytest.fixture(params=[1, 40, 2**18], scope="module")
+def scores_at_once(request):
+    """Pieces of one item, of a few, and of all."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "_SCORES_OF_PROCESSOR", request.param)
+        yield request.param
+
+
+def by_table(users, catalogue, targets, masked):
+    """Through the table of all users and items."""
+    scores = users @ catalogue.T
+    scores[:, 0] = -torch.inf
+    if masked is not None:
+        scores[masked] = -torch.inf
+    return target_ranks(scores, targets)
+
+
+def drawn(seed, n_users, n_items, n_masked, values):
+    """Vectors of few whole numbers have many equal scores, however sums are rounded."""
+    rng = np.random.default_rng(seed)
+    whole = (rng.integers(-values, values + 1, (n, 3)) for n in (n_users, n_items))
+    users, catalogue = (torch.from_numpy(numbers).float() for numbers in whole)
+    targets = torch.from_numpy(rng.integers(1, n_items, n_users))
+    masked = [torch.from_numpy(rng.integers(low, high, n_masked)) for low, high in ((0, n_users), (1, n_items))]
+    return users, catalogue, targets, tuple(masked)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(2, 70), st.integers(0, 60), st.sampled_from([1, 9]))
+def test_ranks_are_those_of_a_table_of_all_scores(scores_at_once, seed, n_users, n_items, n_masked, values):
+    users, catalogue, targets, masked = drawn(seed, n_users, n_items, n_masked, values)
+    assert ranks_by_products(users, catalogue, targets, masked).equal(by_table(users, catalogue, targets, masked))
+    assert ranks_by_products(users, catalogue, targets, None).equal(by_table(users, catalogue, targets, None))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
+def test_ranks_of_vectors_of_other_kinds(scores_at_once, kind):
+    torch.manual_seed(0)
+    users, catalogue, targets = torch.randn(30, 8).to(kind), torch.randn(200, 8).to(kind), torch.randint(1, 200, (30,))
+    assert ranks_by_products(users, catalogue, targets, None).equal(by_table(users, catalogue, targets, None))
+
+
+def test_a_score_that_is_no_number_is_worse_than_everything_unless_it_is_the_target(scores_at_once):
+    users, catalogue, targets, masked = drawn(1, 6, 50, 20, 9)
+    catalogue[7], targets[targets == 7] = torch.nan, 8
+    expected = by_table(users, catalogue, targets, masked)
+    assert ranks_by_products(users, catalogue, targets, masked).equal(expected)
+    targets[2] = 7
+    with pytest.raises(PerPEFTError, match="scores 1 of 6 targets as NaN"):
+        ranks_by_products(users, catalogue, targets, masked)
+
+
+def test_infinite_scores(scores_at_once):
+    users, catalogue = torch.ones(4, 1), torch.tensor([0, 1, torch.inf, torch.inf, -torch.inf]).unsqueeze(1)
+    targets = torch.tensor([1, 2, 3, 4])
+    expected = by_table(users, catalogue, targets, None)
+    assert ranks_by_products(users, catalogue, targets, None).equal(expected) and expected.tolist() == [3, 1, 1, 5]
+
+
+def test_pairs_of_some_rows():
+    pairs = torch.tensor([0, 0, 2, 5, 2]), torch.tensor([9, 8, 7, 6, 5])
+    rows, items = pairs_of(torch.tensor([2, 5]), pairs)
+    assert rows.tolist() == [0, 1, 0] and items.tolist() == [7, 6, 5]
+    assert pairs_of(torch.tensor([2]), None) is None
