@@ -85,6 +85,7 @@ def compare(n_interactions: int, kind: str, seed: int) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a log of 100,000 instead of 1,000,000 interactions")
+    parser.add_argument("--interactions", type=int, help="of a log of short histories alone")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--measure", choices=CLASSES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -94,7 +95,8 @@ def main() -> int:
         print(json.dumps(measure(arguments.measure, arguments.folder, arguments.width)))
         return 0
     n_interactions = 100_000 if arguments.quick else 1_000_000
-    ratio = max(compare(n_interactions, kind, arguments.seed) for kind in LOGS)
+    sizes = {"short": arguments.interactions} if arguments.interactions else dict.fromkeys(LOGS, n_interactions)
+    ratio = max(compare(n, kind, arguments.seed) for kind, n in sizes.items())
     print(f"dataset_build ratio {ratio:.4f} limit {LIMIT}")
     return int(ratio > LIMIT)
 

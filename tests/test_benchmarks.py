@@ -30,3 +30,11 @@ def test_both_starts_of_a_long_log_are_measured(tmp_path, monkeypatch, capsys):
     starts = re.findall(r"^ +([\d,]+) (first|second) .* s, with the parts .* peak", "\n".join(lines), re.MULTILINE)
     assert starts == [("2,000", "first"), ("2,000", "second"), ("4,000", "first"), ("4,000", "second")]
     assert re.fullmatch(r"long_log slope -?\d\.\d{4} limit 1\.05", lines[-1])
+
+
+def test_what_users_and_items_cost_is_measured(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    million = importlib.import_module("million")
+    figures = million.measure(400, 50)
+    assert million.LIMITS.keys() <= figures.keys() and all(value >= 0 for value in figures.values())
+    assert 0 < figures["checkpoint, seconds waited"] <= figures["checkpoint, seconds written"]
