@@ -20,6 +20,11 @@ __all__ = ["DrawnCandidatesLoader", "MaskedFullSortEvalDataLoader", "evaluation_
 _SCORES_AT_ONCE = 2**27  # of users and all items: 512 MB
 
 
+def _users_at_once(wanted: int, n_items: int) -> int:
+    """How many users make a batch: as many as are wanted, unless there are many items."""
+    return max(1, min(wanted, _SCORES_AT_ONCE // n_items))
+
+
 class MaskedFullSortEvalDataLoader(FullSortEvalDataLoader):
     """RecBole's full-ranking loader with a choice of which items leave the candidates, for models of every type.
 
@@ -62,7 +67,7 @@ class MaskedFullSortEvalDataLoader(FullSortEvalDataLoader):
 
     def _init_batch_size_and_step(self) -> None:
         # RecBole divides by the number of items for models that score users: often one user a batch.
-        self.step = max(1, min(self.config["eval_batch_size"], _SCORES_AT_ONCE // self._dataset.item_num))
+        self.step = _users_at_once(self.config["eval_batch_size"], self._dataset.item_num)
         self.set_batch_size(self.step)
 
     def collate_fn(self, index) -> tuple[Interaction, tuple | None, torch.Tensor, torch.Tensor]:
@@ -176,7 +181,7 @@ class DrawnCandidatesLoader(AbstractDataLoader):
 
     def _init_batch_size_and_step(self) -> None:
         longest = int(np.diff(self._borders).max(initial=1)) * (1 + self._n_drawn)
-        self.step = max(1, self.config["eval_batch_size"] // longest)
+        self.step = _users_at_once(self.config["eval_batch_size"] // longest, self._dataset.item_num)
         self.set_batch_size(self.step * longest)
 
     def collate_fn(self, index) -> tuple[Interaction, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -30,8 +30,8 @@ from recbole_perpeft.nn.losses.in_batch import log_popularity
 from recbole_perpeft.nn.users.choice import UserEncoderChoice, build_user_encoder
 from recbole_perpeft.nn.users.sasrec import left_pad
 from recbole_perpeft.store.catalogues import KeptCatalogues
-from recbole_perpeft.training.catalogue_ranks import pairs_of, ranks_by_products
 from recbole_perpeft.training.optimisers import OF_TABLES
+from recbole_perpeft.training.ranks import pairs_of, ranks_by_products
 from recbole_perpeft.training.rates import ContentTrainer
 
 _NOT_IN_VECTORS = ("rate", "place", "device", "display", "protocol")  # kinds of settings
@@ -364,19 +364,17 @@ class ContentRecommender(SequentialRecommender):
 
     @property
     def scores_are_products(self) -> bool:
-        """Whether `ranks_of` has the scores of `full_sort_predict`: not if a subclass has scores of its own."""
-        return type(self).full_sort_predict is ContentRecommender.full_sort_predict
+        """Whether `ranks_of` has the scores of `full_sort_predict`: not if a subclass or an object has its own."""
+        own = type(self).full_sort_predict is not ContentRecommender.full_sort_predict
+        return not own and "full_sort_predict" not in vars(self)
 
     def ranks_of(self, interaction, masked: tuple[Tensor, Tensor] | None, targets: Tensor) -> Tensor:
-        """Rank of the target of each row by the scores of `full_sort_predict`, which are never all there at once.
+        """Ranks of targets [B] by the scores of `full_sort_predict`, which are never all there at once, int64 [B].
 
         Args:
             interaction: As there.
             masked: Row and item of every pair that is no candidate.
             targets: [B].
-
-        Returns:
-            int64 [B].
         """
         ranks = torch.empty(len(targets), dtype=torch.long, device=interaction[self.ITEM_SEQ].device)
         for rows, users, catalogue in self._parts(interaction):

@@ -44,7 +44,7 @@ class Estimate:
         epochs: epochs by stage.
         evaluation: seconds of an evaluation by stage.
         n_evaluations: how many by stage, on the valid items; one more is on the test items.
-        save: seconds of writing the checkpoints after an epoch, by stage.
+        save: seconds of writing the checkpoints after an epoch, by stage; they may pass beside the next epoch.
         memory_mb: peak memory of the process.
         gpu_memory_mb: PyTorch's peak on the GPU; None without one.
         disk_mb: what the run folder holds in the end.
@@ -135,8 +135,9 @@ def _measured(config: Config, folder: Path, with_test: bool) -> Estimate:
         evaluates = bool(valid_data) and config["eval_step"] > 0
         found.n_evaluations[stage] = epochs // config["eval_step"] if evaluates else 0
         began = perf_counter()
-        trainer._save_checkpoint(0, verbose=False)
-        trainer._finish_epoch({"stage": stage, "epoch": 0, "train_loss": 0.0, "train_seconds": 0.0}, train_data)
+        with trainer._writer:
+            trainer._save_checkpoint(0, verbose=False)
+            trainer._finish_epoch({"stage": stage, "epoch": 0, "train_loss": 0.0, "train_seconds": 0.0}, train_data)
         found.save[stage] = perf_counter() - began
         began = perf_counter()
     found.start += perf_counter() - began

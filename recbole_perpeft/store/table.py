@@ -29,6 +29,7 @@ _MOST_ROWS = 2**31  # of a chunk
 _SCHEMA = {"chunks": list[dict], "stamps": dict[str, list[int]], "chunk_rows": int, "tokens": list[str]}
 _CHUNK = {"index": int, "checksums": dict[str, int], "damaged": dict[str, str]}
 N_NAMED = 3
+_MOMENT = 0.1  # seconds
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,7 @@ class Table(MappedRows):
         if Manifest.read(folder, recipe).chunks != manifest.chunks:
             raise UnusableRowsError(f"{folder}: was replaced while it was opened.")
         if (folder / JOURNAL).exists():  # its builder was killed after the table had its name
-            with suppress(OSError):  # a folder that may only be read
-                _remove_leftovers(folder, recipe.layout(recipe.about).keys() - table.files.layout.keys())
+            table._remove_leftovers_of_a_kill(manifest, recipe)
         return table
 
     @classmethod
@@ -182,6 +182,12 @@ class Table(MappedRows):
             return torch.tensor([row_of[str(token)] for token in item_tokens], dtype=torch.long)
         except KeyError as error:
             raise PerPEFTError(f"{self.folder}: has no item {error.args[0]!r}; add it to the item file.") from error
+
+    def _remove_leftovers_of_a_kill(self, manifest: Manifest, recipe: Recipe) -> None:
+        # Neither in a folder that may only be read, nor in one that another process is about to replace.
+        with suppress(PerPEFTError, OSError), alone(self.folder, _MOMENT):
+            if Manifest.read(self.folder, recipe).chunks == manifest.chunks:
+                _remove_leftovers(self.folder, recipe.layout(recipe.about).keys() - self.files.layout.keys())
 
     def _remember_verified(self, manifest: Manifest, recipe: Recipe) -> None:
         """Read everything once if the files are not those that were verified last."""

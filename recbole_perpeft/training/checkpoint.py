@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,13 @@ from torch.optim import Optimizer
 
 from recbole_perpeft.core.digest import VERSIONED_PACKAGES
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.schema import misfit
 from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.training.optimisers import parts_of
 
 __all__ = [
+    "CheckpointWriter",
     "check_complete",
     "load_checkpoint",
     "loader_state",
@@ -78,6 +83,68 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
             torch.save(plain, draft)
         except RuntimeError as error:  # what PyTorch makes of a full disk
             raise PerPEFTError(f"cannot write the checkpoint {path}: {error}; is the disk full?") from error
+
+
+class CheckpointWriter:
+    """Writes checkpoints, inside a `with` block one after the other in a thread beside the caller.
+
+    There, what a checkpoint holds is copied to the CPU before `write` returns. After an error nothing more is written:
+    a later file never tells of an earlier one that is not there. The block ends when all is done.
+
+    Raises:
+        PerPEFTError: as `save_checkpoint`; inside the block from the next `wait`, at its end at the latest. If the
+            block ends with another error, the log has this one.
+    """
+
+    def __init__(self) -> None:
+        self._thread: ThreadPoolExecutor | None = None
+        self._waiting = deque[Future[None]]()
+        self._has_failed = False
+
+    def __enter__(self) -> CheckpointWriter:
+        self._thread, self._has_failed = ThreadPoolExecutor(1, "checkpoints"), False
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        assert self._thread is not None
+        thread, self._thread = self._thread, None
+        thread.shutdown()
+        try:
+            self.wait()
+        except Exception as other:
+            if error is None:
+                raise
+            LOGGER.error(other)
+        finally:
+            self._waiting.clear()
+
+    def write(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Write a checkpoint as `save_checkpoint` does, now or soon."""
+        if self._thread is None:
+            save_checkpoint(path, content)
+        else:
+            self._waiting.append(self._thread.submit(self._do, partial(save_checkpoint, path, copied(content))))
+
+    def call(self, work: Callable[[], None]) -> None:
+        """Do something when all checkpoints so far are written."""
+        if self._thread is None:
+            work()
+        else:
+            self._waiting.append(self._thread.submit(self._do, work))
+
+    def _do(self, work: Callable[[], None]) -> None:
+        if self._has_failed:
+            return
+        try:
+            work()
+        except BaseException:
+            self._has_failed = True
+            raise
+
+    def wait(self) -> None:
+        """Return when everything is done."""
+        while self._waiting:
+            self._waiting.popleft().result()
 
 
 def load_checkpoint(path: Path | str, model: str | None = None) -> dict[str, Any]:
@@ -228,15 +295,20 @@ def copied(value: Any, known: dict[Any, torch.Tensor] | None = None) -> Any:
     """A copy on the CPU that later training steps do not change; what is one tensor in it stays one.
 
     Args:
-        value: tensors, nested in dictionaries, lists and tuples; all else is taken as it is.
+        value: tensors, arrays and sparse matrices, nested in dictionaries, lists and tuples; all else is taken as it
+            is.
         known: copies of tensors that were met before.
     """
     known = {} if known is None else known
     if isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided or not value.numel():
+            return value.detach().to("cpu", copy=True)
         key = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
-        if not value.numel() or key not in known:
+        if key not in known:
             known[key] = value.detach().to("cpu", copy=True)
         return known[key]
+    if isinstance(value, np.ndarray) or sparse.issparse(value):
+        return value.copy()
     if isinstance(value, dict):
         return {key: copied(entry, known) for key, entry in value.items()}
     if isinstance(value, list | tuple):

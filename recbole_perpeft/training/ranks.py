@@ -13,6 +13,7 @@ from recbole.evaluator import Collector
 from recbole.evaluator.collector import DataStruct
 from recbole.evaluator.register import metrics_dict
 from torch import Tensor
+from torch.nn import functional
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.training.list_figures import ListFigures
@@ -20,6 +21,13 @@ from recbole_perpeft.training.workers import ALONE, Workers
 
 _NAME = re.compile(r"(?P<metric>[a-z]+)@(?P<cut>\d+)")
 _PER_EVALUATION = ("rec.topk", "rec.items", "rec.meanrank", "rec.score", "data.label")
+# A piece that fits a processor's cache is read again for next to nothing; an accelerator wants larger ones.
+_SCORES_OF_PROCESSOR, _SCORES_OF_ACCELERATOR = 2**18, 2**26
+_WIDTH, _MOST_WIDTHS = 256, 128  # items of a piece are a multiple of the first; float32 counts as many
+_LEAST_USERS = 16  # products of fewer are rounded by where an item stands
+
+Pairs = tuple[Tensor, Tensor]  # rows and items
+Count = Callable[[Tensor, Tensor], Tensor]
 
 
 def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
@@ -48,6 +56,115 @@ def check_scores_of_targets(scores: Tensor) -> None:
     n_nan = int(scores.isnan().sum())
     if n_nan:
         raise PerPEFTError(f"the model scores {n_nan} of {len(scores)} targets as NaN; lower learning_rate")
+
+
+def pairs_of(rows: Tensor, pairs: Pairs | None) -> Pairs | None:
+    """Pairs of some rows, ascending, by the place of the row among them."""
+    if pairs is None:
+        return None
+    is_among = torch.isin(pairs[0], rows)
+    return torch.searchsorted(rows, pairs[0][is_among]), pairs[1][is_among]
+
+
+@torch.no_grad()
+def ranks_by_products(users: Tensor, catalogue: Tensor, targets: Tensor, masked: Pairs | None) -> Tensor:
+    """Rank of one target a user, as `target_ranks` has it for `users @ catalogue.T` without the pad.
+
+    Args:
+        users: [B, d].
+        catalogue: vectors of items, [n_items, d], that of the pad first.
+        targets: int64 [B], not the pad.
+        masked: row and item of every pair that is no candidate, int64 [n] each; None for none.
+
+    Returns:
+        int64 [B], on the device of the vectors.
+
+    Raises:
+        PerPEFTError: the score of a target is NaN.
+    """
+    if not len(users):
+        return targets
+    targets = targets.cpu()
+    rows, n_items = torch.arange(len(users)), len(catalogue)
+    out = (rows[:0], rows[:0]) if masked is None else (masked[0].cpu(), masked[1].cpu())
+    is_lost = torch.isin(rows * n_items + targets, out[0] * n_items + out[1]).to(users.device)
+    # A target does not compete with itself.
+    out = (torch.cat([out[0], rows, rows]), torch.cat([out[1], targets, torch.zeros_like(rows)]))
+    pieces = _Pieces.of(users, catalogue)
+    goals = pieces.scores_of(targets).masked_fill_(is_lost, 0.0)
+    check_scores_of_targets(goals)
+    surplus = pieces.surplus(goals, out, _by_signs)
+    if surplus.isnan().any():
+        surplus = pieces.surplus(goals, out, _by_comparisons)
+    # Of n scores, b better and e equal ones, this is 1 + b + e // 2, as the surplus is b - (n - b - e).
+    ranks = 1 + torch.floor((surplus + n_items) / 2).long()
+    return torch.where(is_lost | goals.isneginf(), n_items, ranks)
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Products of users with as many items at a time, all in the same memory: new memory would take longer than they.
+
+    All have one shape, as how a product is rounded may depend on it, and equal vectors must have equal scores.
+    """
+
+    users: Tensor
+    catalogue: Tensor
+    memory: Tensor  # [B, width]
+
+    @classmethod
+    def of(cls, users: Tensor, catalogue: Tensor) -> _Pieces:
+        at_once = _SCORES_OF_PROCESSOR if users.device.type == "cpu" else _SCORES_OF_ACCELERATOR
+        users = functional.pad(users, (0, 0, 0, max(0, _LEAST_USERS - len(users))))
+        widths = min(max(1, at_once // (_WIDTH * len(users))), _MOST_WIDTHS)
+        return cls(users, catalogue, users.new_empty(len(users), min(widths * _WIDTH, len(catalogue))))
+
+    @property
+    def width(self) -> int:
+        return self.memory.shape[1]
+
+    def _scores(self, items: Tensor) -> Tensor:
+        """Of items [width, d]; the next call overwrites them."""
+        return torch.mm(self.users, items.T, out=self.memory)
+
+    def scores_of(self, items: Tensor) -> Tensor:
+        """Score of one item a user, [B]."""
+        found = []
+        for some in torch.arange(len(items)).split(self.width):
+            asked = functional.pad(items[some], (0, self.width - len(some))).to(self.users.device)
+            found.append(self._scores(self.catalogue[asked]).diagonal(int(-some[0]))[: len(some)].clone())
+        return torch.cat(found)
+
+    def surplus(self, goals: Tensor, out: Pairs, count: Count) -> Tensor:
+        """How many more of all items are better than each goal than worse, float64 [B]; those that are out are worse.
+
+        Args:
+            goals: a score a user, [B].
+            out: users and items that do not compete.
+            count: the surplus of a piece, which it may overwrite.
+        """
+        surplus = torch.zeros_like(goals, dtype=torch.float64)
+        items, order = out[1].sort()
+        firsts = torch.arange(0, len(self.catalogue), self.width)
+        borders = [*torch.searchsorted(items, firsts).tolist(), len(items)]
+        rows, items = out[0][order].to(goals.device), items.to(goals.device)
+        for number, first in enumerate(firsts.tolist()):
+            start = min(first, len(self.catalogue) - self.width)  # the last piece begins with items of the one before
+            scores = self._scores(self.catalogue[start : start + self.width])
+            here = slice(borders[number], borders[number + 1])
+            scores[rows[here], items[here] - start] = -torch.inf
+            surplus += count(scores[: len(goals), first - start :], goals.unsqueeze(1))
+        return surplus
+
+
+def _by_signs(scores: Tensor, goals: Tensor) -> Tensor:
+    """Better scores less worse ones, [B], in few passes; NaN where a score is none, or as infinite as the goal."""
+    return scores.sub_(goals).sign_().sum(1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+def _by_comparisons(scores: Tensor, goals: Tensor) -> Tensor:
+    """The same of any scores: one that is no number is worse than everything."""
+    return (scores > goals).sum(1) - (~(scores >= goals)).sum(1)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -26,7 +27,6 @@ from recbole_perpeft.training.ranks import RankCollector
 from recbole_perpeft.training.steps import StepTrainer
 from recbole_perpeft.training.trackers import Trackers, chosen_trackers
 from recbole_perpeft.training.workers import ALONE, Workers, share_of_batches
-from recbole_perpeft.training.writer import CheckpointWriter
 
 
 @cache
@@ -93,7 +93,7 @@ class RunTrainer(StepTrainer):
         self.trackers = Trackers()
         self._data: dict[str, str] = {}
         self._best_in_memory: dict[str, Any] | None = None
-        self._writer = CheckpointWriter()
+        self._writer = checkpoints.CheckpointWriter()
 
     def extra_state(self) -> dict[str, Any]:
         """What checkpoints must hold besides tensors and RecBole's state: tensors and plain types."""
@@ -130,7 +130,8 @@ class RunTrainer(StepTrainer):
         self.eval_collector.data_collect(train_data)
         if self.config["train_neg_sample_args"].get("dynamic", False):
             train_data.get_model(self.model)
-        with self._writer:
+        # Processes that load batches are forked from this one, which should then have no other thread.
+        with nullcontext() if self.config["worker"] else self._writer:
             for epoch in range(self.start_epoch, self.epochs):
                 if self.cur_step > self.stopping_step:
                     break
@@ -140,6 +141,7 @@ class RunTrainer(StepTrainer):
                 if evaluates:
                     improved = self._record_validation(row, valid_data, verbose, show_progress)
                 self.start_epoch = epoch + 1
+                self._writer.wait()
                 if improved and saved:
                     self._save_checkpoint(epoch, verbose=verbose)
                 self._finish_epoch(row, train_data)
@@ -190,7 +192,7 @@ class RunTrainer(StepTrainer):
     def _finish_epoch(self, row: dict[str, Any], train_data) -> None:
         self.history.append(row)
         self._save_last(train_data)
-        self._write_history()
+        self._writer.call(self._write_history)
         self.trackers.epoch(row)
 
     def _save_last(self, train_data) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data import evaluation
 from recbole_perpeft.runs.run import create_dataset, data_preparation
 
 MODELS = ("BPR", "SASRec", "GlobalPEFT")
@@ -28,6 +29,14 @@ def loaders(log_folder, model, mode=f"uni{N_DRAWN}", **more):
     config = log_folder.config(model, eval_args={"mode": mode}, **negatives, **more)
     dataset = create_dataset(config)
     return dataset, data_preparation(config, dataset)
+
+
+def test_a_large_catalogue_leaves_fewer_lists_a_batch(log_folder, monkeypatch):
+    write_shop(log_folder)
+    _, (_, whole, _) = loaders(log_folder, "SASRec")
+    monkeypatch.setattr(evaluation, "_SCORES_AT_ONCE", 2 * whole._dataset.item_num)
+    _, (_, limited, _) = loaders(log_folder, "SASRec")
+    assert whole.step > limited.step == 2
 
 
 def lists_of(dataset, loader):

@@ -1,6 +1,7 @@
 import csv
 import math
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.run import create_dataset, data_preparation, get_trainer
-from recbole_perpeft.training import writer
+from recbole_perpeft.training import checkpoint
 from recbole_perpeft.training.checkpoint import (
     load_checkpoint,
     loader_state,
@@ -122,10 +123,44 @@ def test_an_epoch_is_trained_while_the_checkpoints_of_the_one_before_are_written
             goes_on.set()
         return train_epoch(data, epoch, **arguments)
 
-    monkeypatch.setattr(writer, "save_checkpoint", save)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save)
     monkeypatch.setattr(trainer, "_train_epoch", count)
     trainer.fit(train, valid, verbose=False)
     assert load_checkpoint(trainer.last_file)["epoch"] == 2, "the last one is written when the training ends"
+
+
+def test_a_record_is_never_ahead_of_its_checkpoint_and_no_checkpoint_ahead_of_the_best(build, monkeypatch):
+    trainer, (train, valid, _) = build(epochs=3)
+    written = []
+
+    def save(path, content):
+        if len(written) == 3:
+            raise PerPEFTError("the disk is full")
+        written.append((path.name, content["epoch"], (trainer.folder / "metrics.csv").exists()))
+        save_checkpoint(path, content)
+
+    scores = iter([0.1, 0.2, 0.3])
+    monkeypatch.setattr(trainer, "_valid_epoch", lambda *_, **__: ((score := next(scores)), {"ndcg@10": score}))
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save)
+    with pytest.raises(PerPEFTError, match="the disk is full"):
+        trainer.fit(train, valid, verbose=False)
+    assert written == [("best.pth", 0, False), ("last.pth", 0, False), ("best.pth", 1, True)]
+    assert load_checkpoint(trainer.last_file)["epoch"] == 0
+    with (trainer.folder / "metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0"]
+
+
+def test_processes_that_load_batches_are_forked_from_a_program_of_one_thread(build):
+    trainer, (train, valid, _) = build(epochs=2, worker=1)
+    alive = []
+    trainer._record_training = partial(_noting_threads, trainer._record_training, alive)
+    trainer.fit(train, valid, verbose=False)
+    assert alive == [[], []] and load_checkpoint(trainer.last_file)["epoch"] == 1
+
+
+def _noting_threads(call, alive, *arguments):
+    alive.append([thread.name for thread in threading.enumerate() if thread.name.startswith("checkpoints")])
+    return call(*arguments)
 
 
 def test_whoever_is_called_after_an_epoch_finds_its_checkpoint(build):

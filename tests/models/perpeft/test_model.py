@@ -65,9 +65,13 @@ def test_all_scores_are_made_only_for_who_asks_for_them(prepare, monkeypatch, tm
         patched.setattr(type(model), "full_sort_predict", lambda model, rows: model.user_encoder.missing)
         with pytest.raises(AttributeError, match="missing"):
             evaluate()  # scores of a subclass are its own
-    calls = []
-    monkeypatch.setattr(model, "full_sort_predict", lambda rows: calls.append(rows))
-    assert evaluate() == by_scores and not calls
+    given, collect = [], trainer.eval_collector.eval_batch_collect
+    monkeypatch.setattr(
+        trainer.eval_collector,
+        "eval_batch_collect",
+        lambda scores, *rest: (given.append(scores), collect(scores, *rest)),
+    )
+    assert evaluate() == by_scores and given == [None] * len(prepared.valid_data)
     assert trainer.target_ranks.ranks.equal(expected.ranks) and trainer.target_ranks.items.equal(expected.items)
 
 

@@ -1,12 +1,13 @@
 import threading
 
+import numpy as np
 import pytest
 import torch
+from scipy import sparse
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.training import writer as module
-from recbole_perpeft.training.checkpoint import copied, save_checkpoint
-from recbole_perpeft.training.writer import CheckpointWriter
+from recbole_perpeft.training import checkpoint as module
+from recbole_perpeft.training.checkpoint import CheckpointWriter, copied, save_checkpoint
 
 PATIENCE = 60  # seconds, for what takes none
 
@@ -41,21 +42,16 @@ def test_what_is_written_is_what_was_there_when_it_was_asked_for(tmp_path, gate)
         assert _value(tmp_path / "first.pth") == [0, 0, 0] and _value(tmp_path / "second.pth") == [1, 1, 1]
 
 
-def test_a_third_checkpoint_waits_for_the_first(tmp_path, gate):
-    done = threading.Event()
-
-    def write_three():
-        with CheckpointWriter() as writer:
-            for number in range(3):
-                writer.write(tmp_path / f"{number}.pth", {"a": torch.full((2,), number)})
-            done.set()
-
-    thread = threading.Thread(target=write_three)
-    thread.start()
-    assert not done.wait(0.3)
-    gate.set()
-    thread.join(PATIENCE)
-    assert done.is_set() and [_value(tmp_path / f"{number}.pth")[0] for number in range(3)] == [0, 1, 2]
+def test_what_is_to_be_done_after_a_checkpoint_finds_it(tmp_path, gate):
+    found = []
+    with CheckpointWriter() as writer:
+        writer.write(tmp_path / "a.pth", {"a": torch.zeros(1)})
+        writer.call(lambda: found.append((tmp_path / "a.pth").exists()))
+        assert not found
+        gate.set()
+    assert found == [True]
+    writer.call(lambda: found.append(True))
+    assert found == [True, True]
 
 
 def test_outside_of_a_block_a_file_is_there_at_once(tmp_path):
@@ -67,15 +63,23 @@ def test_outside_of_a_block_a_file_is_there_at_once(tmp_path):
     assert _value(tmp_path / "b.pth") == [1]
 
 
-def test_what_the_disk_refuses_is_told_at_the_end_of_the_block_and_hides_no_other_error(tmp_path):
-    nowhere = tmp_path / "missing" / "a.pth"
-    with pytest.raises(PerPEFTError, match="cannot write"), CheckpointWriter() as writer:
+def test_what_the_disk_refuses_is_told_at_the_end_of_the_block_and_what_follows_is_not_written(tmp_path):
+    nowhere, writer = tmp_path / "missing" / "a.pth", CheckpointWriter()
+    with pytest.raises(PerPEFTError, match="cannot write"), writer:
         writer.write(nowhere, {"a": torch.zeros(1)})
-    with pytest.raises(KeyboardInterrupt), CheckpointWriter() as writer:
+        writer.write(tmp_path / "later.pth", {"a": torch.zeros(1)})
         writer.write(nowhere, {"a": torch.zeros(1)})
-        raise KeyboardInterrupt
-    with CheckpointWriter() as writer:  # nothing is left of it
+    assert not list(tmp_path.iterdir())
+    with writer:
         writer.write(tmp_path / "a.pth", {"a": torch.zeros(1)})
+    assert (tmp_path / "a.pth").exists(), "nothing is left of the errors"
+
+
+def test_what_the_disk_refuses_hides_no_other_error(tmp_path, caplog):
+    with pytest.raises(KeyboardInterrupt), CheckpointWriter() as writer:
+        writer.write(tmp_path / "missing" / "a.pth", {"a": torch.zeros(1)})
+        raise KeyboardInterrupt
+    assert "cannot write" in caplog.text
 
 
 def test_a_copy_shares_what_was_shared_and_nothing_else():
@@ -83,6 +87,11 @@ def test_a_copy_shares_what_was_shared_and_nothing_else():
     found = copied({"a": tied, "b": tied, "turned": tied.T, "empty": [torch.empty(0), torch.empty(0, 4)]} | state)
     assert found["a"] is found["b"] and found["turned"].equal(tied.T)
     assert [part.shape for part in found["empty"]] == [(0,), (0, 4)]
+    array, matrix, graph = np.zeros(2), sparse.csr_matrix(np.eye(2)), torch.eye(2).to_sparse()
+    apart = copied({"array": array, "matrix": matrix, "graph": graph})
+    array += 1
+    matrix.data += 1
+    assert apart["array"].sum() == 0 and apart["matrix"].sum() == 2 and apart["graph"].to_dense().equal(torch.eye(2))
     tied.zero_()
     state["moments"][0].fill_(7)
     assert found["a"].sum() == 15 and found["moments"][0].sum() == 0 and found["moments"][1][1] == "text"
