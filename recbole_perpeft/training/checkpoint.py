@@ -108,7 +108,6 @@ class CheckpointWriter:
     def __exit__(self, kind, error, trace) -> None:
         assert self._thread is not None
         thread, self._thread = self._thread, None
-        thread.shutdown()
         try:
             self.wait()
         except Exception as other:
@@ -117,6 +116,7 @@ class CheckpointWriter:
             LOGGER.error(other)
         finally:
             self._waiting.clear()
+            thread.shutdown(cancel_futures=True)
 
     def write(self, path: Path, content: Mapping[str, Any]) -> None:
         """Write a checkpoint as `save_checkpoint` does, now or soon."""
@@ -144,7 +144,8 @@ class CheckpointWriter:
     def wait(self) -> None:
         """Return when everything is done."""
         while self._waiting:
-            self._waiting.popleft().result()
+            self._waiting[0].result()
+            self._waiting.popleft()
 
 
 def load_checkpoint(path: Path | str, model: str | None = None) -> dict[str, Any]:

@@ -24,7 +24,8 @@ _PER_EVALUATION = ("rec.topk", "rec.items", "rec.meanrank", "rec.score", "data.l
 # A piece that fits a processor's cache is read again for next to nothing; an accelerator wants larger ones.
 _SCORES_OF_PROCESSOR, _SCORES_OF_ACCELERATOR = 2**18, 2**26
 _WIDTH, _MOST_WIDTHS = 256, 128  # items of a piece are a multiple of the first; float32 counts as many
-_LEAST_USERS = 16  # products of fewer are rounded by where an item stands
+# Products of fewer users are rounded by where an item stands; with more, a piece would leave the cache.
+_LEAST_USERS, _MOST_USERS = 16, 1024
 
 Pairs = tuple[Tensor, Tensor]  # rows and items
 Count = Callable[[Tensor, Tensor], Tensor]
@@ -71,7 +72,7 @@ def ranks_by_products(users: Tensor, catalogue: Tensor, targets: Tensor, masked:
     """Rank of one target a user, as `target_ranks` has it for `users @ catalogue.T` without the pad.
 
     Args:
-        users: [B, d].
+        users: [B, d], of 32 bits a number or less.
         catalogue: vectors of items, [n_items, d], that of the pad first.
         targets: int64 [B], not the pad.
         masked: row and item of every pair that is no candidate, int64 [n] each; None for none.
@@ -82,11 +83,19 @@ def ranks_by_products(users: Tensor, catalogue: Tensor, targets: Tensor, masked:
     Raises:
         PerPEFTError: the score of a target is NaN.
     """
-    if not len(users):
-        return targets
     targets = targets.cpu()
+    found = [targets[:0].to(users.device)]
+    for start in range(0, len(users), _MOST_USERS):
+        some = slice(start, start + _MOST_USERS)
+        rows = torch.arange(len(users))[some]
+        out = pairs_of(rows, None if masked is None else (masked[0].cpu(), masked[1].cpu()))
+        found.append(_ranks(users[some], catalogue, targets[some], out or (rows[:0], rows[:0])))
+    return torch.cat(found)
+
+
+def _ranks(users: Tensor, catalogue: Tensor, targets: Tensor, out: Pairs) -> Tensor:
+    """As `ranks_by_products`, of as many users as fit; ids are on the CPU."""
     rows, n_items = torch.arange(len(users)), len(catalogue)
-    out = (rows[:0], rows[:0]) if masked is None else (masked[0].cpu(), masked[1].cpu())
     is_lost = torch.isin(rows * n_items + targets, out[0] * n_items + out[1]).to(users.device)
     # A target does not compete with itself.
     out = (torch.cat([out[0], rows, rows]), torch.cat([out[1], targets, torch.zeros_like(rows)]))
@@ -108,16 +117,18 @@ class _Pieces:
     All have one shape, as how a product is rounded may depend on it, and equal vectors must have equal scores.
     """
 
-    users: Tensor
-    catalogue: Tensor
+    users: Tensor  # [at least _LEAST_USERS, d]
+    catalogue: Tensor  # [at least _WIDTH, d]
+    n_items: int
     memory: Tensor  # [B, width]
 
     @classmethod
     def of(cls, users: Tensor, catalogue: Tensor) -> _Pieces:
         at_once = _SCORES_OF_PROCESSOR if users.device.type == "cpu" else _SCORES_OF_ACCELERATOR
-        users = functional.pad(users, (0, 0, 0, max(0, _LEAST_USERS - len(users))))
-        widths = min(max(1, at_once // (_WIDTH * len(users))), _MOST_WIDTHS)
-        return cls(users, catalogue, users.new_empty(len(users), min(widths * _WIDTH, len(catalogue))))
+        n_items = len(catalogue)
+        users, catalogue = _with_rows(users, _LEAST_USERS), _with_rows(catalogue, _WIDTH)
+        widths = max(1, min(at_once // (_WIDTH * len(users)), _MOST_WIDTHS, len(catalogue) // _WIDTH))
+        return cls(users, catalogue, n_items, users.new_empty(len(users), widths * _WIDTH))
 
     @property
     def width(self) -> int:
@@ -145,7 +156,7 @@ class _Pieces:
         """
         surplus = torch.zeros_like(goals, dtype=torch.float64)
         items, order = out[1].sort()
-        firsts = torch.arange(0, len(self.catalogue), self.width)
+        firsts = torch.arange(0, self.n_items, self.width)
         borders = [*torch.searchsorted(items, firsts).tolist(), len(items)]
         rows, items = out[0][order].to(goals.device), items.to(goals.device)
         for number, first in enumerate(firsts.tolist()):
@@ -153,13 +164,20 @@ class _Pieces:
             scores = self._scores(self.catalogue[start : start + self.width])
             here = slice(borders[number], borders[number + 1])
             scores[rows[here], items[here] - start] = -torch.inf
-            surplus += count(scores[: len(goals), first - start :], goals.unsqueeze(1))
+            surplus += count(scores[: len(goals), first - start : self.n_items - start], goals.unsqueeze(1))
         return surplus
 
 
+def _with_rows(vectors: Tensor, n: int) -> Tensor:
+    """Vectors [m, d] with zeros behind them, if they are fewer than n; no copy else."""
+    return vectors if len(vectors) >= n else functional.pad(vectors, (0, 0, 0, n - len(vectors)))
+
+
 def _by_signs(scores: Tensor, goals: Tensor) -> Tensor:
-    """Better scores less worse ones, [B], in few passes; NaN where a score is none, or as infinite as the goal."""
-    return scores.sub_(goals).sign_().sum(1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    """Better scores less worse ones, [B], in few passes; NaN where a score may be none."""
+    kind = torch.promote_types(scores.dtype, torch.float32)
+    total = scores.sub_(goals).sum(1, dtype=kind)  # the sign of NaN is 0
+    return torch.where(total.isnan(), total, scores.sign_().sum(1, dtype=kind))
 
 
 def _by_comparisons(scores: Tensor, goals: Tensor) -> Tensor:

@@ -53,10 +53,10 @@ def test_ranks_are_those_of_a_table_of_all_scores(width, seed, n_users, n_items,
 
 
 @pytest.mark.parametrize("n_users", [1, 2, 3, 7, 8, 9, 17, 257])
-@pytest.mark.parametrize("n_items", [300, 4097, 5001])
+@pytest.mark.parametrize("n_items", [5, 7, 11, 16, 100, 257, 4097, 5001])
 def test_equal_vectors_have_equal_scores_whatever_the_shape_of_a_product(n_users, n_items):
     torch.manual_seed(n_users)
-    for n_vectors in (1, n_items // 7):
+    for n_vectors in (1, 1 + n_items // 7):
         vectors, of_item = torch.randn(n_vectors, 64), torch.randint(0, n_vectors, (n_items,))
         users, targets = torch.randn(n_users, 64), torch.randint(1, n_items, (n_users,))
         scores = (users @ vectors.T)[:, of_item]
@@ -64,10 +64,12 @@ def test_equal_vectors_have_equal_scores_whatever_the_shape_of_a_product(n_users
         assert ranks_by_products(users, vectors[of_item], targets, None).equal(target_ranks(scores, targets))
 
 
-def test_no_users():
-    assert (
-        ranks_by_products(torch.randn(0, 4), torch.randn(9, 4), torch.zeros(0, dtype=torch.long), None).tolist() == []
-    )
+def test_no_users_and_many(monkeypatch):
+    none = torch.zeros(0, dtype=torch.long)
+    assert ranks_by_products(torch.randn(0, 4), torch.randn(9, 4), none, None).tolist() == []
+    monkeypatch.setattr(module, "_MOST_USERS", 16)
+    users, catalogue, targets, masked = drawn(3, 50, 60, 200, 9)
+    assert ranks_by_products(users, catalogue, targets, masked).equal(by_table(users, catalogue, targets, masked))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -78,10 +80,13 @@ def test_ranks_of_vectors_of_other_kinds(width, kind):
     assert in_pieces(width, users, catalogue, targets, None).equal(by_table(users, catalogue, targets, None))
 
 
+@pytest.mark.parametrize("more", [0, 1, 25])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_score_that_is_no_number_is_worse_than_everything_unless_it_is_the_target(width):
+def test_a_score_that_is_no_number_is_worse_than_everything_unless_it_is_the_target(width, more):
     users, catalogue, targets, masked = drawn(1, 6, 50, 20, 9)
     catalogue[7], targets[targets == 7] = torch.nan, 8
+    for n in range(20, 20 + more):
+        catalogue[n], targets[targets == n] = torch.nan, 8
     expected = by_table(users, catalogue, targets, masked)
     assert in_pieces(width, users, catalogue, targets, masked).equal(expected)
     targets[2] = 7

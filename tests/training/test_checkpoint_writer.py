@@ -82,6 +82,24 @@ def test_what_the_disk_refuses_hides_no_other_error(tmp_path, caplog):
     assert "cannot write" in caplog.text
 
 
+def test_a_training_that_is_interrupted_while_it_waits_leaves_no_thread_behind(tmp_path, gate, monkeypatch):
+    writer = CheckpointWriter()
+
+    def interrupted():
+        gate.set()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), writer:
+        for name in "abc":
+            writer.write(tmp_path / f"{name}.pth", {"a": torch.zeros(1)})
+        monkeypatch.setattr(writer, "wait", interrupted)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("checkpoints")]
+    monkeypatch.undo()
+    with writer:
+        writer.write(tmp_path / "a.pth", {"a": torch.ones(1)})
+    assert _value(tmp_path / "a.pth") == [1]
+
+
 def test_a_copy_shares_what_was_shared_and_nothing_else():
     tied, state = torch.arange(6.0).view(2, 3), {"moments": [torch.zeros(2), (torch.ones(2), "text")]}
     found = copied({"a": tied, "b": tied, "turned": tied.T, "empty": [torch.empty(0), torch.empty(0, 4)]} | state)
