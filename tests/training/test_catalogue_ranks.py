@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -56,9 +58,9 @@ def test_ranks_are_those_of_a_table_of_all_scores(width, seed, n_users, n_items,
 @pytest.mark.parametrize("n_items", [5, 7, 11, 16, 100, 257, 4097, 5001])
 def test_equal_vectors_have_equal_scores_whatever_the_shape_of_a_product(n_users, n_items):
     torch.manual_seed(n_users)
-    for n_vectors in (1, 1 + n_items // 7):
-        vectors, of_item = torch.randn(n_vectors, 64), torch.randint(0, n_vectors, (n_items,))
-        users, targets = torch.randn(n_users, 64), torch.randint(1, n_items, (n_users,))
+    for n_vectors, size in product((1, 1 + n_items // 7), (50, 64)):
+        vectors, of_item = torch.randn(n_vectors, size), torch.randint(0, n_vectors, (n_items,))
+        users, targets = torch.randn(n_users, size), torch.randint(1, n_items, (n_users,))
         scores = (users @ vectors.T)[:, of_item]
         scores[:, 0] = -torch.inf
         assert ranks_by_products(users, vectors[of_item], targets, None).equal(target_ranks(scores, targets))
