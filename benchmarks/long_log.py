@@ -18,6 +18,7 @@ from time import perf_counter, process_time
 
 import numpy as np
 import pyarrow as pa
+from dataset_build import memory
 from pyarrow import csv
 
 LIMIT = 1.05
@@ -46,12 +47,6 @@ def write_log(folder: Path, n: int, seed: int) -> Path:
             times = 1_500_000_000 + rng.integers(10**8, size=size)
             csv.write_csv(pa.table({"user": users, "item": items, "time": times}), file, options)
     return path
-
-
-def memory(field: str) -> float:
-    """A field of this process's status, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
 
 
 def start(folder: Path, builds: bool, results) -> None:

@@ -26,6 +26,7 @@ from time import perf_counter, process_time
 
 import numpy as np
 import torch
+from dataset_build import memory
 from torch import nn
 
 from recbole_perpeft.data.evaluation import evaluation_loader
@@ -170,7 +171,7 @@ def ranking_figures(trainer, valid_data) -> dict[str, float]:
     vectors, width = trainer.model.eval().catalogue(None), max(1, PIECE // valid_data.step)
     trainer.eval_collector.data_collect(valid_data)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
-    before, times = status("VmRSS"), []
+    before, times = memory("VmRSS"), []
     for _ in range(N_ROUNDS):
         began = process_time()
         trainer.evaluate(valid_data, load_best_model=False)
@@ -183,7 +184,7 @@ def ranking_figures(trainer, valid_data) -> dict[str, float]:
     return {
         "ranking over the bare product": median(whole / bare for whole, bare in times),
         "ranking, seconds": sum(whole for whole, _ in times),
-        "ranking, MB above the vectors": status("VmHWM") - before,
+        "ranking, MB above the vectors": memory("VmHWM") - before,
     }
 
 
@@ -195,12 +196,6 @@ def checkpoint_figures(trainer, train_data) -> dict[str, float]:
         trainer._save_last(train_data)
         waited = perf_counter() - began
     return {"checkpoint, seconds waited": waited, "checkpoint, seconds written": perf_counter() - began}
-
-
-def status(field: str) -> float:
-    """A field of this process's status, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
 
 
 def measure(n: int, users: int) -> dict[str, float]:

@@ -18,6 +18,7 @@ from statistics import median
 from time import process_time
 
 import torch
+from dataset_build import memory
 from torch import Tensor
 from torch.nn import functional
 
@@ -45,12 +46,6 @@ def loop(hidden: Tensor, items: Tensor, target: Tensor) -> Tensor:
 
 
 SIDES = {"ours": ours, "plain": plain, "loop": loop}
-
-
-def memory(field: str) -> float:
-    """A field of this process's status, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
 
 
 def measure(side: str, size: str, seed: int) -> dict[str, float]:

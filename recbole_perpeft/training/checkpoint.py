@@ -113,17 +113,15 @@ class CheckpointWriter:
         except Exception as other:
             if error is None:
                 raise
-            LOGGER.error(other)
+            if other is not error:
+                LOGGER.error(other)
         finally:
             self._waiting.clear()
             thread.shutdown(cancel_futures=True)
 
     def write(self, path: Path, content: Mapping[str, Any]) -> None:
         """Write a checkpoint as `save_checkpoint` does, now or soon."""
-        if self._thread is None:
-            save_checkpoint(path, content)
-        else:
-            self._waiting.append(self._thread.submit(self._do, partial(save_checkpoint, path, copied(content))))
+        self.call(partial(save_checkpoint, path, content if self._thread is None else copied(content)))
 
     def call(self, work: Callable[[], None]) -> None:
         """Do something when all checkpoints so far are written."""

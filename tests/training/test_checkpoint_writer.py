@@ -80,6 +80,11 @@ def test_what_the_disk_refuses_hides_no_other_error(tmp_path, caplog):
         writer.write(tmp_path / "missing" / "a.pth", {"a": torch.zeros(1)})
         raise KeyboardInterrupt
     assert "cannot write" in caplog.text
+    caplog.clear()
+    with pytest.raises(PerPEFTError, match="cannot write"), CheckpointWriter() as writer:
+        writer.write(tmp_path / "missing" / "a.pth", {"a": torch.zeros(1)})
+        writer.wait()
+    assert not caplog.text, "nothing is told twice"
 
 
 def test_a_training_that_is_interrupted_while_it_waits_leaves_no_thread_behind(tmp_path, gate, monkeypatch):
