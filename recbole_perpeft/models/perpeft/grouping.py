@@ -222,6 +222,24 @@ def _log_softmax_by_drawn(hidden: Tensor, target: Tensor, catalogue: Tensor, dra
     return result
 
 
+def drawn_likelihood(log_likelihood: np.ndarray, temperature: float, seed: Sequence[int]) -> np.ndarray:
+    """Log-likelihoods with noise: the largest of a user's is a draw from softmax(log-likelihoods / temperature).
+
+    The stochastic step of CAEM, classification annealing EM (Celeux and Govaert, Computational Statistics & Data
+    Analysis 14, 1992), by the Gumbel-max trick. At a temperature of 1, users are drawn from the posterior of groups
+    that are equally likely beforehand.
+
+    Args:
+        log_likelihood: [n, C].
+        temperature: 0 for no noise.
+        seed: Of the draw.
+
+    Returns:
+        [n, C]
+    """
+    return log_likelihood + temperature * np.random.default_rng(seed).gumbel(size=log_likelihood.shape)
+
+
 def most_likely_groups(log_likelihood: np.ndarray, current: np.ndarray, min_group_size: int) -> np.ndarray:
     """The hard E-step: every user goes to his most likely group, but no group falls below `min_group_size`.
 

@@ -67,6 +67,21 @@ class GroupSettings(Settings):
         "With regroup_every: items, drawn anew each time, that stand for the catalogue in likelihoods; 0 for all.",
         least=0,
     )
+    regroup_temperature: float = setting(
+        0.0,
+        "With regroup_every: users are drawn from the posterior of groups, flattened by this temperature, which falls "
+        "to 0 during regroup_annealing; 1 for the posterior as it is, 0 for the most likely group from the start.",
+        least=0,
+    )
+    regroup_annealing: int = setting(
+        15,
+        "With regroup_temperature: personalised epochs after which it is 0; until then training does not stop early.",
+        least=1,
+    )
+
+    def temperature(self, epochs: int) -> float:
+        """Of a regrouping that so many personalised epochs have gone before, without the one that it ends."""
+        return self.regroup_temperature * max(0.0, 1 - epochs / self.regroup_annealing)
 
     def check(self) -> None:
         """A grouping that is given needs its column; groups that each have a best epoch keep their users."""
@@ -84,6 +99,11 @@ class GroupSettings(Settings):
             raise PerPEFTError(
                 "shared_in_groups: freeze chooses each group's best epoch, which users who move make no sense of; set "
                 "regroup_every to 0, or shared_in_groups to train"
+            )
+        if self.regroup_temperature and not self.regroup_every:
+            raise PerPEFTError(
+                f"regroup_temperature is {self.regroup_temperature:g}, but users never move: set regroup_every to 1, "
+                "or regroup_temperature to 0"
             )
         if self.grouping == "user_field" and not self.group_field:
             raise PerPEFTError(

@@ -19,6 +19,7 @@ from recbole_perpeft.data.log import check_same_data
 from recbole_perpeft.models.perpeft.group_bests import GroupBests, gains_of_groups, scores_of_groups
 from recbole_perpeft.models.perpeft.grouping import (
     check_group_sizes,
+    drawn_likelihood,
     given_groups,
     global_user_vectors,
     kmeans_groups,
@@ -72,6 +73,7 @@ class PerPEFTTrainer(ContentTrainer):
             return super().fit(train_data, valid_data, saved=saved, **arguments)
         if self._freezes:
             self._check_choice(valid_data)
+        self._check_annealing()
         settings, last_stage = self.group_settings, (self.epochs, self.stopping_step)
         if self.stage == "global":
             check_group_sizes(len(train_data.dataset.interactions.users), settings.n_groups, settings.min_group_size)
@@ -144,6 +146,20 @@ class PerPEFTTrainer(ContentTrainer):
                 "valid_metric to Hit, NDCG, MRR, Recall, Precision or MAP"
             )
 
+    def _check_annealing(self) -> None:
+        """Whether users come to rest before the training ends."""
+        settings = self.group_settings
+        if settings.regroup_temperature and self.epochs <= settings.regroup_annealing:
+            raise PerPEFTError(
+                f"epochs is {self.epochs}, but users are drawn into groups for {settings.regroup_annealing}: raise "
+                "epochs, or lower regroup_annealing"
+            )
+
+    @property
+    def _temperature(self) -> float:
+        """Of a regrouping at the end of this epoch; above 0, groups are still drawn."""
+        return self.group_settings.temperature(self.start_epoch - self.global_epochs)
+
     @property
     def _freezes(self) -> bool:
         """Whether groups are independent of each other."""
@@ -194,9 +210,15 @@ class PerPEFTTrainer(ContentTrainer):
         return rows_of_users(valid_data, wanted) if wanted.any() and self.workers.size == 1 else valid_data
 
     def _judge(self, score: float, result: dict[str, float]) -> bool:
-        """As in `RunTrainer`; independent groups go on while one of them does, however little it moves the whole."""
+        """As in `RunTrainer`, but nothing is waited for while groups are drawn.
+
+        Independent groups go on while one of them does, however little it moves the whole.
+        """
         if not self._is_independent:
-            return super()._judge(score, result)
+            improved = super()._judge(score, result)
+            if self.stage == "personalised" and self._temperature:
+                self.cur_step = 0
+            return improved
         self.cur_step = self.group_bests.waited_by_all()
         if self.cur_step == 0:
             self.best_valid_score, self.best_valid_result = score, result
@@ -292,7 +314,7 @@ class PerPEFTTrainer(ContentTrainer):
         return global_user_vectors(self.model, users, history)
 
     def _regroup(self, train_data) -> None:
-        """Hard E-step: every user moves to the group whose modules make his training rows most likely."""
+        """E-step: every user moves to the group whose modules make his training rows likeliest, or to a drawn one."""
         model, settings = self.model.eval(), self.group_settings
         rows, users = train_data.dataset.inter_feat, train_data.dataset.interactions.users
         drawn = likelihood_candidates(
@@ -302,7 +324,10 @@ class PerPEFTTrainer(ContentTrainer):
         of_rows = torch.stack([likelihood(group) for group in range(model.n_groups)], dim=1).double()
         of_users = of_rows.new_zeros(model.n_users, model.n_groups).index_add_(0, rows[model.USER_ID], of_rows)
         before = model.group_of(torch.from_numpy(users)).numpy()
-        groups = most_likely_groups(of_users[users].numpy(), before, settings.min_group_size)
+        noisy = drawn_likelihood(
+            of_users[users].numpy(), self._temperature, (self.config["seed"], self.start_epoch, 1)
+        )
+        groups = most_likely_groups(noisy, before, settings.min_group_size)
         groups = self._as_first(torch.from_numpy(groups)).numpy()
         self._note_regrouping(before, groups)
         user_group = model.user_group.cpu().clone()
@@ -319,6 +344,7 @@ class PerPEFTTrainer(ContentTrainer):
         self.regroupings.append(
             {
                 "epoch": self.start_epoch,
+                "temperature": self._temperature,
                 "moved": int((groups != before).sum()),
                 "rand_index": float(adjusted_rand_score(before, groups)),
                 "rand_index_first": float(adjusted_rand_score(self._first_groups.numpy(), groups)),

@@ -1,4 +1,5 @@
 import logging
+import math
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.models.perpeft.grouping import (
+    drawn_likelihood,
     kmeans_groups,
     likelihood_candidates,
     mean_vectors,
@@ -17,6 +19,7 @@ from recbole_perpeft.models.perpeft.grouping import (
     sequence_log_likelihood,
     warn_if_groups_are_small,
 )
+from recbole_perpeft.models.perpeft.model import GroupSettings
 
 
 def clouds(sizes, seed=0):
@@ -68,6 +71,24 @@ def test_regrouping_respects_the_least_size_and_is_otherwise_the_best(n_groups, 
     moved = groups != best
     assert set(groups[moved]) <= set(too_small)
     assert moved.sum() <= least * len(too_small)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_noise_draws_from_the_posterior(temperature):
+    log_likelihood = np.array([-1.0, -2.5, -1.3, -9.0])
+    drawn = drawn_likelihood(np.tile(log_likelihood, (40_000, 1)), temperature, (2026, 3)).argmax(1)
+    weights = np.array([math.exp(value / temperature) for value in log_likelihood])
+    assert np.bincount(drawn, minlength=4) / 40_000 == pytest.approx(weights / weights.sum(), abs=0.01)
+
+
+def test_without_temperature_nothing_is_drawn():
+    log_likelihood = np.random.default_rng(0).normal(size=(20, 3))
+    assert (drawn_likelihood(log_likelihood, 0.0, (2026, 3)) == log_likelihood).all()
+
+
+def test_temperature_falls_to_zero_and_stays():
+    settings = GroupSettings(regroup_every=1, regroup_temperature=2.0, regroup_annealing=4)
+    assert [settings.temperature(epochs) for epochs in range(6)] == [2, 1.5, 1, 0.5, 0, 0]
 
 
 def test_ties_stay():

@@ -63,6 +63,7 @@ def undisturbed(tmp_path_factory):
     [
         *(({}, epoch) for epoch in range(5)),
         *(({"regroup_every": 1}, epoch) for epoch in range(5)),
+        *(({"regroup_every": 1, "regroup_temperature": 1.0, "regroup_annealing": 2}, epoch) for epoch in (2, 3)),
         *(({"shared_in_groups": "freeze"}, epoch) for epoch in (1, 2, 4)),
     ],
     ids=str,
@@ -134,6 +135,28 @@ def test_regrouping_moves_users_and_says_so(aspects_settings, caplog):
     first, second = result["regroupings"]
     assert first["rand_index"] == first["rand_index_first"] <= 1 and (first["rand_index"] < 1) == bool(first["moved"])
     assert second["rand_index_first"] <= 1
+
+
+def test_while_groups_are_drawn_nothing_is_waited_for(aspects_settings, monkeypatch):
+    """Without a better epoch, training ends when two are waited for after the last drawn groups."""
+    worse = lambda self, *_, **__: (-self.start_epoch, {"ndcg@20": -self.start_epoch})  # noqa: E731
+    monkeypatch.setattr(PerPEFTTrainer, "_valid_epoch", worse)
+    drawn = {"regroup_every": 1, "regroup_temperature": 1.0, "regroup_annealing": 4}
+    for settings, epochs in ({"regroup_every": 1}, 5), (drawn, 8):
+        settings = aspects_settings | {"epochs": 9, "stopping_step": 1, "epochs_global": 2} | settings
+        result = run(model="PerPEFT", config_dict=settings)
+        assert len(epochs_of(result)) == epochs
+    assert [move["temperature"] for move in result["regroupings"]] == [1, 0.75, 0.5, 0.25, 0, 0]
+    moved = [move["moved"] for move in result["regroupings"]]
+    assert min(moved[:2]) > 60  # of 150 users, as modules that hardly differ say nothing yet
+
+
+def test_users_must_come_to_rest(aspects_settings):
+    settings = aspects_settings | {"regroup_every": 1, "regroup_temperature": 1.0, "regroup_annealing": 2, "epochs": 2}
+    with pytest.raises(PerPEFTError, match="epochs is 2, but users are drawn into groups for 2: raise epochs"):
+        run(model="PerPEFT", config_dict=settings)
+    with pytest.raises(PerPEFTError, match="set regroup_every to 1, or regroup_temperature to 0"):
+        run(model="PerPEFT", config_dict=settings | {"regroup_every": 0})
 
 
 def test_a_user_of_several_rows_has_one_group_one_vector_and_one_likelihood(aspects_settings, monkeypatch):
