@@ -43,16 +43,16 @@ class Approximation:
         if not hasattr(scorer, "vectors"):
             raise PerPEFTError(f"--ann: {model_name} has no item vectors that could be searched; leave it out")
         self._scorer = scorer
-        self._of: tuple[int | None, Candidates, int] | None = None  # group, candidates and k of the graph
+        self._of: tuple[int | None, Candidates, int] | None = None  # whose vectors, candidates and k of the graph
         self._vectors = torch.empty(0)
         self._index: Any = None
         self._effort = _LEAST_EFFORT
         self._found, self._wanted, self._n_measured, self._n_exact = 0, 0, 0, 0
         self._seconds = np.zeros(3)  # of graphs, and of the measured users: exact, approximate
 
-    def user_vectors(self, histories: HistoryIndex, rows: np.ndarray, group: int | None) -> Tensor:
-        """Vectors of users after their newest items, [B, d]."""
-        return self._scorer.user_vectors(histories, rows, group)
+    def user_vectors(self, histories: HistoryIndex, rows: np.ndarray, users: np.ndarray, group: int | None) -> Tensor:
+        """Vectors of users after their newest items, [B, d]; arguments as of `Scorer.score`."""
+        return self._scorer.user_vectors(histories, rows, users, group)
 
     def best(
         self, of_users: Tensor, group: int | None, candidates: Candidates, seen: tuple[np.ndarray, np.ndarray], k: int
@@ -61,13 +61,14 @@ class Approximation:
 
         Args:
             of_users: Their vectors, [B, d].
-            group: Whose item vectors are searched.
+            group: Their group.
             candidates: Who competes.
             seen: Row and item id of pairs that are left out.
             k: Length of a list.
         """
-        if self._of is None or self._of[0] != group or self._of[1] is not candidates or self._of[2] != k:
-            self._of = (group, candidates, k)
+        whose = self._scorer.vectors_for(group)
+        if self._of is None or self._of[0] != whose or self._of[1] is not candidates or self._of[2] != k:
+            self._of = (whose, candidates, k)
             self._open(of_users, seen)
         return self._exact(of_users, seen) if self._index is None else self._search(of_users, seen)
 
@@ -88,8 +89,8 @@ class Approximation:
     def _open(self, of_users: Tensor, seen: tuple[np.ndarray, np.ndarray]) -> None:
         """The graph of a group, and how much of it has to be looked at."""
         assert self._of is not None
-        group, candidates, _ = self._of
-        self._vectors = candidates.of(self._scorer.vectors(group)).cpu()
+        whose, candidates, _ = self._of
+        self._vectors = candidates.of(self._scorer.vectors(whose)).cpu()
         self._index = None
         if len(self._vectors) <= _FEW_ITEMS:
             return

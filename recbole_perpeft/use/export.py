@@ -36,7 +36,7 @@ def export(
     | `vectors/global.safetensors` ... | `item_vectors` of everybody and of each group |
     | `projectors.safetensors`, `id_vectors.safetensors` | what item vectors are made of, beside content vectors |
     | `user_encoder.pt2`, `user_encoder.onnx` | user vectors of item vectors, for PyTorch and for ONNX |
-    | `users.parquet` | `user_id` (token), `group`; of a model with groups |
+    | `users.parquet` | `user_id` (token), `group`, of `group_mixing` also `weights`; of a model with groups |
     | `groups.parquet` | `group`, `n_users`, `centroid`: mean of its users' vectors by the global module; the same |
 
     Args:
@@ -107,7 +107,10 @@ def _write_groups(folder: Path, model, dataset) -> None:
     users = (model.user_group >= 0).nonzero().flatten().cpu()
     group = model.user_group.cpu()[users]
     tokens = dataset.id2token(dataset.uid_field, users.numpy())
-    pd.DataFrame({"user_id": tokens, "group": group.numpy()}).to_parquet(folder / "users.parquet", index=False)
+    columns = {"user_id": tokens, "group": group.numpy()}
+    if model.mixes_groups:
+        columns["weights"] = list(model.group_weights[users].cpu().numpy())
+    pd.DataFrame(columns).to_parquet(folder / "users.parquet", index=False)
     table = {
         "group": range(model.n_groups),
         "n_users": torch.bincount(group, minlength=model.n_groups).numpy(),

@@ -121,9 +121,9 @@ class Lists(NamedTuple):
 class Recommender:
     """Recommends items by their tokens.
 
-    Users of the training data are scored by their own group. A history of anybody else goes to the group with the
-    nearest centroid (by the global module). Items with content but without interactions can be recommended by models
-    that read content, and may stand in histories: their vector is the content part alone.
+    Users of the training data are scored by their own group, or by all with `group_mixing`. A history of anybody else
+    goes to the group with the nearest centroid (by the global module). Items with content but without interactions
+    can be recommended by models that read content, and may stand in histories: their vector is the content part alone.
 
     Args:
         model: A trained model, of this package or of RecBole.
@@ -324,7 +324,7 @@ class Recommender:
             score = self.scorer.score(people.histories, of, people.users[batch.rows], group, candidates)
             items, scores = best_items(score, candidates, seen, wanted.k)
         else:
-            of_users = self.approximation.user_vectors(people.histories, of, group)
+            of_users = self.approximation.user_vectors(people.histories, of, people.users[batch.rows], group)
             items, scores = self.approximation.best(of_users, group, candidates, seen, wanted.k)
         if wanted.min_score is not None:
             items = np.where(scores >= wanted.min_score, items, -1)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.history import HistoryIndex
+from recbole_perpeft.nn.adapt.groups import ALL_GROUPS
 from recbole_perpeft.use.topk import Candidates, Score
 
 USERS_AT_ONCE = 1024
@@ -71,7 +72,9 @@ class Scorer(Protocol):
 
 def scorer_of(model: Any, dataset: Any) -> Scorer:
     """The way in which a model scores."""
-    return VectorScorer(model, dataset) if isinstance(model, VectorModel) else RowScorer(model, dataset)
+    if not isinstance(model, VectorModel):
+        return RowScorer(model, dataset)
+    return (MixingScorer if getattr(model, "mixes_groups", False) else VectorScorer)(model, dataset)
 
 
 class VectorScorer:
@@ -111,17 +114,29 @@ class VectorScorer:
                 self._of_candidates = (None, None, torch.empty(0))
             self._vectors[group] = self.model.catalogue(group, kept=False)
         found = self._vectors[group]
-        if self.new_items and len(found) == self._n_known and (highest is None or highest >= self._n_known):
+        if self._lacks_new_items(found, highest):
             new = self.model.item_encoder.new_item_vectors(self.new_items, group)
             found = self._vectors[group] = torch.cat([found, new])
         return found
 
+    def _lacks_new_items(self, vectors: Tensor, highest: int | None) -> bool:
+        return bool(self.new_items) and len(vectors) == self._n_known and (highest is None or highest >= self._n_known)
+
+    def vectors_for(self, group: int | None) -> int | None:
+        """Whose item vectors score the users of a group: a group, None for the global module, or `ALL_GROUPS`."""
+        return group
+
     @torch.no_grad()
-    def user_vectors(self, histories: HistoryIndex, rows: np.ndarray, group: int | None) -> Tensor:
-        """Vectors of users after their newest items, [B, d]."""
+    def user_vectors(self, histories: HistoryIndex, rows: np.ndarray, users: np.ndarray, group: int | None) -> Tensor:
+        """Vectors of users of a group after their newest items, [B, d]; arguments as of `score`."""
+        item_seq, length, catalogue = self._newest(histories, rows, group)
+        return self.model.user_vectors(item_seq, length, catalogue)
+
+    def _newest(self, histories: HistoryIndex, rows: np.ndarray, group: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The newest items of histories, [B, L] and [B], and vectors that are enough to read them."""
         newest = histories.newest(rows, self.model.max_seq_length)
         item_seq, length = (torch.from_numpy(part).to(self.model.device) for part in newest)
-        return self.model.user_vectors(item_seq, length, self.vectors(group, int(newest[0].max(initial=0))))
+        return item_seq, length, self.vectors(group, int(newest[0].max(initial=0)))
 
     def groups_of(self, users: np.ndarray) -> np.ndarray:
         """As in `Scorer`."""
@@ -132,16 +147,44 @@ class VectorScorer:
         """As in `Scorer`."""
         if not self.n_groups:
             return np.full(len(rows), -1)
-        return self.model.nearest_group(self.user_vectors(histories, rows, None)).cpu().numpy()
+        of_users = self.model.user_vectors(*self._newest(histories, rows, None))
+        return self.model.nearest_group(of_users).cpu().numpy()
 
     def score(self, histories, rows, users, group, candidates) -> Score:
         """As in `Scorer`."""
-        of_users = self.user_vectors(histories, rows, group)
-        of_group, of, vectors = self._of_candidates
-        if of is not candidates or of_group != group:
-            vectors = candidates.of(self.vectors(group, int(candidates.ids[-1])))
-            self._of_candidates = (group, candidates, vectors)
+        of_users = self.user_vectors(histories, rows, users, group)
+        wanted, (whose, of, vectors) = self.vectors_for(group), self._of_candidates
+        if of is not candidates or whose != wanted:
+            vectors = candidates.of(self.vectors(wanted, int(candidates.ids[-1])))
+            self._of_candidates = (wanted, candidates, vectors)
         return lambda part: of_users @ vectors[part].T
+
+
+class MixingScorer(VectorScorer):
+    """Scores of all groups, weighted for each user (`group_mixing`): products of vectors that lie side by side."""
+
+    @torch.no_grad()
+    def vectors(self, group: int | None, highest: int | None = None) -> Tensor:
+        """As in `VectorScorer`; of `ALL_GROUPS` [n_known + n_new, C * d]."""
+        if group != ALL_GROUPS:
+            return super().vectors(group, highest)
+        found = self._vectors.get(group)
+        if found is None or self._lacks_new_items(found, highest):
+            found = torch.cat([super(MixingScorer, self).vectors(g, highest) for g in range(self.n_groups)], dim=1)
+            self._vectors[group] = found
+        return found
+
+    def vectors_for(self, group: int | None) -> int | None:
+        """As in `VectorScorer`."""
+        return ALL_GROUPS
+
+    @torch.no_grad()
+    def user_vectors(self, histories: HistoryIndex, rows: np.ndarray, users: np.ndarray, group: int | None) -> Tensor:
+        """As in `VectorScorer`, [B, C * d]."""
+        item_seq, length, catalogue = self._newest(histories, rows, ALL_GROUPS)
+        groups = torch.full((len(rows),), -1 if group is None else group)
+        weights = self.model.weights_of(torch.from_numpy(users), groups)
+        return self.model.mixed_user_vectors(item_seq, length, weights, catalogue)
 
 
 class RowScorer:

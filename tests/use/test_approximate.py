@@ -23,6 +23,7 @@ needs_usearch = pytest.mark.skipif(find_spec("usearch") is None, reason="usearch
 class Scorer:
     def __init__(self, vectors):
         self.vectors = lambda group: vectors
+        self.vectors_for = lambda group: group
 
 
 def exact(of_users, vectors, candidates, seen, k):

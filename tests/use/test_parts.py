@@ -168,7 +168,7 @@ def test_onnx_gives_the_same_user_vectors(exported, recommender, snippets):
     rows = np.stack([np.roll(row, length - n) for row, n in zip(item_seq, lengths, strict=True)])  # pads in front
     assert len(set(lengths.tolist())) > 3, "histories of several lengths"
     vectors = snippets.all_vectors["group-1"]
-    expected = recommender.scorer.user_vectors(people.histories, people.rows, 1)
+    expected = recommender.scorer.user_vectors(people.histories, people.rows, people.users, 1)
     for n in (1, 5, len(rows)):
         inputs = {"item_vectors": vectors[rows[:n]].numpy(), "item_rows": rows[:n]}
         found = torch.from_numpy(session.run(None, inputs)[0])

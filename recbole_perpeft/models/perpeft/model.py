@@ -1,9 +1,9 @@
 """PerPEFT and its user-blind counterpart GlobalPEFT."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from recbole_perpeft.models.base import ContentRecommender
 from recbole_perpeft.models.build import Surroundings
 from recbole_perpeft.models.perpeft.content import ItemEncoderSettings, build_item_encoder
 from recbole_perpeft.models.perpeft.side_by_side import SideBySideTrainer
+from recbole_perpeft.nn.adapt.groups import ALL_GROUPS
 from recbole_perpeft.nn.item_encoder import ItemEncoder
 from recbole_perpeft.nn.users.sasrec import initialise_like_perpeft
 
@@ -78,6 +79,12 @@ class GroupSettings(Settings):
         "With regroup_temperature: personalised epochs after which it is 0; until then training does not stop early.",
         least=1,
     )
+    group_mixing: float = setting(
+        0.0,
+        "With regroup_every: a user's scores are those of all groups, weighted by their posterior, flattened by this "
+        "temperature, at the latest regrouping; 0 for his own group alone.",
+        least=0,
+    )
 
     def temperature(self, epochs: int) -> float:
         """Of a regrouping that so many personalised epochs have gone before, without the one that it ends."""
@@ -100,11 +107,11 @@ class GroupSettings(Settings):
                 "shared_in_groups: freeze chooses each group's best epoch, which users who move make no sense of; set "
                 "regroup_every to 0, or shared_in_groups to train"
             )
-        if self.regroup_temperature and not self.regroup_every:
-            raise PerPEFTError(
-                f"regroup_temperature is {self.regroup_temperature:g}, but users never move: set regroup_every to 1, "
-                "or regroup_temperature to 0"
-            )
+        for key in ("regroup_temperature", "group_mixing"):
+            if getattr(self, key) and not self.regroup_every:
+                raise PerPEFTError(
+                    f"{key} is {getattr(self, key):g}, but users never move: set regroup_every to 1, or {key} to 0"
+                )
         if self.grouping == "user_field" and not self.group_field:
             raise PerPEFTError(
                 "grouping: user_field needs group_field, the column of the .user file that names each user's group; "
@@ -122,6 +129,8 @@ class PerPEFT(ContentRecommender):
     Buffers:
         user_group: [n_users], the group of each user; -1 before grouping (and for the pad user).
         group_centroids: [C, d], mean global user vector of each group; [0, d] before grouping.
+        group_weights: With `group_mixing` alone, [n_users, C], what each group counts for a user; zeros for users
+            without train items; [n_users, 0] before grouping.
     """
 
     trainer_class = SideBySideTrainer
@@ -155,6 +164,8 @@ class PerPEFT(ContentRecommender):
         self.group_settings = settings_from(config, GroupSettings)
         self.register_buffer("user_group", torch.full((self.n_users,), -1))
         self.register_buffer("group_centroids", torch.zeros(0, config["hidden_size"]))
+        if self.group_settings.group_mixing:
+            self.register_buffer("group_weights", torch.zeros(self.n_users, 0))
 
     @property
     def n_groups(self) -> int:
@@ -170,6 +181,8 @@ class PerPEFT(ContentRecommender):
         """
         self.item_encoder.personalise(len(group_centroids))
         self._watched = None
+        if self.group_settings.group_mixing:
+            self.group_weights = _one_hot(user_group, len(group_centroids)).to(self.device)
         self.set_groups(user_group, group_centroids)
         self.to(self.device)
 
@@ -183,6 +196,52 @@ class PerPEFT(ContentRecommender):
     def group_of(self, users: Tensor) -> Tensor | None:
         """Group of each user, [B]; users outside training go through `nearest_group` instead."""
         return self._group_on_cpu[users] if self.n_groups else None
+
+    @property
+    def mixes_groups(self) -> bool:
+        """Whether users are scored by all groups."""
+        return bool(self.n_groups and self.group_settings.group_mixing)
+
+    def weights_of(self, users: Tensor, groups: Tensor) -> Tensor:
+        """What each group counts for users, [B, C]: all of it the given group, where nobody knows better.
+
+        Args:
+            users: Internal ids, [B].
+            groups: Their groups, [B].
+        """
+        weights = self.group_weights[users.to(self.device)]
+        return torch.where(weights.any(1, keepdim=True), weights, _one_hot(groups.to(self.device), self.n_groups))
+
+    def mixed_user_vectors(self, item_seq: Tensor, length: Tensor, weights: Tensor, catalogue: Tensor) -> Tensor:
+        """Vectors of users whose product with those of an item is the weighted sum of its scores under all groups.
+
+        Args:
+            item_seq, length: As of `user_vectors`.
+            weights: [B, C].
+            catalogue: Item vectors of all groups side by side, [at least n_items, C * d].
+
+        Returns:
+            [B, C * d]
+        """
+        of_groups = zip(weights.unsqueeze(-1).unbind(1), catalogue.chunk(self.n_groups, dim=1), strict=True)
+        return torch.cat([weight * self.user_vectors(item_seq, length, part) for weight, part in of_groups], dim=1)
+
+    def _encoded(self, group: int | None) -> Tensor:
+        if group != ALL_GROUPS:
+            return super()._encoded(group)
+        return torch.cat([self._catalogue(number) for number in range(self.n_groups)], dim=1)
+
+    def _parts(self, interaction) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """As in `ContentRecommender`; where groups are mixed, all rows at once."""
+        if not self.mixes_groups:
+            yield from super()._parts(interaction)
+            return
+        item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        self._drop_outdated_catalogues()
+        groups = cast(Tensor, self._groups_of_rows(interaction))
+        weights = self.weights_of(interaction[self.USER_ID], groups)
+        catalogue = self._catalogue(ALL_GROUPS)
+        yield torch.arange(len(length)), self.mixed_user_vectors(item_seq, length, weights, catalogue), catalogue
 
     def _groups_of_rows(self, interaction) -> Tensor | None:
         """Of users without train items, of whom no group knows, the nearest group by the row's history."""
@@ -215,6 +274,11 @@ class PerPEFT(ContentRecommender):
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         self.set_groups(self.user_group, self.group_centroids)
         return result
+
+
+def _one_hot(groups: Tensor, n_groups: int) -> Tensor:
+    """[B, C]; nothing for groups of -1."""
+    return (groups.unsqueeze(1) == torch.arange(n_groups, device=groups.device)).float()
 
 
 class GlobalPEFT(PerPEFT):

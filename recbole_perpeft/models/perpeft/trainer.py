@@ -323,6 +323,10 @@ class PerPEFTTrainer(ContentTrainer):
         likelihood = partial(sequence_log_likelihood, model, rows, candidates=drawn)
         of_rows = torch.stack([likelihood(group) for group in range(model.n_groups)], dim=1).double()
         of_users = of_rows.new_zeros(model.n_users, model.n_groups).index_add_(0, rows[model.USER_ID], of_rows)
+        if settings.group_mixing:
+            weights = torch.zeros_like(of_users, dtype=torch.float32)
+            weights[users] = (of_users[users] / settings.group_mixing).softmax(1).float()
+            model.group_weights = self._as_first(weights).to(model.device)
         before = model.group_of(torch.from_numpy(users)).numpy()
         noisy = drawn_likelihood(
             of_users[users].numpy(), self._temperature, (self.config["seed"], self.start_epoch, 1)

@@ -7,6 +7,7 @@ from typing import Generic, TypeVar, cast
 from torch import Tensor, nn
 
 GLOBAL = "global"
+ALL_GROUPS = -2  # where the number of a group stands: all of them side by side; -1 is that of nobody
 Owned = TypeVar("Owned", bound=nn.Module)
 
 

@@ -10,6 +10,8 @@ from recbole_perpeft.models.perpeft import trainer
 from recbole_perpeft.models.perpeft.trainer import PerPEFTTrainer
 from recbole_perpeft.runs.run import load, resume, run
 
+DRAWN = {"regroup_every": 1, "regroup_temperature": 1.0, "regroup_annealing": 2}
+
 
 class KilledError(Exception):
     pass
@@ -63,7 +65,7 @@ def undisturbed(tmp_path_factory):
     [
         *(({}, epoch) for epoch in range(5)),
         *(({"regroup_every": 1}, epoch) for epoch in range(5)),
-        *(({"regroup_every": 1, "regroup_temperature": 1.0, "regroup_annealing": 2}, epoch) for epoch in (2, 3)),
+        *((DRAWN | {"group_mixing": 2.0}, epoch) for epoch in (2, 3)),
         *(({"shared_in_groups": "freeze"}, epoch) for epoch in (1, 2, 4)),
     ],
     ids=str,
