@@ -43,7 +43,9 @@ class Approximation:
         if not hasattr(scorer, "vectors"):
             raise PerPEFTError(f"--ann: {model_name} has no item vectors that could be searched; leave it out")
         self._scorer = scorer
-        self._of: tuple[int | None, Candidates, int] | None = None  # whose vectors, candidates and k of the graph
+        self._of: tuple[int | None, Candidates, int] | None = None  # group, candidates and k of what was measured
+        self._graph_of: tuple[int | None, Candidates] | None = None  # whose vectors, and candidates
+        self._graph: Any = None
         self._vectors = torch.empty(0)
         self._index: Any = None
         self._effort = _LEAST_EFFORT
@@ -61,14 +63,13 @@ class Approximation:
 
         Args:
             of_users: Their vectors, [B, d].
-            group: Their group.
+            group: Their group, by whose item vectors they are searched.
             candidates: Who competes.
             seen: Row and item id of pairs that are left out.
             k: Length of a list.
         """
-        whose = self._scorer.vectors_for(group)
-        if self._of is None or self._of[0] != whose or self._of[1] is not candidates or self._of[2] != k:
-            self._of = (whose, candidates, k)
+        if self._of is None or self._of[0] != group or self._of[1] is not candidates or self._of[2] != k:
+            self._of = (group, candidates, k)
             self._open(of_users, seen)
         return self._exact(of_users, seen) if self._index is None else self._search(of_users, seen)
 
@@ -89,14 +90,17 @@ class Approximation:
     def _open(self, of_users: Tensor, seen: tuple[np.ndarray, np.ndarray]) -> None:
         """The graph of a group, and how much of it has to be looked at."""
         assert self._of is not None
-        whose, candidates, _ = self._of
-        self._vectors = candidates.of(self._scorer.vectors(whose)).cpu()
-        self._index = None
-        if len(self._vectors) <= _FEW_ITEMS:
+        group, candidates, _ = self._of
+        whose = self._scorer.vectors_for(group)
+        if self._graph_of is None or self._graph_of[0] != whose or self._graph_of[1] is not candidates:
+            self._graph_of = (whose, candidates)
+            self._vectors = candidates.of(self._scorer.vectors(whose)).cpu()
+            began = perf_counter()
+            self._graph = _graph(self._vectors) if len(self._vectors) > _FEW_ITEMS else None
+            self._seconds[0] += perf_counter() - began
+        self._index = self._graph
+        if self._index is None:
             return
-        began = perf_counter()
-        self._index = _graph(self._vectors)
-        self._seconds[0] += perf_counter() - began
         some = seen[0] < _N_MEASURED
         measured = of_users[:_N_MEASURED], (seen[0][some], seen[1][some])
         began = perf_counter()

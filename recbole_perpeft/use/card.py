@@ -71,6 +71,10 @@ groups = pd.read_parquet("groups.parquet")
 centroids = torch.tensor(np.stack(groups["centroid"]))
 nearest = torch.cdist(user_vector(history, vectors_of("global")), centroids).argmin().item()
 group = f"group-{nearest}\""""
+_WEIGHTS = """
+Users of the training data are scored by all groups: `users.parquet` has what each group counts for a user (`weights`),
+and a score is the weighted sum of those by all groups. The metrics above are of these scores.
+"""
 _PROJECTOR = """\
 ```python
 from torch.nn.functional import layer_norm, linear, relu
@@ -184,6 +188,8 @@ is what the adapted model says of an item: its parts, images before titles, each
 
 {_PROJECTOR.format(width=model.item_encoder.content_encoder.content_size, weight=model.item_encoder.content_weight)}
 """
+    if model.mixes_groups:
+        text += _WEIGHTS
     if trained.has_onnx:
         text += "\nThe user encoder for ONNX, for any number of users:\n\n"
         text += _ONNX.format(length=model.max_seq_length) + "\n"

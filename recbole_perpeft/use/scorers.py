@@ -99,6 +99,7 @@ class VectorScorer:
         self._n_known = len(known)
         self._vectors: dict[int | None, Tensor] = {}
         self._of_candidates: tuple[int | None, Candidates | None, Tensor] = (None, None, torch.empty(0))
+        self._side_by_side: Tensor | None = None
 
     @torch.no_grad()
     def vectors(self, group: int | None, highest: int | None = None) -> Tensor:
@@ -143,6 +144,7 @@ class VectorScorer:
         groups = self.model.group_of(torch.from_numpy(users)) if self.n_groups else None
         return np.full(len(users), -1) if groups is None else groups.numpy()
 
+    @torch.no_grad()
     def nearest_groups(self, histories: HistoryIndex, rows: np.ndarray) -> np.ndarray:
         """As in `Scorer`."""
         if not self.n_groups:
@@ -161,18 +163,24 @@ class VectorScorer:
 
 
 class MixingScorer(VectorScorer):
-    """Scores of all groups, weighted for each user (`group_mixing`): products of vectors that lie side by side."""
+    """Scores of all groups, weighted for each user (`group_mixing`): products of vectors that lie side by side.
+
+    The item vectors of all groups stay in memory, whatever `keeps_all` says: each user needs them.
+    """
 
     @torch.no_grad()
     def vectors(self, group: int | None, highest: int | None = None) -> Tensor:
-        """As in `VectorScorer`; of `ALL_GROUPS` [n_known + n_new, C * d]."""
-        if group != ALL_GROUPS:
+        """As in `VectorScorer`; of `ALL_GROUPS` [n_known + n_new, C * d], of which those of a group are columns."""
+        if group is None:
             return super().vectors(group, highest)
-        found = self._vectors.get(group)
-        if found is None or self._lacks_new_items(found, highest):
-            found = torch.cat([super(MixingScorer, self).vectors(g, highest) for g in range(self.n_groups)], dim=1)
-            self._vectors[group] = found
-        return found
+        found = self._side_by_side
+        if found is None:
+            found = torch.cat([self.model.catalogue(g, kept=False) for g in range(self.n_groups)], dim=1)
+        if self._lacks_new_items(found, highest):
+            encode = partial(self.model.item_encoder.new_item_vectors, self.new_items)
+            found = torch.cat([found, torch.cat([encode(g) for g in range(self.n_groups)], dim=1)])
+        self._side_by_side = found
+        return found if group == ALL_GROUPS else found.chunk(self.n_groups, dim=1)[group]
 
     def vectors_for(self, group: int | None) -> int | None:
         """As in `VectorScorer`."""

@@ -81,8 +81,8 @@ class GroupSettings(Settings):
     )
     group_mixing: float = setting(
         0.0,
-        "With regroup_every: a user's scores are those of all groups, weighted by their posterior, flattened by this "
-        "temperature, at the latest regrouping; 0 for his own group alone.",
+        "With regroup_every: a user's scores are those of all groups, weighted by their posterior at the latest "
+        "regrouping, flattened by this temperature; 0 for his own group alone, as before the first regrouping.",
         least=0,
     )
 
@@ -110,7 +110,8 @@ class GroupSettings(Settings):
         for key in ("regroup_temperature", "group_mixing"):
             if getattr(self, key) and not self.regroup_every:
                 raise PerPEFTError(
-                    f"{key} is {getattr(self, key):g}, but users never move: set regroup_every to 1, or {key} to 0"
+                    f"{key} is {getattr(self, key):g}, but without regroup_every nobody asks which group is likely: "
+                    f"set regroup_every to 1, or {key} to 0"
                 )
         if self.grouping == "user_field" and not self.group_field:
             raise PerPEFTError(
@@ -164,7 +165,8 @@ class PerPEFT(ContentRecommender):
         self.group_settings = settings_from(config, GroupSettings)
         self.register_buffer("user_group", torch.full((self.n_users,), -1))
         self.register_buffer("group_centroids", torch.zeros(0, config["hidden_size"]))
-        if self.group_settings.group_mixing:
+        self._weighs_groups = self.personalised_stage and self.group_settings.group_mixing > 0
+        if self._weighs_groups:
             self.register_buffer("group_weights", torch.zeros(self.n_users, 0))
 
     @property
@@ -181,7 +183,7 @@ class PerPEFT(ContentRecommender):
         """
         self.item_encoder.personalise(len(group_centroids))
         self._watched = None
-        if self.group_settings.group_mixing:
+        if self._weighs_groups:
             self.group_weights = _one_hot(user_group, len(group_centroids)).to(self.device)
         self.set_groups(user_group, group_centroids)
         self.to(self.device)
@@ -200,7 +202,7 @@ class PerPEFT(ContentRecommender):
     @property
     def mixes_groups(self) -> bool:
         """Whether users are scored by all groups."""
-        return bool(self.n_groups and self.group_settings.group_mixing)
+        return self.n_groups > 0 and self._weighs_groups
 
     def weights_of(self, users: Tensor, groups: Tensor) -> Tensor:
         """What each group counts for users, [B, C]: all of it the given group, where nobody knows better.
@@ -229,7 +231,9 @@ class PerPEFT(ContentRecommender):
     def _encoded(self, group: int | None) -> Tensor:
         if group != ALL_GROUPS:
             return super()._encoded(group)
-        return torch.cat([self._catalogue(number) for number in range(self.n_groups)], dim=1)
+        side_by_side = torch.cat([self.catalogue(number) for number in range(self.n_groups)], dim=1)
+        self._catalogues.update(enumerate(side_by_side.chunk(self.n_groups, dim=1)))  # no number is there twice
+        return side_by_side
 
     def _parts(self, interaction) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """As in `ContentRecommender`; where groups are mixed, all rows at once."""
@@ -267,6 +271,8 @@ class PerPEFT(ContentRecommender):
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
         """As in `nn.Module`; a checkpoint of the personalised stage brings its groups along."""
         n_groups = state_dict["group_centroids"].shape[0]
+        if self._weighs_groups and not n_groups:  # of a GlobalPEFT, which has none
+            state_dict = {"group_weights": self.group_weights, **state_dict}
         if n_groups and not self.n_groups:
             self.personalise(state_dict["user_group"], state_dict["group_centroids"])
         if n_groups != self.n_groups:

@@ -73,7 +73,7 @@ class PerPEFTTrainer(ContentTrainer):
             return super().fit(train_data, valid_data, saved=saved, **arguments)
         if self._freezes:
             self._check_choice(valid_data)
-        self._check_annealing()
+        self._check_regrouping()
         settings, last_stage = self.group_settings, (self.epochs, self.stopping_step)
         if self.stage == "global":
             check_group_sizes(len(train_data.dataset.interactions.users), settings.n_groups, settings.min_group_size)
@@ -107,6 +107,7 @@ class PerPEFTTrainer(ContentTrainer):
             yield self.stage, self.epochs
             return
         self._train_data, settings = train_data, self.group_settings
+        self._check_regrouping()
         check_group_sizes(len(train_data.dataset.interactions.users), settings.n_groups, settings.min_group_size)
         yield self.stage, 0 if settings.global_run else settings.epochs_global
         self._start_personalised_stage(train_data, valid_data)
@@ -146,13 +147,21 @@ class PerPEFTTrainer(ContentTrainer):
                 "valid_metric to Hit, NDCG, MRR, Recall, Precision or MAP"
             )
 
-    def _check_annealing(self) -> None:
-        """Whether users come to rest before the training ends."""
+    def _check_regrouping(self) -> None:
+        """Whether users are regrouped at all where that is asked for, and come to rest before the training ends."""
         settings = self.group_settings
-        if settings.regroup_temperature and self.epochs <= settings.regroup_annealing:
+        if settings.regroup_every > self.epochs:
             raise PerPEFTError(
-                f"epochs is {self.epochs}, but users are drawn into groups for {settings.regroup_annealing}: raise "
-                "epochs, or lower regroup_annealing"
+                f"regroup_every is {settings.regroup_every}, but epochs is {self.epochs}, so that users would never "
+                "move: raise epochs, or lower regroup_every"
+            )
+        if not settings.regroup_every:
+            return
+        last = self.epochs // settings.regroup_every * settings.regroup_every
+        if settings.temperature(last - 1):
+            raise PerPEFTError(
+                f"epochs is {self.epochs}, and users would still be drawn into groups at the last regrouping, after "
+                f"epoch {last}: raise epochs, or lower regroup_annealing ({settings.regroup_annealing})"
             )
 
     @property

@@ -1,6 +1,9 @@
 """Users who are scored by all groups (`group_mixing`)."""
 
+import logging
+import shutil
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,29 +11,48 @@ import pytest
 import torch
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.history import HistoryIndex
 from recbole_perpeft.models.perpeft.grouping import sequence_log_likelihood
+from recbole_perpeft.nn.adapt.groups import ALL_GROUPS
 from recbole_perpeft.runs.run import get_trainer, load, run
+from recbole_perpeft.store.catalogues import CATALOGUES_FILE
 from recbole_perpeft.use import approximate
 from recbole_perpeft.use.export import export
 from recbole_perpeft.use.recommend import Recommender
 
-MIXED = {"regroup_every": 1, "group_mixing": 2.0, "learning_rate": 0.01}
+MIXED = {"regroup_every": 1, "group_mixing": 2.0}
 
 
 @pytest.fixture(scope="module")
-def trained(small_aspects, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mixing")
-    settings = {
-        "data_path": str(small_aspects),
-        "cache_folder": str(folder / "cache"),
-        "runs_folder": str(folder / "runs"),
+def settings(small_aspects, tmp_path_factory):
+    """Of runs on a copy of the data in which five items have lost all their interactions."""
+    path = tmp_path_factory.mktemp("mixing")
+    shutil.copytree(small_aspects / "aspects", path / "aspects")
+    log = path / "aspects" / "aspects.inter"
+    header, *rows = log.read_text().splitlines()
+    new_items = sorted({row.split("\t")[1] for row in rows})[:5]
+    log.write_text("\n".join([header, *(row for row in rows if row.split("\t")[1] not in new_items)]) + "\n")
+    return {
+        "data_path": str(path),
+        "cache_folder": str(path / "cache"),
+        "runs_folder": str(path / "runs"),
         "epochs_global": 1,
         "epochs": 2,
         "n_groups": 3,
         "show_progress": False,
-        "eval_step": 3,  # the last model is kept, of which the weights are
+        "user_inter_num_interval": "[4,inf)",
+        "learning_rate": 0.01,
     }
-    return run(model="PerPEFT", config_dict=settings | MIXED)
+
+
+@pytest.fixture(scope="module")
+def trained(settings):
+    last = {"eval_step": 3}  # the last model is kept, of which the weights are
+    return run(model="PerPEFT", config_dict=settings | MIXED | last)
+
+
+def recommender_of(trained):
+    return Recommender.from_file(f"{trained['run_folder']}/best.pth")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +111,7 @@ def test_a_user_of_whom_nothing_is_known_goes_by_the_nearest_group(loaded):
 
 @pytest.mark.parametrize("keeps_all", [True, False])
 def test_lists_have_the_scores_of_an_evaluation(trained, keeps_all):
-    recommender = Recommender.from_file(f"{trained['run_folder']}/best.pth")
+    recommender = recommender_of(trained)
     recommender.scorer.keeps_all = keeps_all
     model = recommender.model
     lists = recommender.for_users(recommender.all_users(), k=5)
@@ -113,11 +135,56 @@ def test_lists_have_the_scores_of_an_evaluation(trained, keeps_all):
     assert groups[recommender.all_users()].tolist() == model.user_group[people.users].tolist()
 
 
-def test_strangers_and_new_items_are_served(trained):
-    recommender = Recommender.from_file(f"{trained['run_folder']}/best.pth")
-    histories = [recommender.item_tokens[1 + start : 5 + start].tolist() for start in range(8)]
-    lists = recommender.for_histories(histories, k=3, include_new_items=True)
-    assert len(lists) == 24 and np.isfinite(lists["score"]).all()
+def test_strangers_and_new_items_are_served_whatever_was_asked_before(trained):
+    recommender = recommender_of(trained)
+    scorer = recommender.scorer
+    of_group = scorer.vectors(1).clone()  # as for items that are similar in the eyes of a group
+    assert len(of_group) == len(scorer.vectors(ALL_GROUPS)) == recommender.model.n_items + 5
+    torch.testing.assert_close(of_group[: recommender.model.n_items], recommender.model.catalogue(1))
+    histories = [[*recommender.item_tokens[1 + start : 5 + start], scorer.new_items[0]] for start in range(8)]
+    lists = recommender.for_histories([list(map(str, each)) for each in histories], k=1000, include_new_items=True)
+    people = recommender.people_of_histories(HistoryIndex.from_pairs(*_pairs(recommender, histories)))
+    nearest = scorer.nearest_groups(people.histories, people.rows)
+    for row, group in enumerate(nearest):
+        vectors = scorer.vectors(int(group))
+        newest = people.histories.newest(people.rows[row : row + 1], recommender.model.max_seq_length)
+        item_seq, length = map(torch.from_numpy, newest)
+        with torch.no_grad():
+            expected = (recommender.model.user_vectors(item_seq, length, vectors) @ vectors.T)[0]
+        own = lists[lists["row"] == row]
+        assert set(scorer.new_items[1:]) <= set(own["item_id"]) and (own["group"] == group).all()
+        ids = recommender.item_ids(own["item_id"].tolist())
+        assert own["score"].to_numpy() == pytest.approx(expected[ids].numpy(), abs=1e-4)
+
+
+def _pairs(recommender, histories):
+    rows = np.repeat(np.arange(len(histories)), list(map(len, histories)))
+    return rows, recommender.item_ids([str(token) for each in histories for token in each]), len(histories)
+
+
+def test_nothing_is_kept_for_gradients(trained):
+    recommender = recommender_of(trained)
+    people = recommender.people_of_log(recommender.all_users()[:3])
+    scorer = recommender.scorer
+    for vectors in scorer.vectors(0), scorer.user_vectors(people.histories, people.rows, people.users, 0):
+        assert not vectors.requires_grad
+
+
+def test_a_finished_global_run_takes_the_place_of_the_first_stage(settings):
+    for of_global in {}, MIXED:
+        first = run(model="GlobalPEFT", config_dict=settings | of_global | {"epochs": 1})
+        result = run(model="PerPEFT", config_dict=settings | MIXED | {"global_run": first["run_folder"], "epochs": 1})
+        assert load(result["run_folder"])[1].group_weights.shape[1] == 3
+
+
+def test_vectors_of_groups_are_kept_beside_the_checkpoint(trained, caplog):
+    caplog.set_level(logging.INFO)
+    recommender = recommender_of(trained)
+    recommender.for_users(recommender.all_users()[:2], k=1)
+    assert (
+        "item vectors are computed again" not in caplog.text
+        and (Path(trained["run_folder"]) / CATALOGUES_FILE).exists()
+    )
 
 
 def test_an_export_says_what_groups_count(trained, loaded, tmp_path):
@@ -133,10 +200,9 @@ def test_a_loaded_model_evaluates_to_what_was_recorded(trained, loaded):
     assert found == pytest.approx(trained["test_result"])
 
 
-def test_mixing_needs_likelihoods(small_aspects, tmp_path):
-    settings = {"data_path": str(small_aspects), "runs_folder": str(tmp_path), "group_mixing": 2.0}
-    with pytest.raises(PerPEFTError, match="group_mixing is 2, but users never move: set regroup_every to 1"):
-        run(model="PerPEFT", config_dict=settings)
+def test_mixing_needs_likelihoods(settings):
+    with pytest.raises(PerPEFTError, match="group_mixing is 2, but without regroup_every nobody asks"):
+        run(model="PerPEFT", config_dict=settings | {"group_mixing": 2.0})
 
 
 @pytest.mark.skipif(find_spec("usearch") is None, reason="usearch is not installed")
@@ -144,7 +210,7 @@ def test_one_graph_serves_all_groups(trained, monkeypatch):
     graphs, made = [], approximate._graph
     monkeypatch.setattr(approximate, "_FEW_ITEMS", 2)
     monkeypatch.setattr(approximate, "_graph", lambda vectors: graphs.append(vectors.shape[1]) or made(vectors))
-    recommender = Recommender.from_file(f"{trained['run_folder']}/best.pth")
+    recommender = recommender_of(trained)
     exact = recommender.for_users(recommender.all_users(), k=5)
     recommender.search_approximately()
     found = recommender.for_users(recommender.all_users(), k=5)

@@ -153,12 +153,19 @@ def test_while_groups_are_drawn_nothing_is_waited_for(aspects_settings, monkeypa
     assert min(moved[:2]) > 60  # of 150 users, as modules that hardly differ say nothing yet
 
 
-def test_users_must_come_to_rest(aspects_settings):
-    settings = aspects_settings | {"regroup_every": 1, "regroup_temperature": 1.0, "regroup_annealing": 2, "epochs": 2}
-    with pytest.raises(PerPEFTError, match="epochs is 2, but users are drawn into groups for 2: raise epochs"):
-        run(model="PerPEFT", config_dict=settings)
-    with pytest.raises(PerPEFTError, match="set regroup_every to 1, or regroup_temperature to 0"):
-        run(model="PerPEFT", config_dict=settings | {"regroup_every": 0})
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"regroup_annealing": 2, "epochs": 2}, "epochs is 2, and users would still be drawn .* after epoch 2"),
+        ({"regroup_every": 2, "regroup_annealing": 4, "epochs": 5}, "drawn into groups at the last .*, after epoch 4"),
+        ({"regroup_every": 4, "epochs": 3}, "regroup_every is 4, but epochs is 3, so that users would never move"),
+        ({"regroup_every": 0}, "regroup_temperature is 1, but without regroup_every nobody asks .* set regroup_every"),
+    ],
+    ids=str,
+)
+def test_users_must_come_to_rest(aspects_settings, settings, message):
+    with pytest.raises(PerPEFTError, match=message):
+        run(model="PerPEFT", config_dict=aspects_settings | DRAWN | settings)
 
 
 def test_a_user_of_several_rows_has_one_group_one_vector_and_one_likelihood(aspects_settings, monkeypatch):
