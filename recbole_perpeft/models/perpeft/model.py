@@ -70,8 +70,9 @@ class GroupSettings(Settings):
     )
     regroup_temperature: float = setting(
         0.0,
-        "With regroup_every: users are drawn from the posterior of groups, flattened by this temperature, which falls "
-        "to 0 during regroup_annealing; 1 for the posterior as it is, 0 for the most likely group from the start.",
+        "With regroup_every: users are drawn from the posterior of groups, flattened by a temperature that falls to 0 "
+        "during regroup_annealing. It begins at this share of the train targets that users have on average (0.3 to "
+        "0.5 is good); 0 for the most likely group from the start.",
         least=0,
     )
     regroup_annealing: int = setting(
@@ -82,12 +83,13 @@ class GroupSettings(Settings):
     group_mixing: float = setting(
         0.0,
         "With regroup_every: a user's scores are those of all groups, weighted by their posterior at the latest "
-        "regrouping, flattened by this temperature; 0 for his own group alone, as before the first regrouping.",
+        "regrouping, flattened by a temperature of this share of users' mean train targets (0.5 is good); 0 for his "
+        "own group alone, as before the first regrouping.",
         least=0,
     )
 
     def temperature(self, epochs: int) -> float:
-        """Of a regrouping that so many personalised epochs have gone before, without the one that it ends."""
+        """Of a regrouping after so many personalised epochs and the one that it ends, in mean targets of a user."""
         return self.regroup_temperature * max(0.0, 1 - epochs / self.regroup_annealing)
 
     def check(self) -> None:

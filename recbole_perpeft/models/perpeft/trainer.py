@@ -166,7 +166,7 @@ class PerPEFTTrainer(ContentTrainer):
 
     @property
     def _temperature(self) -> float:
-        """Of a regrouping at the end of this epoch; above 0, groups are still drawn."""
+        """Of a regrouping at the end of this epoch, in mean targets of a user; above 0, groups are still drawn."""
         return self.group_settings.temperature(self.start_epoch - self.global_epochs)
 
     @property
@@ -332,14 +332,15 @@ class PerPEFTTrainer(ContentTrainer):
         likelihood = partial(sequence_log_likelihood, model, rows, candidates=drawn)
         of_rows = torch.stack([likelihood(group) for group in range(model.n_groups)], dim=1).double()
         of_users = of_rows.new_zeros(model.n_users, model.n_groups).index_add_(0, rows[model.USER_ID], of_rows)
+        n_targets = train_data.dataset.target_counts()[users].mean()
         if settings.group_mixing:
+            flat = of_users[users] / (settings.group_mixing * n_targets)
             weights = torch.zeros_like(of_users, dtype=torch.float32)
-            weights[users] = (of_users[users] / settings.group_mixing).softmax(1).float()
+            weights[users] = flat.softmax(1).float()
             model.group_weights = self._as_first(weights).to(model.device)
         before = model.group_of(torch.from_numpy(users)).numpy()
-        noisy = drawn_likelihood(
-            of_users[users].numpy(), self._temperature, (self.config["seed"], self.start_epoch, 1)
-        )
+        seed = (self.config["seed"], self.start_epoch, 1)
+        noisy = drawn_likelihood(of_users[users].numpy(), self._temperature * n_targets, seed)
         groups = most_likely_groups(noisy, before, settings.min_group_size)
         groups = self._as_first(torch.from_numpy(groups)).numpy()
         self._note_regrouping(before, groups)

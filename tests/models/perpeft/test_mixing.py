@@ -20,7 +20,7 @@ from recbole_perpeft.use import approximate
 from recbole_perpeft.use.export import export
 from recbole_perpeft.use.recommend import Recommender
 
-MIXED = {"regroup_every": 1, "group_mixing": 2.0}
+MIXED = {"regroup_every": 1, "group_mixing": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +75,11 @@ def test_weights_are_the_flattened_posterior_of_the_train_rows(loaded):
     _, model, _, train_data, *_ = loaded
     rows = train_data.dataset.inter_feat
     likelihood = [sequence_log_likelihood(model, rows, group) for group in range(3)]
+    flat = 0.5 * (train_data.dataset.target_counts()[1:]).mean()
+    assert 1 < flat < 3
     for user in (1, 20, 77):
         own = (rows["user_id"] == user).nonzero().flatten()
-        weights = np.exp([float(each[own].sum()) / 2 for each in likelihood])
+        weights = np.exp([float(each[own].sum()) / flat for each in likelihood])
         assert model.group_weights[user].numpy() == pytest.approx(weights / weights.sum(), abs=1e-3)
     assert not model.group_weights[0].any()
 
@@ -201,8 +203,8 @@ def test_a_loaded_model_evaluates_to_what_was_recorded(trained, loaded):
 
 
 def test_mixing_needs_likelihoods(settings):
-    with pytest.raises(PerPEFTError, match="group_mixing is 2, but without regroup_every nobody asks"):
-        run(model="PerPEFT", config_dict=settings | {"group_mixing": 2.0})
+    with pytest.raises(PerPEFTError, match="group_mixing is 0.5, but without regroup_every nobody asks"):
+        run(model="PerPEFT", config_dict=settings | {"group_mixing": 0.5})
 
 
 @pytest.mark.skipif(find_spec("usearch") is None, reason="usearch is not installed")

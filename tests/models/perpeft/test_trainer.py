@@ -65,7 +65,7 @@ def undisturbed(tmp_path_factory):
     [
         *(({}, epoch) for epoch in range(5)),
         *(({"regroup_every": 1}, epoch) for epoch in range(5)),
-        *((DRAWN | {"group_mixing": 2.0}, epoch) for epoch in (2, 3)),
+        *((DRAWN | {"group_mixing": 0.5}, epoch) for epoch in (2, 3)),
         *(({"shared_in_groups": "freeze"}, epoch) for epoch in (1, 2, 4)),
     ],
     ids=str,
