@@ -185,7 +185,7 @@ def test_wrong_lines_of_the_text_format_are_refused(space_of, line, message):
         space_of(line, "s.hyper")
 
 
-@pytest.mark.parametrize("presets", [[], ["strong"]], ids=["as it is", "strong"])
+@pytest.mark.parametrize("presets", [[], ["strong"], ["strong", "annealed"]], ids=["as it is", "strong", "annealed"])
 @pytest.mark.parametrize("model", MODELS)
 def test_spaces_that_come_with_the_package_suit_their_models(model, presets):
     space = read_space(properties_folder() / "search" / f"{model}.yaml")
