@@ -202,6 +202,12 @@ def test_a_loaded_model_evaluates_to_what_was_recorded(trained, loaded):
     assert found == pytest.approx(trained["test_result"])
 
 
+def test_the_preset_anneals_and_mixes(settings):
+    result = run("PerPEFT", "aspects", ["strong", "annealed"], settings | {"epochs": 16})
+    assert [move["temperature"] for move in result["regroupings"]][::5] == pytest.approx([0.5, 1 / 3, 1 / 6, 0])
+    assert load(result["run_folder"])[1].mixes_groups
+
+
 def test_mixing_needs_likelihoods(settings):
     with pytest.raises(PerPEFTError, match="group_mixing is 0.5, but without regroup_every nobody asks"):
         run(model="PerPEFT", config_dict=settings | {"group_mixing": 0.5})
