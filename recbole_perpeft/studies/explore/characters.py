@@ -110,7 +110,8 @@ class Service:
     """How well a group is served.
 
     Attributes:
-        own, everybody: Mean of the metric over the group's users with its own module, and with the global one.
+        own, everybody: Mean of the metric over the group's users as the model scores them (by the group's module,
+            or by all with `group_mixing`), and with the global module.
         interval: Half the width of the 95 % interval of the mean difference; nan for fewer than two users.
         n_users: Number of users with a target.
     """
