@@ -83,13 +83,13 @@ def ranks_by_products(users: Tensor, catalogue: Tensor, targets: Tensor, masked:
     Raises:
         PerPEFTError: the score of a target is NaN.
     """
-    targets = targets.cpu()
+    targets, masked = targets.cpu(), None if masked is None else (masked[0].cpu(), masked[1].cpu())
     found = [targets[:0].to(users.device)]
     for start in range(0, len(users), _MOST_USERS):
         some = slice(start, start + _MOST_USERS)
         rows = torch.arange(len(users))[some]
-        out = pairs_of(rows, None if masked is None else (masked[0].cpu(), masked[1].cpu()))
-        found.append(_ranks(users[some], catalogue, targets[some], out or (rows[:0], rows[:0])))
+        out = pairs_of(rows, masked) or (rows[:0], rows[:0])
+        found.append(_ranks(users[some], catalogue, targets[some], out))
     return torch.cat(found)
 
 

@@ -99,7 +99,6 @@ class VectorScorer:
         self._n_known = len(known)
         self._vectors: dict[int | None, Tensor] = {}
         self._of_candidates: tuple[int | None, Candidates | None, Tensor] = (None, None, torch.empty(0))
-        self._side_by_side: Tensor | None = None
 
     @torch.no_grad()
     def vectors(self, group: int | None, highest: int | None = None) -> Tensor:
@@ -167,6 +166,10 @@ class MixingScorer(VectorScorer):
 
     The item vectors of all groups stay in memory, whatever `keeps_all` says: each user needs them.
     """
+
+    def __init__(self, model: Any, dataset: Any) -> None:
+        super().__init__(model, dataset)
+        self._side_by_side: Tensor | None = None
 
     @torch.no_grad()
     def vectors(self, group: int | None, highest: int | None = None) -> Tensor:

@@ -1,4 +1,3 @@
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,28 +10,15 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs.run import get_trainer, load, run
 from recbole_perpeft.use.export import export
 from recbole_perpeft.use.recommend import Recommender
+from support.new_items import settings_with_new_items
 
 
 @pytest.fixture(scope="module")
 def trained(small_aspects, tmp_path_factory):
     """A run on a copy of the data in which five items have lost all their interactions."""
-    path = tmp_path_factory.mktemp("recommend")
-    shutil.copytree(small_aspects / "aspects", path / "aspects")
-    log = path / "aspects" / "aspects.inter"
-    header, *rows = log.read_text().splitlines()
-    new_items = sorted({row.split("\t")[1] for row in rows})[:5]
-    log.write_text("\n".join([header, *(row for row in rows if row.split("\t")[1] not in new_items)]) + "\n")
-    settings = {
-        "data_path": str(path),
-        "cache_folder": str(path / "cache"),
-        "runs_folder": str(path / "runs"),
-        "epochs_global": 1,
-        "epochs": 1,
-        "n_groups": 2,
-        "show_progress": False,
-        "user_inter_num_interval": "[4,inf)",
-    }
-    return f"{run(model='PerPEFT', config_dict=settings)['run_folder']}/best.pth", new_items
+    settings, new_items = settings_with_new_items(small_aspects, tmp_path_factory.mktemp("recommend"))
+    result = run(model="PerPEFT", config_dict=settings | {"epochs": 1, "n_groups": 2})
+    return f"{result['run_folder']}/best.pth", new_items
 
 
 @pytest.fixture(scope="module")

@@ -167,7 +167,6 @@ class PerPEFT(ContentRecommender):
         self.group_settings = settings_from(config, GroupSettings)
         self.register_buffer("user_group", torch.full((self.n_users,), -1))
         self.register_buffer("group_centroids", torch.zeros(0, config["hidden_size"]))
-        self._weighs_groups = self.personalised_stage and self.group_settings.group_mixing > 0
         if self._weighs_groups:
             self.register_buffer("group_weights", torch.zeros(self.n_users, 0))
 
@@ -200,6 +199,10 @@ class PerPEFT(ContentRecommender):
     def group_of(self, users: Tensor) -> Tensor | None:
         """Group of each user, [B]; users outside training go through `nearest_group` instead."""
         return self._group_on_cpu[users] if self.n_groups else None
+
+    @property
+    def _weighs_groups(self) -> bool:
+        return self.personalised_stage and self.group_settings.group_mixing > 0
 
     @property
     def mixes_groups(self) -> bool:

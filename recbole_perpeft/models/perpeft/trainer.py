@@ -322,25 +322,28 @@ class PerPEFTTrainer(ContentTrainer):
             history = history_of([train_data.dataset, valid_data.dataset, valid_data.dataset], "test")
         return global_user_vectors(self.model, users, history)
 
-    def _regroup(self, train_data) -> None:
-        """E-step: every user moves to the group whose modules make his training rows likeliest, or to a drawn one."""
-        model, settings = self.model.eval(), self.group_settings
-        rows, users = train_data.dataset.inter_feat, train_data.dataset.interactions.users
+    def _likelihoods(self, train_data) -> Tensor:
+        """Log-likelihood of each user's training rows under each group, float64 [n_users, C] on the CPU."""
+        model, rows = self.model.eval(), train_data.dataset.inter_feat
         drawn = likelihood_candidates(
-            model.n_items, settings.regroup_candidates, (self.config["seed"], self.start_epoch)
+            model.n_items, self.group_settings.regroup_candidates, (self.config["seed"], self.start_epoch)
         )
         likelihood = partial(sequence_log_likelihood, model, rows, candidates=drawn)
         of_rows = torch.stack([likelihood(group) for group in range(model.n_groups)], dim=1).double()
-        of_users = of_rows.new_zeros(model.n_users, model.n_groups).index_add_(0, rows[model.USER_ID], of_rows)
+        return of_rows.new_zeros(model.n_users, model.n_groups).index_add_(0, rows[model.USER_ID], of_rows)
+
+    def _regroup(self, train_data) -> None:
+        """E-step: every user moves to the group whose modules make his training rows likeliest, or to a drawn one."""
+        model, settings, users = self.model, self.group_settings, train_data.dataset.interactions.users
+        of_users = self._likelihoods(train_data)[users]
         n_targets = train_data.dataset.target_counts()[users].mean()
         if settings.group_mixing:
-            flat = of_users[users] / (settings.group_mixing * n_targets)
-            weights = torch.zeros_like(of_users, dtype=torch.float32)
-            weights[users] = flat.softmax(1).float()
+            weights = torch.zeros(model.n_users, model.n_groups)
+            weights[users] = (of_users / (settings.group_mixing * n_targets)).softmax(1).float()
             model.group_weights = self._as_first(weights).to(model.device)
         before = model.group_of(torch.from_numpy(users)).numpy()
         seed = (self.config["seed"], self.start_epoch, 1)
-        noisy = drawn_likelihood(of_users[users].numpy(), self._temperature * n_targets, seed)
+        noisy = drawn_likelihood(of_users.numpy(), self._temperature * n_targets, seed)
         groups = most_likely_groups(noisy, before, settings.min_group_size)
         groups = self._as_first(torch.from_numpy(groups)).numpy()
         self._note_regrouping(before, groups)

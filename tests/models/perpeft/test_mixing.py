@@ -1,7 +1,6 @@
 """Users who are scored by all groups (`group_mixing`)."""
 
 import logging
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,30 +18,15 @@ from recbole_perpeft.store.catalogues import CATALOGUES_FILE
 from recbole_perpeft.use import approximate
 from recbole_perpeft.use.export import export
 from recbole_perpeft.use.recommend import Recommender
+from support.new_items import settings_with_new_items
 
 MIXED = {"regroup_every": 1, "group_mixing": 0.5}
 
 
 @pytest.fixture(scope="module")
 def settings(small_aspects, tmp_path_factory):
-    """Of runs on a copy of the data in which five items have lost all their interactions."""
-    path = tmp_path_factory.mktemp("mixing")
-    shutil.copytree(small_aspects / "aspects", path / "aspects")
-    log = path / "aspects" / "aspects.inter"
-    header, *rows = log.read_text().splitlines()
-    new_items = sorted({row.split("\t")[1] for row in rows})[:5]
-    log.write_text("\n".join([header, *(row for row in rows if row.split("\t")[1] not in new_items)]) + "\n")
-    return {
-        "data_path": str(path),
-        "cache_folder": str(path / "cache"),
-        "runs_folder": str(path / "runs"),
-        "epochs_global": 1,
-        "epochs": 2,
-        "n_groups": 3,
-        "show_progress": False,
-        "user_inter_num_interval": "[4,inf)",
-        "learning_rate": 0.01,
-    }
+    found, _ = settings_with_new_items(small_aspects, tmp_path_factory.mktemp("mixing"))
+    return found | {"epochs": 2, "n_groups": 3, "learning_rate": 0.01}
 
 
 @pytest.fixture(scope="module")
