@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from joblib import cpu_count
 from joblib.externals.loky import BrokenProcessPool
 from PIL import Image
@@ -140,8 +141,15 @@ class ContentCache:
         return batch
 
     def text_lengths(self, rows: Tensor) -> Tensor | None:
-        """Tokens of some items' texts, int64 [n], 0 for the pad; None where padding is not cut off."""
-        return self._table.take(MASK, rows).long().sum(1) if self._trims_text else None
+        """Where some items' texts end, int64 [n], 0 for the pad; None where padding is not cut off.
+
+        This is their number of tokens, unless the tokenizer pads on the left: then texts end with the row.
+        """
+        if not self._trims_text:
+            return None
+        mask = self._table.take(MASK, rows)
+        ends = torch.arange(1, mask.shape[1] + 1, dtype=torch.int32)
+        return (mask * ends).amax(1).long()
 
 
 def cache_key(content: ItemContent, processor: Processor) -> str:

@@ -81,6 +81,24 @@ def test_rows_are_what_the_processor_makes(shop):
     assert cache.n_rows == N and not cache.damaged
 
 
+class LeftPaddingProcessor(SmallProcessor):
+    """Pads on the left, as tokenizers of decoders do."""
+
+    def text(self, titles):
+        ids, mask = super().text(titles)
+        return ids[:, ::-1].copy(), mask[:, ::-1].copy()
+
+
+@pytest.mark.parametrize("processor", [SmallProcessor(), LeftPaddingProcessor()], ids=["right", "left"])
+def test_a_batch_is_as_long_as_the_longest_of_its_texts(shop, processor):
+    cache = open_or_build(shop, processor=processor)
+    lengths = cache.text_lengths(ALL)
+    for row in range(N):
+        assert cache.batch(torch.tensor([row]))["input_ids"].shape[1] == max(1, lengths[row])
+    assert cache.batch(ALL)["input_ids"].shape[1] == lengths.max()
+    assert cache.text_lengths(torch.tensor([-1])).tolist() == [0]
+
+
 def test_text_is_trimmed_only_if_the_processor_allows(shop):
     pads = torch.tensor([-1, -1])
     assert open_or_build(shop).batch(pads)["input_ids"].shape == (2, 1)

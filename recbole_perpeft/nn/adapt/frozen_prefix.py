@@ -18,13 +18,13 @@ from recbole_perpeft.store.by_length import CHUNKS_AT_ONCE, encoded_by_length
 from recbole_perpeft.store.rows import Layout, RowFiles, computed_rows
 
 PREFIX = "_prefix"
+ROWS_AT_ONCE = 16_384
 
 
 class Inputs(Protocol):
     """Inputs of a foundation model (`recbole_perpeft.store.inputs.ContentCache`)."""
 
     n_rows: int
-    text_length: int | None
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """Inputs of rows, on the CPU."""
@@ -87,8 +87,8 @@ class FrozenPrefix:
         probe = source.batch(torch.zeros(1, dtype=torch.long))
         outputs = _outputs(bank, last, probe)
         shapes = {kind: (source.n_rows, *_tensor_of(output).shape[1:]) for kind, output in outputs.items()}
-        if "text" in shapes and source.text_length is not None:  # the probe's text may have been trimmed
-            shapes["text"] = (source.n_rows, source.text_length, shapes["text"][2])
+        if "text" in shapes:  # the probe's text may be shorter than others
+            shapes["text"] = (source.n_rows, _longest_text(source, shapes["text"][1]), shapes["text"][2])
         name = f"{inputs_fingerprint}-{bank.foundation_fingerprint}"
         self._names = {kind: f"states-of-{kind}-block-{depths[kind]}-{name}" for kind in shapes}
         layout: Layout = {self._names[kind]: ("<f4", tuple(shape[1:])) for kind, shape in shapes.items()}
@@ -141,6 +141,17 @@ def _frozen_depth(bank: AdapterBank, kind: str, adapted: set[int]) -> int:
     depth = len(find(tower, family.blocks))
     names = [name for name, module in tower.named_modules() if id(module) in adapted]
     return min([depth, *(first_block(family, name, depth) for name in names)])
+
+
+def _longest_text(source: Inputs, length: int) -> int:
+    """Tokens that any text needs; `length` where all texts have that many to the encoder."""
+    longest = 1
+    for rows in torch.arange(source.n_rows).split(ROWS_AT_ONCE):
+        lengths = source.text_lengths(rows)
+        if lengths is None:
+            return length
+        longest = max(longest, int(lengths.max()))
+    return longest
 
 
 def _blocks(bank: AdapterBank, kind: str) -> nn.ModuleList:

@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from transformers import CLIPModel, SiglipModel
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.nn.adapt import frozen_prefix
 from recbole_perpeft.nn.adapt.bank import AdapterBank
 from recbole_perpeft.nn.adapt.frozen_prefix import FrozenPrefix, StoredBlock, frozen_depths
 from recbole_perpeft.nn.adapt.methods import PeftMethod
@@ -20,13 +22,13 @@ class Source:
 
     n_rows, text_length = 7, 12
 
-    def __init__(self, trims=True):
+    def __init__(self, trims=True, lengths=(4, 12, 3, 8, 5, 12, 3)):
         generator = torch.Generator().manual_seed(0)
         self.trims = trims
         self.n_calls = 0
         self._pixels = torch.randint(0, 256, (self.n_rows, 3, 16, 16), generator=generator, dtype=torch.uint8)
         self._ids = torch.randint(4, 17, (self.n_rows, self.text_length), generator=generator)
-        lengths = torch.tensor([4, 12, 3, 8, 5, 12, 3])
+        lengths = torch.tensor(lengths)
         places = torch.arange(self.text_length)
         self._ids[places == lengths.unsqueeze(1) - 1] = 3
         self._ids[places >= lengths.unsqueeze(1)] = 0
@@ -101,6 +103,15 @@ def test_states_are_computed_once_and_blocks_leave_the_model(make_bank, tmp_path
     again, source = make_bank(target_modules=TOP)[0], Source(trims)
     FrozenPrefix(again, frozen_depths(again), source, tmp_path, "inputs", 3, show_progress=False)
     assert source.n_calls == 1, "one row tells the shapes"
+
+
+@pytest.mark.parametrize("lengths", [(4, 9, 3, 8, 5, 9, 3), (12,) * 7])
+def test_states_of_texts_are_stored_as_far_as_the_longest_text_reaches(make_bank, tmp_path, monkeypatch, lengths):
+    monkeypatch.setattr(frozen_prefix, "ROWS_AT_ONCE", 3)
+    bank, trims = make_bank(target_modules=TOP)
+    FrozenPrefix(bank, frozen_depths(bank), Source(trims, lengths), tmp_path, "inputs", 3, show_progress=False)
+    (file,) = tmp_path.glob("states-of-text-*.npy")
+    assert np.load(file).shape[:2] == (7, max(lengths) if trims else Source.text_length)
 
 
 def test_a_damaged_file_is_written_again(make_bank, tmp_path):
