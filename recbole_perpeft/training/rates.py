@@ -63,9 +63,15 @@ class ContentTrainer(ScheduledTrainer):
 
     settings_classes = (LearningRateSettings,)
 
+    @property
+    def learning_rates(self) -> LearningRateSettings:
+        """Those of an optimiser that is built now."""
+        return settings_from(self.config, LearningRateSettings)
+
     def _build_optimizer(self, **kwargs):
         """As in RecBole, with a learning rate for each group of parameters, and without decay of sparse tables."""
-        kwargs.setdefault("params", settings_from(self.config, LearningRateSettings).groups(self.model))
+        rates = self.learning_rates
+        kwargs = {"params": rates.groups(self.model), "learning_rate": rates.learning_rate} | kwargs
         tables = sparse_tables(self.model)
         if not tables:
             return super()._build_optimizer(**kwargs)

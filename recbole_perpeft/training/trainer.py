@@ -72,6 +72,7 @@ class RunTrainer(StepTrainer):
         trackers: who is told of every epoch.
     """
 
+    stage = "train"
     best_valid_score: float
     best_valid_result: dict[str, float] | None
     cur_step: int
@@ -87,7 +88,6 @@ class RunTrainer(StepTrainer):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
         self.saved_model_file = str(self.folder / "best.pth")
         self.last_file = self.folder / "last.pth"
-        self.stage = "train"
         self.history: list[dict[str, Any]] = []
         self.keeps_files = True
         self.trackers = Trackers()

@@ -42,6 +42,13 @@ class GroupSettings(Settings):
     global_run: str | None = setting(
         None, "Folder of a finished GlobalPEFT run with the same settings, whose model takes the place of stage 1."
     )
+    group_learning_rate: float | None = setting(
+        None,
+        "Of the personalised stage, in the place of learning_rate; by default the same. A lower one is good after a "
+        "global stage that has run its course.",
+        above=0,
+        kind="rate",
+    )
     shared_in_groups: Literal["train", "freeze"] = setting(
         "train",
         "Ids and user encoder in the personalised stage: train (the paper), or freeze: then the global stage ends at "
@@ -91,6 +98,26 @@ class GroupSettings(Settings):
     def temperature(self, epochs: int) -> float:
         """Of a regrouping after so many personalised epochs and the one that it ends, in mean targets of a user."""
         return self.regroup_temperature * max(0.0, 1 - epochs / self.regroup_annealing)
+
+    def check_epochs(self, epochs: int) -> None:
+        """Whether users are regrouped at all where that is asked for, and come to rest before the training ends.
+
+        Args:
+            epochs: Of the personalised stage.
+        """
+        if self.regroup_every > epochs:
+            raise PerPEFTError(
+                f"regroup_every is {self.regroup_every}, but epochs is {epochs}, so that users would never move: "
+                "raise epochs, or lower regroup_every"
+            )
+        if not self.regroup_every:
+            return
+        last = epochs // self.regroup_every * self.regroup_every
+        if self.temperature(last - 1):
+            raise PerPEFTError(
+                f"epochs is {epochs}, and users would still be drawn into groups at the last regrouping, after epoch "
+                f"{last}: raise epochs, or lower regroup_annealing ({self.regroup_annealing})"
+            )
 
     def check(self) -> None:
         """A grouping that is given needs its column; groups that each have a best epoch keep their users."""

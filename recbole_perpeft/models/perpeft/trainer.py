@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from recbole_perpeft.models.perpeft.grouping import (
 from recbole_perpeft.nn.adapt.groups import freeze_shared
 from recbole_perpeft.training.checkpoint import load_checkpoint, restored
 from recbole_perpeft.training.ranks import is_rank_metric, mean_of_ranks, metric_of_ranks
-from recbole_perpeft.training.rates import ContentTrainer
+from recbole_perpeft.training.rates import ContentTrainer, LearningRateSettings
 from recbole_perpeft.training.workers import ALONE, Workers
 
 __all__ = ["PerPEFTTrainer"]
@@ -53,10 +54,11 @@ class PerPEFTTrainer(ContentTrainer):
         only_group: The one that trains here, if others train elsewhere; scores and metrics are then of its users.
     """
 
+    stage = "global"
+
     def __init__(self, config, model, workers: Workers = ALONE) -> None:
-        super().__init__(config, model, workers)
-        self.stage = "global"
         self.group_settings = model.group_settings
+        super().__init__(config, model, workers)
         self.global_epochs = self.group_settings.epochs_global
         self.group_bests = GroupBests(
             self.valid_metric_bigger, self.stopping_step, self.group_settings.fallback_margin
@@ -73,7 +75,7 @@ class PerPEFTTrainer(ContentTrainer):
             return super().fit(train_data, valid_data, saved=saved, **arguments)
         if self._freezes:
             self._check_choice(valid_data)
-        self._check_regrouping()
+        self.group_settings.check_epochs(self.epochs)
         settings, last_stage = self.group_settings, (self.epochs, self.stopping_step)
         if self.stage == "global":
             check_group_sizes(len(train_data.dataset.interactions.users), settings.n_groups, settings.min_group_size)
@@ -107,7 +109,7 @@ class PerPEFTTrainer(ContentTrainer):
             yield self.stage, self.epochs
             return
         self._train_data, settings = train_data, self.group_settings
-        self._check_regrouping()
+        self.group_settings.check_epochs(self.epochs)
         check_group_sizes(len(train_data.dataset.interactions.users), settings.n_groups, settings.min_group_size)
         yield self.stage, 0 if settings.global_run else settings.epochs_global
         self._start_personalised_stage(train_data, valid_data)
@@ -145,23 +147,6 @@ class PerPEFTTrainer(ContentTrainer):
             raise PerPEFTError(
                 f"fallback_margin compares users, and {self.valid_metric} has no value for each: set it to 0, or "
                 "valid_metric to Hit, NDCG, MRR, Recall, Precision or MAP"
-            )
-
-    def _check_regrouping(self) -> None:
-        """Whether users are regrouped at all where that is asked for, and come to rest before the training ends."""
-        settings = self.group_settings
-        if settings.regroup_every > self.epochs:
-            raise PerPEFTError(
-                f"regroup_every is {settings.regroup_every}, but epochs is {self.epochs}, so that users would never "
-                "move: raise epochs, or lower regroup_every"
-            )
-        if not settings.regroup_every:
-            return
-        last = self.epochs // settings.regroup_every * settings.regroup_every
-        if settings.temperature(last - 1):
-            raise PerPEFTError(
-                f"epochs is {self.epochs}, and users would still be drawn into groups at the last regrouping, after "
-                f"epoch {last}: raise epochs, or lower regroup_annealing ({settings.regroup_annealing})"
             )
 
     @property
@@ -368,9 +353,15 @@ class PerPEFTTrainer(ContentTrainer):
             }
         )
 
+    @property
+    def learning_rates(self) -> LearningRateSettings:
+        """As in `ContentTrainer`; the personalised stage may have a `learning_rate` of its own."""
+        rates, of_groups = super().learning_rates, self.group_settings.group_learning_rate
+        return replace(rates, learning_rate=of_groups) if of_groups and self.stage == "personalised" else rates
+
     def _build_optimizer(self, **kwargs):
         """As in `ContentTrainer`; where groups are independent, nothing else trains any more."""
-        if getattr(self, "stage", None) == "personalised" and self._freezes:
+        if self._is_independent:
             freeze_shared(self.model)
         return super()._build_optimizer(**kwargs)
 

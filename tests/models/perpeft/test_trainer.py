@@ -67,6 +67,7 @@ def undisturbed(tmp_path_factory):
         *(({"regroup_every": 1}, epoch) for epoch in range(5)),
         *((DRAWN | {"group_mixing": 0.5}, epoch) for epoch in (2, 3)),
         *(({"shared_in_groups": "freeze"}, epoch) for epoch in (1, 2, 4)),
+        *(({"group_learning_rate": 1e-4}, epoch) for epoch in (1, 2)),
     ],
     ids=str,
 )
@@ -99,6 +100,27 @@ def test_global_stage_equals_global_peft(aspects_settings):
     perpeft = epochs_of(run(model="PerPEFT", config_dict=aspects_settings))
     baseline = epochs_of(run(model="GlobalPEFT", config_dict=aspects_settings))
     pd.testing.assert_frame_equal(perpeft.iloc[:2], baseline)
+
+
+@pytest.mark.parametrize("more", [{}, {"shared_in_groups": "freeze"}, {"param_groups": "official"}], ids=str)
+def test_the_rate_of_groups_takes_the_place_of_the_rate_in_their_stage(aspects_settings, more):
+    first = run(model="GlobalPEFT", config_dict=aspects_settings | more)
+    settings = aspects_settings | more | {"global_run": first["run_folder"]}
+    by_key = run(model="PerPEFT", config_dict=settings | {"group_learning_rate": 1e-4})
+    alone = run(model="PerPEFT", config_dict=settings | {"learning_rate": 1e-4})
+    unchanged = run(model="PerPEFT", config_dict=settings)
+    pd.testing.assert_frame_equal(epochs_of(by_key), epochs_of(alone))
+    assert not epochs_of(by_key)["train_loss"].equals(epochs_of(unchanged)["train_loss"])
+
+
+def test_the_rate_of_groups_leaves_the_global_stage_as_it_is(aspects_settings):
+    ours, usual = (
+        epochs_of(run(model="PerPEFT", config_dict=aspects_settings | more))
+        for more in ({"group_learning_rate": 1e-4}, {})
+    )
+    is_global = usual["stage"] == "global"
+    pd.testing.assert_frame_equal(ours[is_global], usual[is_global])
+    assert (ours["train_loss"] != usual["train_loss"])[~is_global].all()
 
 
 def test_given_groups_and_random_groups(aspects_settings, small_aspects):
