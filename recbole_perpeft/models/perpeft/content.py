@@ -106,6 +106,8 @@ class PersonalContent(ContentBuilder):
         prefix = None
         if depths and settings.cache_frozen_blocks:
             inputs = fingerprint(cache, processor)
+            if any(tower.pooling == "mean_all" for tower in settings.chosen):
+                inputs += "-mean_all"  # the encoder then takes padding for text
             size = settings.encoder_chunk_size
             prefix = FrozenPrefix(bank, depths, cache, around.cache_folder, inputs, size, around.show_progress)
         rows = cache.rows_of(around.item_tokens)

@@ -126,6 +126,17 @@ def test_frozen_blocks_of_towers_are_stored(build, towers, tmp_path, kinds):
     torch.testing.assert_close(found.encode_catalogue(None), expected.encode_catalogue(None), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("first", ["mean", "mean_all"])
+def test_stored_blocks_are_those_of_an_encoder_that_sees_padding_or_not(build, towers, first):
+    """`mean_all` hides the mask, so that states of other poolings are not its own; the longest text fills the row."""
+    top = of_kinds(towers, ("text",)) | {"adapt_last": 1, "max_text_length": 5}
+    build(**top, text_pooling=first)
+    for pooling in "mean", "mean_all":
+        found, expected = (build(**top, text_pooling=pooling, cache_frozen_blocks=stored) for stored in (True, False))
+        expected.load_state_dict(found.state_dict())
+        torch.testing.assert_close(found.encode_catalogue(None), expected.encode_catalogue(None), atol=1e-5, rtol=1e-4)
+
+
 def test_a_block_that_trains_a_bias_alone_is_not_stored(build, clip_folder, tmp_path):
     for peft_type in ("bitfit", "full"):
         build(foundation_model=str(clip_folder), peft_type=peft_type)
