@@ -124,10 +124,7 @@ class RunTrainer(StepTrainer):
         Returns:
             The best valid score and the metrics of that epoch.
         """
-        self._data = train_data._dataset.fingerprint
-        if any(data != self._data for data in self.workers.gather(self._data)):
-            raise PerPEFTError("the processes of the training read different data: let all read the same data_path")
-        self.eval_collector.data_collect(train_data)
+        self.take_data(train_data)
         if self.config["train_neg_sample_args"].get("dynamic", False):
             train_data.get_model(self.model)
         # Processes that load batches are forked from this one, which should then have no other thread.
@@ -151,6 +148,17 @@ class RunTrainer(StepTrainer):
         if saved and (self.best_valid_result is None or not self._has_best()):
             self._save_checkpoint(self.start_epoch - 1, verbose=verbose)
         return self.best_valid_score, self.best_valid_result
+
+    def take_data(self, train_data) -> None:
+        """What checkpoints say of the data, and metrics need of it: before anything is evaluated or written.
+
+        Raises:
+            PerPEFTError: the processes of the training read different data.
+        """
+        self._data = train_data._dataset.fingerprint
+        if any(data != self._data for data in self.workers.gather(self._data)):
+            raise PerPEFTError("the processes of the training read different data: let all read the same data_path")
+        self.eval_collector.data_collect(train_data)
 
     def _record_training(self, train_data, epoch: int, verbose: bool, show_progress: bool) -> dict[str, Any]:
         began = perf_counter()

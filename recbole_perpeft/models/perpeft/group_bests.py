@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.nn.adapt.groups import group_state, load_group_state
+from recbole_perpeft.training.ranks import is_rank_metric, mean_of_ranks
 
 FALLBACK = -1  # the epoch of modules that are still those of the global stage
 
@@ -80,6 +82,26 @@ class GroupBests:
             self._states[group] = group_state(model, group)
         return improved
 
+    def check_start(self, has_trained: bool) -> None:
+        """Whether it is known what groups started from, where a training goes on with other settings.
+
+        Args:
+            has_trained: Whether groups have trained already.
+
+        Raises:
+            PerPEFTError: It is not.
+        """
+        if has_trained and not self.scores:
+            raise PerPEFTError(
+                "shared_in_groups: freeze was not set when groups began to train, so that nobody knows the global "
+                "modules that they would fall back to: leave it as it was, or start anew"
+            )
+        if self.scores and self.margin and not len(self.global_values):
+            raise PerPEFTError(
+                f"fallback_margin is {self.margin:g}, but it was 0 when groups began to train, and no user's value "
+                "was kept: leave it as it was, or start anew"
+            )
+
     def is_finished(self, group: int) -> bool:
         """Whether a group has waited for a better score for too long, or has no users to measure one."""
         return self.scores[group] is None or self.waited[group] > self.patience
@@ -148,6 +170,36 @@ class GroupBests:
         self.scores, self.epochs = list(state["scores"]), list(state["epochs"])
         self.waited, self._states = list(state["waited"]), list(state["states"])
         self.global_values = state.get("global_values", self.global_values)
+
+
+def check_choice(config, margin: float, valid_data) -> None:
+    """Whether groups can choose their best epochs, before hours are spent.
+
+    Args:
+        config: RecBole configuration.
+        margin: `fallback_margin`.
+        valid_data: Valid loader; None, or one without rows, if there is none.
+
+    Raises:
+        PerPEFTError: They cannot.
+    """
+    metric = config["valid_metric"].lower()
+    if not valid_data:
+        raise PerPEFTError("shared_in_groups: freeze chooses by valid items, and there are none; change eval_args")
+    if config["eval_step"] < 1:
+        raise PerPEFTError(
+            "shared_in_groups: freeze chooses each group's epoch by evaluations, and eval_step is 0: set it to 1"
+        )
+    if config["eval_sample"]:
+        raise PerPEFTError(
+            "shared_in_groups: freeze chooses an epoch for each group by all of its valid users; set eval_sample to 0"
+        )
+    mean_of_ranks(config, metric, torch.ones(1, dtype=torch.long))
+    if margin and not is_rank_metric(metric):
+        raise PerPEFTError(
+            f"fallback_margin compares users, and {metric} has no value for each: set it to 0, or valid_metric to "
+            "Hit, NDCG, MRR, Recall, Precision or MAP"
+        )
 
 
 def scores_of_groups(

@@ -44,8 +44,8 @@ class GroupSettings(Settings):
     )
     group_learning_rate: float | None = setting(
         None,
-        "Of the personalised stage, in the place of learning_rate; by default the same. A lower one is good after a "
-        "global stage that has run its course.",
+        "Of the personalised stage, in the place of learning_rate; the rates of encoders that param_groups: official "
+        "has stay. By default the same. A lower one is good after a global stage that has run its course.",
         above=0,
         kind="rate",
     )
@@ -117,6 +117,19 @@ class GroupSettings(Settings):
             raise PerPEFTError(
                 f"epochs is {epochs}, and users would still be drawn into groups at the last regrouping, after epoch "
                 f"{last}: raise epochs, or lower regroup_annealing ({self.regroup_annealing})"
+            )
+
+    def check_given(self, n_groups: int, n_users: int) -> None:
+        """Whether groups that a column names can be regrouped; otherwise they may be of any size.
+
+        Args:
+            n_groups: That the column makes.
+            n_users: With training items.
+        """
+        if self.regroup_every and n_groups * self.min_group_size > n_users:
+            raise PerPEFTError(
+                f"group_field {self.group_field} makes {n_groups} groups, and regroup_every keeps "
+                f"{self.min_group_size} users or more in each; {n_users} users are too few: lower min_group_size"
             )
 
     def check(self) -> None:

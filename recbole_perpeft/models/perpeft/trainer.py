@@ -16,8 +16,8 @@ from torch import Tensor
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.dataset import history_of
 from recbole_perpeft.data.evaluation import rows_of_users
-from recbole_perpeft.data.log import check_same_data
-from recbole_perpeft.models.perpeft.group_bests import GroupBests, gains_of_groups, scores_of_groups
+from recbole_perpeft.models.perpeft.global_run import read_global_run
+from recbole_perpeft.models.perpeft.group_bests import GroupBests, check_choice, gains_of_groups, scores_of_groups
 from recbole_perpeft.models.perpeft.grouping import (
     check_group_sizes,
     drawn_likelihood,
@@ -32,8 +32,8 @@ from recbole_perpeft.models.perpeft.grouping import (
     warn_if_groups_are_small,
 )
 from recbole_perpeft.nn.adapt.groups import freeze_shared
-from recbole_perpeft.training.checkpoint import load_checkpoint, restored
-from recbole_perpeft.training.ranks import is_rank_metric, mean_of_ranks, metric_of_ranks
+from recbole_perpeft.training.checkpoint import restored
+from recbole_perpeft.training.ranks import mean_of_ranks, metric_of_ranks
 from recbole_perpeft.training.rates import ContentTrainer, LearningRateSettings
 from recbole_perpeft.training.workers import ALONE, Workers
 
@@ -70,15 +70,16 @@ class PerPEFTTrainer(ContentTrainer):
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """Runs the stages that are still to do; arguments and result as in RecBole."""
         self._train_data = train_data
+        self.take_data(train_data)
         arguments = {"verbose": verbose, "show_progress": show_progress, "callback_fn": callback_fn}
         if not self.model.personalised_stage:
             return super().fit(train_data, valid_data, saved=saved, **arguments)
         if self._freezes:
-            self._check_choice(valid_data)
+            check_choice(self.config, self.group_settings.fallback_margin, valid_data)
         self.group_settings.check_epochs(self.epochs)
         settings, last_stage = self.group_settings, (self.epochs, self.stopping_step)
         if self.stage == "global":
-            check_group_sizes(len(train_data.dataset.interactions.users), settings.n_groups, settings.min_group_size)
+            self._check_sizes(train_data)
             if settings.global_run:
                 self._announce(f"stage 1 of 3: the global PEFT of {settings.global_run}", verbose)
                 self._take_global_model(Path(settings.global_run), train_data)
@@ -93,6 +94,8 @@ class PerPEFTTrainer(ContentTrainer):
         self.epochs, self.stopping_step = self.global_epochs + last_stage[0], last_stage[1]
         train_data.set_groups(self.model.user_group, settings.group_negative_ratio)
         self._announce(f"stage 3 of 3: personalised PEFT, {last_stage[0]} epochs", verbose)
+        if self._freezes:
+            self.group_bests.check_start(self.start_epoch > self.global_epochs)
         if self._freezes and not self.group_bests.scores:
             self._start_from_global_modules(valid_data, show_progress)
         result = self._fit_personalised(train_data, valid_data, saved=saved, **arguments)
@@ -110,21 +113,19 @@ class PerPEFTTrainer(ContentTrainer):
             return
         self._train_data, settings = train_data, self.group_settings
         self.group_settings.check_epochs(self.epochs)
-        check_group_sizes(len(train_data.dataset.interactions.users), settings.n_groups, settings.min_group_size)
+        self._check_sizes(train_data)
         yield self.stage, 0 if settings.global_run else settings.epochs_global
         self._start_personalised_stage(train_data, valid_data)
         train_data.set_groups(self.model.user_group, settings.group_negative_ratio)
         if self._freezes:
-            self._check_choice(valid_data)
+            check_choice(self.config, self.group_settings.fallback_margin, valid_data)
             self._start_from_global_modules(valid_data, False)
         yield self.stage, self.epochs
 
     def _take_global_model(self, run_folder: Path, train_data) -> None:
         """The best model of a finished run in the place of the global stage."""
-        file = run_folder / "best.pth"
-        content = load_checkpoint(file, "GlobalPEFT")
-        check_same_data(content.get("data", {}), train_data.dataset, file, ("ids", "log"))
-        self._load_model_state(content, file)
+        content = read_global_run(run_folder, self.config, train_data.dataset)
+        self._load_model_state(content, run_folder / "best.pth")
 
     def extra_result(self) -> dict[str, Any]:
         """`group_best_epochs` of independent groups, as `GroupBests.best_epochs`; `regroupings` where users move."""
@@ -133,21 +134,14 @@ class PerPEFTTrainer(ContentTrainer):
             found["group_best_epochs"] = self.group_bests.best_epochs(self.global_epochs)
         return found
 
-    def _check_choice(self, valid_data) -> None:
-        """Whether groups can choose their best epochs, before hours are spent."""
-        if not valid_data:
-            raise PerPEFTError("shared_in_groups: freeze chooses by valid items, and there are none; change eval_args")
-        if self.config["eval_sample"]:
-            raise PerPEFTError(
-                "shared_in_groups: freeze chooses an epoch for each group by all of its valid users; set "
-                "eval_sample to 0"
-            )
-        mean_of_ranks(self.config, self.valid_metric, torch.ones(1, dtype=torch.long))
-        if self.group_settings.fallback_margin and not is_rank_metric(self.valid_metric):
-            raise PerPEFTError(
-                f"fallback_margin compares users, and {self.valid_metric} has no value for each: set it to 0, or "
-                "valid_metric to Hit, NDCG, MRR, Recall, Precision or MAP"
-            )
+    def _check_sizes(self, train_data) -> None:
+        """Whether there are users enough for the groups, before the global stage is trained."""
+        settings, users = self.group_settings, train_data.dataset.interactions.users
+        if settings.grouping != "user_field":
+            check_group_sizes(len(users), settings.n_groups, settings.min_group_size)
+        else:
+            groups = given_groups(train_data.dataset, settings.group_field, users)
+            settings.check_given(int(groups.max()) + 1, len(users))
 
     @property
     def _temperature(self) -> float:

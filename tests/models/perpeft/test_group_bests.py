@@ -144,16 +144,19 @@ def test_perpeft_is_on_its_valid_users_never_below_the_global_peft_it_starts_fro
     assert found == pytest.approx(ours["best_valid_result"])
 
 
-def test_a_finished_run_takes_the_place_of_the_global_stage(aspects_settings):
-    baseline = run("GlobalPEFT", config_dict=aspects_settings | FREEZE)
-    chosen = aspects_settings | FREEZE | {"global_run": baseline["run_folder"]}
-    ours = run("PerPEFT", config_dict=chosen)
-    assert ours["seconds_per_epoch"].keys() == {"personalised"}
-    assert ours["best_valid_score"] >= baseline["best_valid_score"]
-    with pytest.raises(PerPEFTError, match="does not fit the model"):
-        run("PerPEFT", config_dict=chosen | {"hidden_size": 16})
-    with pytest.raises(PerPEFTError, match="is a checkpoint of PerPEFT, not of GlobalPEFT"):
-        run("PerPEFT", config_dict=chosen | {"global_run": ours["run_folder"]})
+def test_what_groups_started_from_must_be_known_where_settings_change():
+    GroupBests(True, 1).check_start(has_trained=False)
+    with pytest.raises(PerPEFTError, match="freeze was not set when groups began to train"):
+        GroupBests(True, 1).check_start(has_trained=True)
+    GroupBests(True, 1, scores=[0.5]).check_start(has_trained=True)
+    with pytest.raises(PerPEFTError, match="fallback_margin is 2, but it was 0"):
+        GroupBests(True, 1, margin=2.0, scores=[0.5]).check_start(has_trained=True)
+    GroupBests(True, 1, margin=2.0, scores=[0.5], global_values=torch.ones(3)).check_start(has_trained=True)
+
+
+def test_freeze_without_evaluations_is_refused(aspects_settings):
+    with pytest.raises(PerPEFTError, match="eval_step is 0: set it to 1"):
+        run("PerPEFT", config_dict=aspects_settings | {"shared_in_groups": "freeze", "eval_step": 0})
 
 
 def test_a_model_without_groups_does_not_ask_for_what_groups_need(aspects_settings):

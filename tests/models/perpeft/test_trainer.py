@@ -136,6 +136,15 @@ def test_given_groups_and_random_groups(aspects_settings, small_aspects):
     assert np.bincount(model.user_group[1:]).tolist() == [50, 50, 50]
 
 
+def test_given_groups_may_be_of_any_size_unless_users_move(aspects_settings):
+    settings = aspects_settings | {"grouping": "user_field", "group_field": "hidden_group", "epochs": 1}
+    settings |= {"load_col": {"inter": ["user_id", "item_id", "timestamp"], "user": ["user_id", "hidden_group"]}}
+    settings |= {"n_groups": 50, "min_group_size": 100}
+    assert run(model="PerPEFT", config_dict=settings)["epochs"] == 3
+    with pytest.raises(PerPEFTError, match="makes 4 groups, and regroup_every keeps 100 users or more in each"):
+        run(model="PerPEFT", config_dict=settings | {"regroup_every": 1})
+
+
 def test_validation_items_enter_the_grouping_only_on_request(aspects_settings, monkeypatch):
     seen = {}
     vectors = PerPEFTTrainer._global_user_vectors
