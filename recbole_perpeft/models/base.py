@@ -180,10 +180,16 @@ class ContentRecommender(SequentialRecommender):
         Raises:
             PerPEFTError: If the state dict belongs to another foundation model.
         """
-        if state != self.get_extra_state():
+        known, own = state["foundation_fingerprint"], self.item_encoder.foundation_fingerprint
+        if known.partition(".")[0] != own.partition(".")[0]:
             raise PerPEFTError(
-                f"the checkpoint was trained on other foundation weights ({state['foundation_fingerprint']}) than "
-                f"those loaded ({self.item_encoder.foundation_fingerprint}); give the same foundation_model"
+                f"the checkpoint was trained on other foundation weights ({known}) than those loaded ({own}); give "
+                "the same foundation_model"
+            )
+        if "." in known and known != own:
+            LOGGER.warning(
+                f"the configuration of the foundation model is not that of the training ({known}, now {own}): its "
+                "activations, heads or special tokens may be others, and its vectors too"
             )
 
     def group_of(self, users: Tensor) -> Tensor | None:

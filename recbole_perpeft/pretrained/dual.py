@@ -14,7 +14,7 @@ from recbole_perpeft.core.digest import sha256, tensor_sample
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.pretrained.families import KINDS, has_fixed_length
 from recbole_perpeft.pretrained.frozen import FrozenModel, load_weights
-from recbole_perpeft.pretrained.locate import loading, locate_foundation
+from recbole_perpeft.pretrained.locate import configuration_digest, loading, locate_foundation
 from recbole_perpeft.pretrained.processor import CENTRED, Pixels, load_image_processor, pixels_of
 
 
@@ -32,13 +32,14 @@ class FoundationModel(FrozenModel):
     Args:
         model: Model of transformers; `AdapterBank` puts adapters into it.
         pixels: How the bytes of images are normalised; unless given, they are mapped to -1 .. 1.
+        configuration: Identifies the configuration in a file of the model; empty where there is none.
 
     Attributes:
         kinds: `text` and `image`.
         content_size: Width of the image vector plus width of the text vector.
     """
 
-    def __init__(self, model: PreTrainedModel, pixels: Pixels = CENTRED) -> None:
+    def __init__(self, model: PreTrainedModel, pixels: Pixels = CENTRED, configuration: str = "") -> None:
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
             raise PerPEFTError(
                 f"foundation_model: {type(model).__name__} does not encode both images and texts; choose a dual "
@@ -49,6 +50,7 @@ class FoundationModel(FrozenModel):
         self.name = str(model.config.name_or_path)
         self._uses_mask = not has_fixed_length(model.config.model_type)
         self._pixels = pixels
+        self._configuration = configuration
         self.eval()
         self.content_size = self._measure_content()
 
@@ -64,7 +66,8 @@ class FoundationModel(FrozenModel):
         with loading("image processor", name, "foundation_model"):
             pixels = pixels_of(load_image_processor(name))
         with loading("model", name, "foundation_model"):
-            return cls(load_weights(AutoModel, name, "foundation_model")[0], pixels)
+            model = load_weights(AutoModel, name, "foundation_model")[0]
+        return cls(model, pixels, configuration_digest(name, "foundation_model"))
 
     @classmethod
     def from_config(cls, config: PretrainedConfig) -> "FoundationModel":
@@ -73,8 +76,12 @@ class FoundationModel(FrozenModel):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Short hash of weights and pixel normalisation, the same on every machine; taken before adapters come in."""
-        return self.hash_tensors(self.frozen_tensors())
+        """Short hash of weights and pixel normalisation, the same on every machine; taken before adapters come in.
+
+        After a dot comes that of the configuration, if there is a file of it.
+        """
+        weights = self.hash_tensors(self.frozen_tensors())
+        return f"{weights}.{self._configuration}" if self._configuration else weights
 
     def hash_tensors(self, tensors: list[Tensor]) -> str:
         """Hash of a set of tensors in any order, and of the pixel normalisation."""

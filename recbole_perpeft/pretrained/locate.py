@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch.random import fork_rng
 from transformers.utils import cached_file
 
-from recbole_perpeft.core.digest import digest, large_file_hash
+from recbole_perpeft.core.digest import digest, large_file_hash, value_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import is_file_name, read_regular
 from recbole_perpeft.core.logs import LOGGER
@@ -209,6 +209,19 @@ def weights_fingerprint(name: str, kind: str, stamp_folder: Path | None = None) 
     except OSError as error:
         raise PerPEFTError(f"{key}: {error.filename}: cannot be read ({error.strerror})") from error
     return state.hexdigest()
+
+
+def configuration_digest(name: str, key: str) -> str:
+    """Short hash of the configuration of a model: activations, heads and special tokens are no weights.
+
+    Args:
+        name: folder or hub id, as `locate_model` gives it.
+        key: the setting that names the model, for messages.
+
+    Raises:
+        PerPEFTError: the file is missing or damaged, or the hub cannot be reached.
+    """
+    return value_hash(_without_origins(_configuration(name, key)))[:8]
 
 
 def timm_configuration(name: str, key: str) -> dict[str, Any] | None:

@@ -1,4 +1,7 @@
+import json
+import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +9,7 @@ from torch.nn import functional
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.nn.users.sasrec import left_pad
+from recbole_perpeft.pretrained.dual import FoundationModel
 from recbole_perpeft.training.ranks import target_ranks
 from recbole_perpeft.training.rates import LearningRateSettings
 
@@ -190,6 +194,24 @@ def test_a_state_dict_of_another_foundation_model_is_refused(prepare):
     state = prepared.model.state_dict() | {"_extra_state": {"foundation_fingerprint": "0123"}}
     with pytest.raises(PerPEFTError, match="foundation_model"):
         prepared.fresh_model().load_state_dict(state)
+
+
+def test_the_name_of_a_foundation_model_tells_its_configuration(clip_folder, tmp_path):
+    """Heads and activations are no weights, and make other vectors of the same ones."""
+    other = Path(shutil.copytree(clip_folder, tmp_path / "other"))
+    values = json.loads((other / "config.json").read_text())
+    values["text_config"]["hidden_act"] = "relu"
+    (other / "config.json").write_text(json.dumps(values))
+    first, second = (FoundationModel.from_pretrained(folder).fingerprint for folder in (clip_folder, other))
+    assert first != second and first.partition(".")[0] == second.partition(".")[0]
+
+
+@pytest.mark.parametrize(("known", "warns"), [("{}", False), ("{}.01234567", True)])
+def test_checkpoints_know_the_configuration_if_there_is_one(prepare, caplog, known, warns):
+    model = prepare().model
+    weights = model.item_encoder.foundation_fingerprint.partition(".")[0]
+    model.set_extra_state({"foundation_fingerprint": known.format(weights)})
+    assert ("configuration of the foundation model is not that of the training" in caplog.text) == warns
 
 
 def test_a_frozen_foundation_model_is_run_once_an_item(prepare):
