@@ -161,7 +161,8 @@ class Backbone(FrozenModel):
 
         Args:
             layers: Indexes of states, ascending; 0 is the output of the embedding.
-            pooling: As in `pooled`. For `mean_all`, the encoder sees padding as if it were text.
+            pooling: As in `pooled`. For `mean_all`, the encoder sees padding as if it were text, of token 0
+                as the authors of IISAN-Versa pad.
             inputs: `input_ids` and `attention_mask` [n, T], or `pixel_values` uint8 [n, 3, H, W].
 
         Returns:
@@ -170,6 +171,8 @@ class Backbone(FrozenModel):
         mask = inputs.get("attention_mask")
         if pooling == "mean_all":
             inputs = {name: values for name, values in inputs.items() if name != "attention_mask"}
+            if mask is not None:
+                inputs["input_ids"] = inputs["input_ids"] * mask
         encoded = self.encode(layers, lambda state: self.pooled(state, pooling, mask), **inputs)
         if pooling == "own" and encoded.own is not None:
             final = encoded.own.flatten(1)

@@ -101,8 +101,6 @@ class StateEncoder:
             # Padding at the right, whatever side the tokenizer prefers.
             order = np.argsort(mask == 0, axis=1, kind="stable")
             ids, mask = np.take_along_axis(ids, order, axis=1), np.take_along_axis(mask, order, axis=1)
-        if self._pooling == "mean_all":
-            ids = ids * mask  # the authors pad with token 0
         return _Inputs(chunk, {"input_ids": ids, "attention_mask": mask}, {DIGEST: text_digests(chunk.texts)})
 
     def _prepare_images(self, chunk: Chunk, size: tuple[int, int]) -> _Inputs:

@@ -134,6 +134,8 @@ class ContentCache:
         batch = {name: self._table.take(name, rows) for name in names}
         if self.text_length is not None:
             batch |= {name: batch[name].long() for name in (IDS, MASK)}
+            # An empty text of a tokenizer without special tokens: nothing can be pooled of no token.
+            batch[MASK][(rows.cpu() >= 0) & ~batch[MASK].any(1), 0] = 1
             if self._trims_text:
                 used = batch[MASK].any(dim=0).nonzero()
                 length = int(used[-1]) + 1 if len(used) else 1

@@ -116,6 +116,8 @@ def test_padding_changes_no_pooled_text():
 def test_mean_all_reads_padding_as_text():
     backbone, inputs = make("llama"), inputs_of("text")
     states, final = backbone.pooled_states((0, 3), "mean_all", **inputs)
+    ends = torch.where(inputs["attention_mask"] > 0, inputs["input_ids"], 2)  # as a tokenizer may pad
+    assert torch.equal(backbone.pooled_states((3,), "mean_all", **inputs | {"input_ids": ends})[1], final)
     unmasked = backbone.model(input_ids=inputs["input_ids"], output_hidden_states=True)
     torch.testing.assert_close(states[:, 1], unmasked.hidden_states[-1].mean(dim=1))
     torch.testing.assert_close(final, unmasked.last_hidden_state.mean(dim=1))

@@ -99,6 +99,16 @@ def test_a_batch_is_as_long_as_the_longest_of_its_texts(shop, processor):
     assert cache.text_lengths(torch.tensor([-1])).tolist() == [0]
 
 
+@pytest.mark.parametrize("trims", [True, False])
+def test_an_empty_text_has_a_token_to_pool_of(shop, trims):
+    """Tokenizers of decoders add none of their own."""
+    write_table(shop, [(f"é{row}", "abc" if row else "") for row in range(N)])
+    cache = open_or_build(shop, "blank", processor=SmallProcessor(trim_text=trims))
+    assert cache.batch(torch.tensor([0]))["attention_mask"].sum() == 1
+    assert cache.batch(ALL)["attention_mask"].sum(1).tolist() == [1, *[3] * (N - 1)]
+    assert cache.batch(torch.tensor([-1, 0]))["attention_mask"].sum(1).tolist() == [0, 1]
+
+
 def test_text_is_trimmed_only_if_the_processor_allows(shop):
     pads = torch.tensor([-1, -1])
     assert open_or_build(shop).batch(pads)["input_ids"].shape == (2, 1)
