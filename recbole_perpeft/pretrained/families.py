@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from recbole_perpeft.core.digest import value_hash
 from recbole_perpeft.core.errors import PerPEFTError
 
 KINDS = ("text", "image")
@@ -97,6 +98,12 @@ class Family:
     projections: Mapping[str, str] = field(default_factory=dict)
     heads: frozenset[str] = _HEADS
     targets: _Targets = field(default_factory=lambda: _TARGETS)
+
+    @property
+    def reading(self) -> str:
+        """Identifies how states are read from the encoder, the same in every process."""
+        places = (self.blocks, self.norm, self.norms_last_state, self.own_pooling, self.tower, self.fixed_length)
+        return value_hash([*places, sorted(self.heads)])
 
     def fits(self, encoder: nn.Module, model_types: frozenset[str]) -> bool:
         """Whether an encoder whose configurations have these types belongs to the family."""

@@ -128,6 +128,14 @@ class Recipe(ABC):
             PerPEFTError: it does not, and belongs to something else.
         """
 
+    def may_replace(self, values: dict[str, Any]) -> bool:
+        """Whether rows that are not right any more may be computed again.
+
+        Args:
+            values: Of the manifest of their table.
+        """
+        return True
+
     @abstractmethod
     def compute(self, files: RowFiles, chunks: list[Chunk]) -> Iterator[FinishedChunk]:
         """Compute chunks and write them, in any order."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from recbole_perpeft.core.digest import DIGEST_BYTES, checksum, digest
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.content import IMAGE, ItemContent
+from recbole_perpeft.pretrained.families import Family, added_families
 from recbole_perpeft.pretrained.locate import locate_encoder, weights_fingerprint
 from recbole_perpeft.pretrained.tower import Backbone
 from recbole_perpeft.store.arrays import read_array, write_array
@@ -44,6 +45,7 @@ COMPARED_ROWS = 1024
 # How a message calls what hidden states depend on.
 _CALLED = {
     "fingerprint": "weights of the encoder",
+    "family": "how a plugin says that the encoder is read",
     "quantization": "quantization",
     "pooling": "pooling",
     "dtype": "dtype",
@@ -206,7 +208,7 @@ class StatesRecipe(Recipe):
         about = {
             "data_set": content.name,
             "field": field,
-            "origin": _origin(self.kind, self.settings, Path(cache_folder)),
+            "origin": _origin(self.kind, self.settings, Path(cache_folder), shape.family),
             "tokens": content.tokens,
             "width": self.width,
         }
@@ -258,6 +260,10 @@ class StatesRecipe(Recipe):
             rows[FIRST_STATE] = np.broadcast_to(shared, (stop - start, self.width))
         return rows
 
+    def may_replace(self, values: dict[str, Any]) -> bool:
+        """As in `Recipe`: states that were taken in from a file are not mixed with others."""
+        return "taken_from" not in values
+
     def compute(self, files: RowFiles, chunks: list[Chunk]) -> Iterator[FinishedChunk]:
         """As in `Recipe`.
 
@@ -294,7 +300,7 @@ class StatesRecipe(Recipe):
         )
 
 
-def _origin(kind: str, settings: HiddenStateSettings, cache_folder: Path) -> dict[str, Any]:
+def _origin(kind: str, settings: HiddenStateSettings, cache_folder: Path, family: Family) -> dict[str, Any]:
     """What hidden states depend on, content apart: the name of the encoder, which decides nothing, and `parts`."""
     processor = load_processor(kind, settings).description
     inputs = {"max_length": processor["text_length"], "tokenizer": processor["tokenizer"]} if kind == "text" else {}
@@ -304,6 +310,7 @@ def _origin(kind: str, settings: HiddenStateSettings, cache_folder: Path) -> dic
         "pooling": settings.pooling,
         "dtype": settings.dtype,
         **(inputs or {"image": processor["image"]}),
+        **({"family": family.reading} if family in added_families() else {}),
     }
     return {"encoder": settings.encoder, "layers": list(settings.layers), "parts": parts}
 

@@ -160,6 +160,7 @@ class Table(MappedRows):
                     return cls.open(folder, recipe)
                 except UnusableRowsError as problem:
                     if folder.exists():
+                        _check_replaceable(folder, recipe, problem)
                         LOGGER.warning(f"{problem} What is not right is computed again.")
                     _Build(folder, recipe).run(show_progress, keeps_rows=True)
                 return cls.open(folder, recipe)
@@ -201,6 +202,15 @@ class Table(MappedRows):
         # A folder that may only be read is verified anew the next time.
         with suppress(PerPEFTError), written_whole(self.folder / MANIFEST) as draft:
             verified.write(draft)
+
+
+def _check_replaceable(folder: Path, recipe: Recipe, problem: UnusableRowsError) -> None:
+    with suppress(UnusableRowsError):  # without a manifest nothing is known of the rows
+        if not recipe.may_replace(Manifest.read(folder, recipe).values):
+            raise PerPEFTError(
+                f"{problem} These rows were taken in from a file, and others would not go with them: take the file in "
+                "again, or delete the folder to compute all of them."
+            )
 
 
 def _decoded(recipe: Recipe) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """The authors' hidden states as caches: a run finds them, in its own order of items."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -62,6 +63,16 @@ def test_a_run_finds_the_states(content, computed, states_file, tmp_path, monkey
         assert torch.equal(ours.states(rows), theirs.states(rows))
         assert torch.allclose(ours.final(rows), theirs.final(rows), atol=1e-6)
         assert ours.fingerprint == theirs.fingerprint
+
+
+def test_given_states_are_not_mixed_with_computed_ones(content, states_file, tmp_path):
+    import_states(states_file, content, tmp_path / "cache", MODEL, "float32", show_progress=False)
+    content.texts[TITLE][2] = "another title"
+    with pytest.raises(PerPEFTError, match="taken in from a file, and others would not go with them"):
+        HiddenStateCache.open_or_build(content, TITLE, settings(), tmp_path / "cache", show_progress=False)
+    ours, _ = import_states(states_file, content, tmp_path / "cache", MODEL, "float32", show_progress=False)
+    shutil.rmtree(ours.folder)
+    HiddenStateCache.open_or_build(content, TITLE, settings(), tmp_path / "cache", show_progress=False)
 
 
 def test_the_command_line(content, states_file, tmp_path, capsys, tiny_aspects):

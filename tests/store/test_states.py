@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.pretrained import families
 from recbole_perpeft.store import table
 from recbole_perpeft.store.rows import RowFiles
 from recbole_perpeft.store.states import HiddenStateCache, HiddenStateSettings
@@ -82,6 +83,20 @@ def test_mean_all_pads_with_token_0_and_reads_it(shop, encoders):
         with torch.no_grad():
             expected = model(input_ids=ids, output_hidden_states=True).hidden_states[1][0].mean(dim=0)
         torch.testing.assert_close(cache.states(torch.tensor([row]))[0, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_states_know_how_a_plugin_reads_the_encoder(shop, encoders, monkeypatch, caplog):
+    monkeypatch.setattr(families, "_added", [])
+    settings = HiddenStateSettings(encoders["llama"], (), max_length=8, dtype="float32", batch_size=3)
+    mine = families.Family(
+        "mine", "text", blocks="layers", norm=None, pooling="mean", model_types=frozenset({"llama"})
+    )
+    found = []
+    for family in mine, replace(mine, norm="norm", norms_last_state=True):
+        families.register_family(family)
+        found.append(open_or_build(shop, settings).final(torch.arange(N_ITEMS)))
+    assert "how a plugin says that the encoder is read" in caplog.text
+    assert not torch.allclose(*found, atol=1e-3)
 
 
 def test_images_and_the_norm_behind_the_last_block(tmp_path, encoders):

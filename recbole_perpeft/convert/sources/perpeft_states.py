@@ -59,8 +59,9 @@ def load_states(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 class _GivenStates(StatesRecipe):
     """States that are given: [n_items, n_states, width] in the order of the items, with the norm behind the last."""
 
-    def __init__(self, given: Tensor, rows: Tensor, norm: torch.nn.Module | None, *arguments):
+    def __init__(self, source: str, given: Tensor, rows: Tensor, norm: torch.nn.Module | None, *arguments):
         super().__init__(*arguments)
+        self.about["taken_from"] = source
         self._given, self._rows, self._norm = given, rows, norm
 
     def encoded(self, chunks: list[Chunk]) -> Iterator[ComputedChunk]:
@@ -120,7 +121,8 @@ def import_states(
     caches = []
     for field in (TITLE, IMAGE):
         settings = _settings(path, states[field], field, foundation_model, dtype)
-        caches.append(_import_field(states[field], rows, content, field, settings, cache_folder, show_progress))
+        recipe = _recipe(path.name, states[field], rows, content, field, settings, cache_folder)
+        caches.append(HiddenStateCache(Table.build(recipe.folder, recipe, show_progress), settings.layers))
     return caches
 
 
@@ -138,16 +140,15 @@ def _settings(path: Path, states: Tensor, field: str, foundation_model: str, dty
     return settings_from(values, HiddenStateSettings)
 
 
-def _import_field(
+def _recipe(
+    source: str,
     states: Tensor,
     rows: Tensor,
     content: ItemContent,
     field: str,
     settings: HiddenStateSettings,
     cache_folder: Path,
-    show_progress: bool,
-) -> HiddenStateCache:
+) -> _GivenStates:
     backbone = Backbone.from_pretrained(settings.encoder, kind_of(field))
     norm = None if backbone.family.norms_last_state else backbone.norm
-    recipe = _GivenStates(states, rows, norm, content, field, settings, cache_folder)
-    return HiddenStateCache(Table.build(recipe.folder, recipe, show_progress), settings.layers)
+    return _GivenStates(source, states, rows, norm, content, field, settings, cache_folder)
