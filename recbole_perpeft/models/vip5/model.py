@@ -161,7 +161,8 @@ class VIP5(SequentialRecommender):
             PerPEFTError: The state dict belongs to another backbone, vocabulary or encoder of images.
         """
         for name, own in self.get_extra_state().items():
-            if state[name] != own:
+            # Version 0.1.0 knew a file of features by its name and width.
+            if state[name] not in (own, own.rpartition(", ")[0]):
                 raise PerPEFTError(
                     f"the checkpoint was trained with other {name} ({state[name]}) than those loaded ({own}); give "
                     "the same backbone, prompts, texts and images"

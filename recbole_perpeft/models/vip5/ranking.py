@@ -255,6 +255,12 @@ class RankingTemplates:
         """
         if not self.lists_candidates:
             return 0
+        split = config["eval_args"]["split"]
+        if "LS" not in split:
+            raise PerPEFTError(
+                f"candidates_prompt: {self.candidates.name} lists the candidates of a user in one prompt, and under "
+                f"the split {split} he may have several lists: split by {{LS: ...}}, or leave candidates_prompt empty"
+            )
         sampled = [config[f"{phase}_neg_sample_args"]["sample_num"] for phase in ("valid", "test")]
         n_candidates = 1 + max([n for n in sampled if n != "none"], default=0)
         if n_candidates == 1:

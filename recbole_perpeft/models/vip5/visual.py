@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recbole_perpeft.core.digest import checksum
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.lines import text_lines
 from recbole_perpeft.core.logs import LOGGER
@@ -247,4 +248,5 @@ def _from_file(path: Path, item_tokens: Sequence[str]) -> tuple[Tensor, Tensor, 
     if n_missing:
         LOGGER.warning(f"image_features: {n_missing} of {len(rows) - 1} items have none; a learned one stands in")
     features = np.where(rows[:, None] >= 0, np.asarray(vectors)[np.maximum(rows, 0)], 0).astype(np.float32)
-    return torch.from_numpy(features), torch.from_numpy(rows >= 0), f"{path.name} of width {features.shape[1]}"
+    about = f"{path.name} of width {features.shape[1]}, {checksum([features]):08x}"
+    return torch.from_numpy(features), torch.from_numpy(rows >= 0), about

@@ -92,7 +92,8 @@ def _listed(points: list[dict[str, Any]]) -> Sampling:
 def _random(space: SearchSpace, defaults: Mapping[str, Any], num_samples: int, mode: str, seed: int) -> Sampling:
     if any(getattr(each.distribution, "exhaustive", False) for each in space.parameters):
         return _listed(space.draw(num_samples, defaults, seed))
-    return _listed([space.point_of(defaults), *space.draw(num_samples - 1, defaults, seed)])
+    first = space.point_of(defaults)
+    return _listed([first, *space.draw(num_samples - 1, defaults, seed, [first])])
 
 
 def _grid(space: SearchSpace, defaults: Mapping[str, Any], num_samples: int, mode: str, seed: int) -> Sampling:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -87,15 +87,21 @@ class SearchSpace:
                 point[parameter.key] = holder[key]
         return self.active(point, settings)
 
-    def draw(self, n_samples: int, settings: Mapping[str, Any], seed: int) -> list[Point]:
+    def draw(self, n_samples: int, settings: Mapping[str, Any], seed: int, taken: Sequence[Point] = ()) -> list[Point]:
         """Random points, none twice; `n_samples` for each combination of the parameters that are a grid.
+
+        Args:
+            n_samples: How many.
+            settings: All settings where nothing is varied.
+            seed: Of what is drawn.
+            taken: Points that are tried anyway.
 
         Returns:
             Fewer where the space has fewer.
         """
         generator = np.random.default_rng(seed)
         exhaustive = [parameter for parameter in self.parameters if _is_grid(parameter)]
-        points: dict[str, Point] = {}
+        points = {_identity(self._complete(point, settings)): point for point in taken}
         for _ in range(n_samples):
             for combination in _combinations(exhaustive):
                 for _ in range(_DRAWS_FOR_A_NEW_POINT):
@@ -103,7 +109,7 @@ class SearchSpace:
                     point = self._complete(drawn | combination, settings)
                     if points.setdefault(_identity(point), point) is point:
                         break
-        return list(points.values())
+        return list(points.values())[len(taken) :]
 
     def grid(self, settings: Mapping[str, Any]) -> list[Point]:
         """All points.

@@ -130,6 +130,10 @@ def test_a_run_with_listed_candidates(aspects_settings):
         ({"candidates_prompt": "B-5"}, "B-5 lists sampled candidates, of which there are none in a full ranking"),
         ({"candidates_prompt": "B-5", "eval_batch_size": 20} | SAMPLED, "20 cuts the 21 candidates of a user"),
         ({"candidates_prompt": "C-3"} | SAMPLED, "'C-3' asks for no item"),
+        (
+            {"candidates_prompt": "B-5"} | {"eval_args": SAMPLED["eval_args"] | {"split": {"RS": [8, 1, 1]}}},
+            "he may have several lists",
+        ),
         ({"candidates_prompt": "B-5", "max_input_tokens": 60} | SAMPLED, "B-5 needs .* tokens"),
         ({"loss_type": "BPR"}, "loss_type is 'BPR'"),
     ],

@@ -9,6 +9,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.models import list_models
 from recbole_perpeft.runs.config import Config, properties_folder
 from recbole_perpeft.studies.search.checks import check_search
+from recbole_perpeft.studies.search.searchers import make_sampling
 from recbole_perpeft.studies.search.space import read_space, with_point
 
 MODELS = (*list_models(), "SASRec")
@@ -86,6 +87,14 @@ def test_random_points_are_repeatable_and_different(space_of):
 def test_a_small_space_is_not_searched_twice(space_of):
     points = space_of("a: {choice: [1, 2]}\nb: {choice: [x, y]}\n").draw(50, {}, seed=0)
     assert sorted((point["a"], point["b"]) for point in points) == [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_settings_as_they_are_are_tried_once(space_of, seed):
+    space, defaults = space_of("a: {choice: [1, 2]}\nb: {choice: [x, y]}\n"), {"a": 1, "b": "x"}
+    points = make_sampling("random", space, defaults, 4, "max", seed).param_space["point"]["grid_search"]
+    assert sorted((point["a"], point["b"]) for point in points) == [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
+    assert points[0] == defaults
 
 
 def test_random_points_go_through_a_grid_parameter(space_of):
