@@ -188,7 +188,8 @@ class Recommender:
         """Users of the training data.
 
         Raises:
-            PerPEFTError: A user is not in the data set; such users need a history.
+            PerPEFTError: A user is not in the data set, or has nothing in it that a sequential model could read; such
+                users need a history.
         """
         history, ids = self._history, self.user_ids(users)
         unknown = np.asarray(users, dtype=object)[ids == 0]
@@ -196,6 +197,12 @@ class Recommender:
             raise PerPEFTError(
                 f"{len(unknown)} users are not in the data set: {', '.join(map(str, unknown[:_SHOWN]))}; give their "
                 "history instead"
+            )
+        without = ids[history.lengths[ids] == 0] if self.scorer.takes_histories else ids[:0]
+        if len(without):
+            raise PerPEFTError(
+                f"{len(without)} users have no interactions that the model could read: "
+                f"{', '.join(self._users[without[:_SHOWN]])}; give their history instead"
             )
         return People(np.asarray(users, dtype=object), "user_id", ids, history, ids, True)
 

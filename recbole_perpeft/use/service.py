@@ -228,8 +228,11 @@ class Service:
                 for request in requests
             ]
         except Exception as error:  # whoever waits is told, and the next are served
-            for waiting in together:
-                waiting.answer.set_exception(error)
+            if len(together) > 1:  # the fault may be of one request alone
+                for waiting in together:
+                    self._answer([waiting])
+            else:
+                together[0].answer.set_exception(error)
             return
         for waiting, answer in zip(together, answers, strict=True):
             waiting.answer.set_result(answer)

@@ -7,6 +7,7 @@ import torch
 
 from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.data.history import HistoryIndex
 from recbole_perpeft.runs.run import get_trainer, load, run
 from recbole_perpeft.use.export import export
 from recbole_perpeft.use.recommend import Recommender
@@ -42,6 +43,16 @@ def test_known_users_get_the_best_unseen_items_of_their_group(recommender):
     assert lists["rank"].tolist() == list(range(1, 8))
     assert (lists["group"] == group).all()
     assert (lists["user_id"] == user).all()
+
+
+def test_users_without_anything_to_read_are_told(recommender):
+    users, items = recommender.history.pairs()
+    history = HistoryIndex.from_pairs(users[users != 1], items[users != 1], recommender.history.n_users)
+    other = Recommender(recommender.model, recommender.dataset, history)
+    first, second = recommender.all_users()[:2]
+    with pytest.raises(PerPEFTError, match=f"1 users have no interactions that the model could read: {first}; give"):
+        other.for_users([second, first])
+    assert len(other.for_users([second], k=3)) == 3
 
 
 def test_a_new_user_goes_to_the_nearest_centroid(recommender):

@@ -72,6 +72,28 @@ def test_an_error_of_one_batch_does_not_end_the_service(recommender, monkeypatch
         assert len(service.submit({"users": [user]}).result(20)) == 1
 
 
+def test_a_request_that_cannot_be_served_fails_alone(recommender, monkeypatch):
+    """Also where it is computed together with others."""
+    first, second, bad = recommender.all_users()[:3]
+    begun, goes_on, compute = threading.Event(), threading.Event(), service_module.compute
+
+    def fails_for_one(recommender, people, wanted):
+        begun.set()
+        goes_on.wait(20)
+        if bad in people.names:
+            raise PerPEFTError("not this one")
+        return compute(recommender, people, wanted)
+
+    monkeypatch.setattr(service_module, "compute", fails_for_one)
+    with Service(recommender) as service:
+        answers = [service.submit({"users": [first]})]
+        assert begun.wait(20)
+        answers += [service.submit({"users": [user]}) for user in (first, bad, second)]
+        goes_on.set()
+        found = [answer.exception(20) for answer in answers]
+    assert [error is not None for error in found] == [False, False, True, False]
+
+
 WRONG = [
     ([], "a JSON object"),
     ({}, "number of users and histories is 0"),
