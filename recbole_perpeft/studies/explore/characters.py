@@ -96,10 +96,8 @@ def ranks_under(model: PerPEFT, loader: Iterable, as_everybody: bool) -> tuple[n
             vectors = model.user_vectors(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN], everybody)
             scores = vectors @ everybody.T
         scores[:, 0] = -torch.inf
-        targets = scores[row, items].clone()
         if history is not None:
             scores[history] = -torch.inf
-        scores[row, items] = targets
         ranks.append(target_ranks(scores[row], items))
         users.append(interaction[model.USER_ID][row])
     return torch.cat(users).numpy(), torch.cat(ranks).numpy()

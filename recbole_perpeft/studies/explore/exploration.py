@@ -19,6 +19,7 @@ from recbole_perpeft.models.perpeft.grouping import global_user_vectors
 from recbole_perpeft.models.perpeft.model import PerPEFT
 from recbole_perpeft.pretrained.dual import FoundationModel
 from recbole_perpeft.pretrained.processor import Processor
+from recbole_perpeft.runs.config import changed
 from recbole_perpeft.runs.record import RunRecord
 from recbole_perpeft.runs.run import load
 from recbole_perpeft.studies.explore import parts
@@ -54,12 +55,19 @@ class Exploration:
     """
 
     def __init__(self, model_file: str | Path, config_dict: Mapping[str, Any] | None = None) -> None:
-        self.config, self.model, self.dataset, train, _, self.test = load(model_file, config_dict)
+        # The page compares modules by rankings of the whole catalogue, whatever the run was tested by.
+        settings = changed(changed({}, config_dict or {}), {"eval_args": {"mode": {"test": "full"}}})
+        self.config, self.model, self.dataset, train, _, self.test = load(model_file, settings)
         path = Path(model_file)
         self._record = RunRecord(path if path.is_dir() else path.parent)
         if not isinstance(self.model, PerPEFT) or not self.model.n_groups:
             raise PerPEFTError(
                 f"{model_file}: {type(self.model).__name__} has no groups of users to look at; train PerPEFT"
+            )
+        if not self.test:
+            raise PerPEFTError(
+                f"{model_file}: its split leaves no test items, by which the page tells how groups are served; set "
+                "eval_args to one that does"
             )
         self.histories = train.dataset.interactions
         self.user_group = self.model.user_group.cpu().numpy()

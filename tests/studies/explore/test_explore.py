@@ -142,6 +142,25 @@ def test_a_model_without_groups_is_refused(prepare, monkeypatch):
         Exploration("run")
 
 
+def test_groups_are_judged_by_the_whole_catalogue_however_the_run_was_tested(trained):
+    usual = Exploration(trained[0])
+    drawn = Exploration(trained[0], {"eval_args": "{mode: uni20}"})
+    for ours, theirs in zip(drawn.ranks, usual.ranks, strict=True):
+        assert np.array_equal(ours, theirs)
+    with pytest.raises(PerPEFTError, match="leaves no test items"):
+        Exploration(trained[0], {"eval_args": {"split": {"LS": "valid_only"}}})
+
+
+def test_targets_that_leave_the_candidates_rank_last(prepare, monkeypatch):
+    """As in the evaluation, with `mask_history: all`."""
+    prepared = prepare(peft_type="none", mask_history="all")
+    model = prepared.personalise().eval()
+    (interaction, _, row, items), *_ = prepared.test_data
+    masked = torch.stack([row, items])
+    _, ranks = ranks_under(model, [(interaction, (row, items), row, items)], as_everybody=True)
+    assert (ranks > model.n_items - 5).all() and masked.shape[1] == len(ranks)
+
+
 def test_ranks_under_either_module_equal_those_of_a_loop(prepare):
     prepared = prepare(peft_type="none", mask_history="keep_target")
     model = prepared.personalise().eval()
