@@ -63,10 +63,13 @@ def protocol_sentence(protocol: Mapping[str, Any]) -> str:
     split = ", ".join(f"{kind} {value}" for kind, value in arguments["split"].items())
     if "GT" in arguments["split"]:
         split += f" (all users at one time; {arguments.get('target') or DEFAULT_TARGET} of what is after it)"
+    parts = f"Split {split} in the order {arguments['order']}"
+    if given := protocol.get("benchmark_filename"):
+        parts = f"Parts as they are given ({', '.join(given)})"
     mode = arguments["mode"]
     mode = mode["test"] if isinstance(mode, dict) else mode
     return (
-        f"Split {split} in the order {arguments['order']}; candidates: {mode}, mask_history "
+        f"{parts}; candidates: {mode}, mask_history "
         f"{protocol['mask_history']}; the best epoch and early stopping ({protocol['stopping_step']} evaluations) by "
         f"{protocol['valid_metric']} on the valid items; the same for all models."
     )

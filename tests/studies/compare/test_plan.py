@@ -19,6 +19,21 @@ def shared(toy_settings):
     return {key: str(value) for key, value in toy_settings.items() if key != "dataset"}
 
 
+def test_given_parts_have_no_other_split(shared):
+    given = shared | {"benchmark_filename": "['train', 'valid', 'test']"}
+    with pytest.raises(PerPEFTError, match="the parts of toy are given .* leave --splits out"):
+        plan(parse_models("Pop"), "toy", 1, config_dict=given, split="GT")
+
+
+def test_a_global_run_counts_by_its_model(tmp_path):
+    keys = []
+    for content in None, b"one", b"two":
+        if content:
+            (tmp_path / "best.pth").write_bytes(content)
+        keys.append(run_key(SETTINGS | {"global_run": str(tmp_path)}, "cpu", "data", "code"))
+    assert len({*keys}) == 3 and keys[2] == run_key(SETTINGS | {"global_run": str(tmp_path)}, "cpu", "data", "code")
+
+
 def test_every_model_with_every_seed(shared):
     made = plan(parse_models("Pop, BPR[embedding_size=8] as small"), "toy", 2, config_dict=shared | {"seed": "5"})
     assert [str(job) for job in made.jobs] == [

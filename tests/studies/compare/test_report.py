@@ -7,7 +7,7 @@ import pytest
 from recbole_perpeft.studies.compare import analysis
 from recbole_perpeft.studies.compare.records import collect
 from recbole_perpeft.studies.compare.report import write_report
-from recbole_perpeft.studies.compare.sections import plots, tables
+from recbole_perpeft.studies.compare.sections import plots, protocol_sentence, tables
 from recbole_perpeft.studies.compare.statistics import paired_test
 from recbole_perpeft.training.ranks import metric_of_ranks
 from support.browser import needs_browser, shown
@@ -115,3 +115,11 @@ def test_the_page_in_a_browser(report, tmp_path):
     # The axes and the points are there, not just empty boxes.
     assert "test NDCG@5" in drawn and "group, the largest first" in drawn
     assert len(re.findall(r'<path class="point"', drawn)) >= 6
+
+
+def test_the_protocol_names_the_parts_that_count():
+    arguments = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": {"valid": "full", "test": "full"}}
+    protocol = {"eval_args": arguments, "mask_history": "all", "stopping_step": 5, "valid_metric": "NDCG@20"}
+    assert protocol_sentence(protocol).startswith("Split LS valid_and_test in the order TO; candidates: full,")
+    given = protocol_sentence(protocol | {"benchmark_filename": ["train", "valid", "test"]})
+    assert given.startswith("Parts as they are given (train, valid, test); candidates: full,")

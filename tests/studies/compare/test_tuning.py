@@ -71,6 +71,31 @@ def test_other_settings_have_a_folder_of_their_own(shared, monkeypatch):
     assert first == second != third
 
 
+def test_another_number_of_trials_is_another_search(shared, monkeypatch):
+    asked = searched(monkeypatch, {"learning_rate": 0.5})
+    specs = parse_models("BPR")
+    for n_trials in 4, 32:
+        tuning.tuned(specs, plan(specs, "toy", 1, config_dict=shared), n_trials, 1)
+    assert asked[0].own.output != asked[1].own.output
+
+
+def test_dictionaries_of_which_entries_are_searched():
+    space = {"task_weights.direct": {"uniform": [0, 1]}, "peft_type": {"choice": ["lora"]}}
+    space |= {"peft_config.r": {"choice": [4], "when": {"peft_type": "lora"}}}
+    settings = {"task_weights": {"direct": 0.3, "sequential": 1.0}, "peft_config": {"r": 8}, "peft_type": "lora"}
+    kept = tuning._first_values(settings | {"epochs": 3}, space)
+    assert kept == {"task_weights": settings["task_weights"], "peft_type": "lora"}
+
+
+def test_entries_that_no_trial_has_are_told(caplog):
+    space = {"peft_config.r": {"choice": [4], "when": {"peft_type": "lora"}}}
+    tuning._warn_of_entries("mine", {"peft_config": {"r": 8, "use_dora": True}}, space, ())
+    assert "mine: peft_config.use_dora stays out of the search" in caplog.text and "config.r " not in caplog.text
+    caplog.clear()
+    tuning._warn_of_entries("mine", {"peft_config": {"r": 8}}, space, ())
+    assert not caplog.text
+
+
 def test_trials_of_runs_of_several_processes_have_as_many_and_as_many_at_a_time_as_fit(shared, monkeypatch):
     asked = searched(monkeypatch, {"learning_rate": 0.5})
     specs = parse_models("MoRec[adaptation=frozen, nproc=2]")

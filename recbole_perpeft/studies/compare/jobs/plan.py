@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from recbole.utils import ModelType
 
-from recbole_perpeft.core.digest import code_fingerprint, data_fingerprint, digest
+from recbole_perpeft.core.digest import code_fingerprint, data_fingerprint, digest, large_file_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.plugins import plugin_digest
 from recbole_perpeft.core.protocol import with_split
@@ -191,6 +191,11 @@ def plan(
     shared = _files_and_words(config_file_list, config_dict or {})
     shared = shared if split is None else with_split(shared, split)
     reference = _reference(dataset, shared)
+    if split is not None and reference["benchmark_filename"]:
+        raise PerPEFTError(
+            f"--splits: the parts of {dataset} are given (benchmark_filename {reference['benchmark_filename']}), so "
+            "that every split would be the same: leave --splits out, or set benchmark_filename to ~"
+        )
     protocol = {key: reference[key] for key in PROTOCOL_KEYS}
     configs: dict[str, Config] = {}
     waiting, every = deque(specs), []
@@ -332,6 +337,13 @@ def _check_protocol(spec: ModelSpec, config: Config, protocol: Mapping[str, Any]
         )
 
 
+def _checkpoint_digest(run_folder: str) -> str:
+    try:
+        return large_file_hash(Path(run_folder) / "best.pth")
+    except OSError:  # the run itself tells what is missing
+        return ""
+
+
 def run_key(settings: Mapping[str, Any], device: str, data: str, code: str) -> str:
     """Identifies the numbers of a run.
 
@@ -342,11 +354,12 @@ def run_key(settings: Mapping[str, Any], device: str, data: str, code: str) -> s
         code: `code_fingerprint()`.
 
     Returns:
-        16 hexadecimal digits.
+        16 hexadecimal digits. The model of a `global_run` counts by what is in its file now.
     """
     without_effect = model_keys(get_model(settings["model"]), *WITHOUT_EFFECT)
     relevant = {key: value for key, value in settings.items() if key not in without_effect}
-    text = json.dumps([relevant, device, data, code], sort_keys=True, default=str)
+    begins_with = [_checkpoint_digest(settings["global_run"])] if settings.get("global_run") else []
+    text = json.dumps([relevant, device, data, code, *begins_with], sort_keys=True, default=str)
     return digest(text.encode(), size=8).hexdigest()
 
 

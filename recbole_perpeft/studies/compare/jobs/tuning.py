@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,10 @@ def tuned(
         if space:
             job = first[spec.name]
             settings = {key: value for key, value in job.settings.items() if key not in _names(space)}
-            start = {key: value for key, value in job.settings.items() if key in space}
-            folder = Path(settings["runs_folder"]) / f"search-{spec.model}-{job.dataset}-{_digest(job.key, space)}"
+            start = _first_values(job.settings, space)
+            _warn_of_entries(spec.name, job.settings, space, start.keys())
+            name = f"search-{spec.model}-{job.dataset}-{_digest(job.key, space, n_trials)}"
+            folder = Path(settings["runs_folder"]) / name
             LOGGER.info(f"{spec.name} on {job.dataset}: {n_trials} trials, {folder}")
             own = SearchSettings(
                 num_samples=n_trials,
@@ -77,8 +79,31 @@ def _names(keys: Iterable[str]) -> set[str]:
     return {key.partition(".")[0] for key in keys}
 
 
-def _digest(key: str, space: Mapping[str, Any]) -> str:
-    return digest(json.dumps([key, space], sort_keys=True).encode(), size=8).hexdigest()
+def _digest(key: str, space: Mapping[str, Any], n_trials: int) -> str:
+    return digest(json.dumps([key, space, n_trials], sort_keys=True).encode(), size=8).hexdigest()
+
+
+def _first_values(settings: Mapping[str, Any], space: Mapping[str, Any]) -> dict[str, Any]:
+    """What the first trial has of the settings that are searched over.
+
+    A dictionary of which entries are searched over goes along whole, unless entries depend on what is searched over
+    itself: those of one method of adapting mean nothing to another.
+    """
+    apart = {key.partition(".")[0] for key, value in space.items() if isinstance(value, dict) and "when" in value}
+    whole = {key.partition(".")[0] for key in space if "." in key} - apart
+    return {key: value for key, value in settings.items() if key in space or key in whole}
+
+
+def _warn_of_entries(name: str, settings: Mapping[str, Any], space: Mapping[str, Any], kept: Collection[str]) -> None:
+    """Tells of entries of dictionaries that no trial has."""
+    for key in sorted(_names(space).difference(kept)):
+        value = settings.get(key)
+        entries = [f"{key}.{entry}" for entry in value] if isinstance(value, dict) else []
+        if lost := [entry for entry in entries if entry not in space]:
+            LOGGER.warning(
+                f"{name}: {', '.join(lost)} stays out of the search, which chooses {key} anew: say {key} in the "
+                f"model's entry ({name}[{key}=...]) to keep it"
+            )
 
 
 def _tuning(name: str, report: SearchReport) -> Tuning:
