@@ -29,6 +29,7 @@ from recbole_perpeft.nn.losses import Loss, LossChoice, NextItems, loss_from, ve
 from recbole_perpeft.nn.losses.in_batch import log_popularity
 from recbole_perpeft.nn.users.choice import UserEncoderChoice, build_user_encoder
 from recbole_perpeft.nn.users.sasrec import left_pad
+from recbole_perpeft.pretrained.dual import check_same_foundation
 from recbole_perpeft.store.catalogues import KeptCatalogues
 from recbole_perpeft.training.optimisers import OF_TABLES
 from recbole_perpeft.training.ranks import pairs_of, ranks_by_products
@@ -180,17 +181,7 @@ class ContentRecommender(SequentialRecommender):
         Raises:
             PerPEFTError: If the state dict belongs to another foundation model.
         """
-        known, own = state["foundation_fingerprint"], self.item_encoder.foundation_fingerprint
-        if known.partition(".")[0] != own.partition(".")[0]:
-            raise PerPEFTError(
-                f"the checkpoint was trained on other foundation weights ({known}) than those loaded ({own}); give "
-                "the same foundation_model"
-            )
-        if "." in known and known != own:
-            LOGGER.warning(
-                f"the configuration of the foundation model is not that of the training ({known}, now {own}): its "
-                "activations, heads or special tokens may be others, and its vectors too"
-            )
+        check_same_foundation(state["foundation_fingerprint"], self.item_encoder.foundation_fingerprint)
 
     def group_of(self, users: Tensor) -> Tensor | None:
         """Group of each user, [B] on the CPU, or None while all users share one module."""

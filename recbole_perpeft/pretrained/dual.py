@@ -12,6 +12,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from recbole_perpeft.core.digest import sha256, tensor_sample
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.pretrained.families import KINDS, has_fixed_length
 from recbole_perpeft.pretrained.frozen import FrozenModel, load_weights
 from recbole_perpeft.pretrained.locate import configuration_digest, loading, locate_foundation
@@ -128,6 +129,28 @@ class FoundationModel(FrozenModel):
         if not content.is_meta and not content.isfinite().all():
             raise PerPEFTError(f"foundation_model: the weights of {self.name} make no finite numbers; get them again")
         return content.shape[-1]
+
+
+def check_same_foundation(known: str, own: str) -> None:
+    """Compare the fingerprint that a checkpoint knows with that of the model at hand; warn of another configuration.
+
+    Args:
+        known: As `FoundationModel.fingerprint`, or by version 0.1.0, which left the configuration out.
+        own: The same of the model.
+
+    Raises:
+        PerPEFTError: The weights are others.
+    """
+    if known.partition(".")[0] != own.partition(".")[0]:
+        raise PerPEFTError(
+            f"the checkpoint was trained on other foundation weights ({known}) than those loaded ({own}); give the "
+            "same foundation_model"
+        )
+    if "." in known and known != own:
+        LOGGER.warning(
+            f"the configuration of the foundation model is not that of the training ({known}, now {own}): its "
+            "activations, heads or special tokens may be others, and its vectors too"
+        )
 
 
 def _pooled(features: Any) -> Tensor:
