@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -20,6 +21,7 @@ _PARTS = ("split", *_CHOICES, "mode")
 TARGETS = ("last", "first", "random", "all", "successive")
 DEFAULT_TARGET = TARGETS[0]
 _OPTIONAL = ("target",)
+_INTERVAL = re.compile(r"[\[(]([^,]+),([^,]+)[\])]")
 # What a kind of split means where the settings do not say more about it.
 _USUAL_SPLITS = {"LS": "valid_and_test", "GT": 0.9, "RS": [0.8, 0.1, 0.1]}
 
@@ -59,6 +61,28 @@ def with_split(settings: Mapping[str, Any], kind: str) -> dict[str, Any]:
     value = (arguments.get("split") or {}).get(kind, _USUAL_SPLITS[kind])
     target = arguments.get("target") if kind == "GT" else None
     return dict(settings) | {KEY: arguments | {"split": {kind: value}, "target": target}}
+
+
+def check_interval(what: str, interval: Any) -> None:
+    """Whether RecBole can read an interval, which it otherwise leaves out.
+
+    Args:
+        what: The setting, for the message.
+        interval: One or several, such as `[5,inf)` or `[1,3];(7,9]`; None for none.
+
+    Raises:
+        PerPEFTError: It is none.
+    """
+    if interval is None:
+        return
+    for part in str(interval).split(";"):
+        found = _INTERVAL.fullmatch(part.strip())
+        try:
+            is_one = found is not None and float(found[1]) <= float(found[2])
+        except ValueError:
+            is_one = False
+        if not is_one:
+            raise PerPEFTError(f"{what} is {shown(interval)}: it must be an interval, such as [5,inf) for 5 and more")
 
 
 def without_empty_parts(arguments: Any) -> Any:

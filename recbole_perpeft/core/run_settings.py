@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.core.protocol import check_eval_args, places_of_parts
+from recbole_perpeft.core.protocol import check_eval_args, check_interval, places_of_parts
 from recbole_perpeft.core.settings import Settings, same_as, setting
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
@@ -194,6 +194,10 @@ class RunSettings(Settings):
                 f"fused: True is for the learners {', '.join(FUSED_LEARNERS)}; {self.learner} has no fused kernel, set"
                 " fused to False"
             )
+        for key in ("user_inter_num_interval", "item_inter_num_interval"):
+            check_interval(key, getattr(self, key))
+        for column, interval in (self.val_interval or {}).items():
+            check_interval(f"val_interval of {column}", interval)
         check_eval_args(self.eval_args)
         if self.benchmark_filename is not None:
             places_of_parts(self.benchmark_filename)

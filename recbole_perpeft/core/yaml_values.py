@@ -84,13 +84,13 @@ def parse_value(key: str, text: str) -> Any:
 
     Intervals such as `[5,10]` stay strings, because RecBole parses them itself.
     """
-    if key.endswith("_interval"):
-        return text
     lowered = text.strip().lower()
     if lowered in ("true", "false"):
         return lowered == "true"
     if lowered in ("~", "null"):
         return None
+    if key.endswith("_num_interval"):
+        return text
     try:
         value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

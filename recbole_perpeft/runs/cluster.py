@@ -186,7 +186,7 @@ def store_size(needed: int, available: int) -> int:
 
 def settings_anywhere(config: Config) -> dict[str, Any]:
     """Settings of a run as plain types that mean the same in any folder."""
-    settings = absolute_paths(config.to_dict(), "data_path", "cache_folder")
+    settings = absolute_paths(config.to_dict(), "data_path", "cache_folder", "runs_folder")
     return settings | {"model": config["model"], "dataset": config["dataset"]}
 
 
@@ -202,11 +202,19 @@ def absolute_paths(settings: Mapping[str, Any], *folders: str) -> dict[str, Any]
 
 
 def _absolute(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _absolute(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_absolute(entry) for entry in value]
     # A name such as `aspects` may be a folder here too; what has a slash is meant as a path if it exists, and so is
-    # the folder of an encoder.
-    if isinstance(value, str) and ("/" in value and Path(value).exists() or (Path(value) / "config.json").is_file()):
+    # the folder of an encoder or of a run.
+    if isinstance(value, str) and ("/" in value and Path(value).exists() or _holds_a_model(Path(value))):
         return str(Path(value).absolute())
     return value
+
+
+def _holds_a_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / "best.pth").is_file()
 
 
 def check_resources(cpus: float, gpus: float, what: str, n: int = 1) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.config import Config as RecBoleConfig
 from recbole.utils import ModelType
@@ -136,7 +137,7 @@ class Config(RecBoleConfig):
         return settings
 
     def _load_variable_config_dict(self, config_dict):
-        return dict(config_dict or {})
+        return {key: _plain(value) for key, value in (config_dict or {}).items()}
 
     def _load_cmd_line(self):
         return {}
@@ -322,6 +323,8 @@ def _parsed(key: str, value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):  # of a loop over `numpy.logspace` and the like
+        return value.item()
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
     if isinstance(value, dict):

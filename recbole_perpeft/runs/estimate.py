@@ -22,10 +22,12 @@ from typing import Any
 from tabulate import tabulate
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.runs.build import build, get_trainer
 from recbole_perpeft.runs.cluster import child_environment
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.folder import peak_gpu_memory_mb, peak_memory_mb
+from recbole_perpeft.runs.training import watched_part
 
 _SECONDS, _LEAST_BATCHES = 5.0, 4  # of each part that is measured; the first batch warms up
 _ROW_BYTES = 24  # of a row of ranks or ids on disk, where tokens are short
@@ -44,6 +46,8 @@ class Estimate:
         epochs: epochs by stage.
         evaluation: seconds of an evaluation by stage.
         n_evaluations: how many by stage, on the valid items; one more is on the test items.
+        whole_evaluation: seconds of one that is not on a sample of the valid users (`eval_sample`).
+        n_whole: how many of these there are beside that on the test items.
         save: seconds of writing the checkpoints after an epoch, by stage; they may pass beside the next epoch.
         memory_mb: peak memory of the process.
         gpu_memory_mb: PyTorch's peak on the GPU; None without one.
@@ -58,6 +62,8 @@ class Estimate:
     epochs: dict[str, int] = field(default_factory=dict)
     evaluation: dict[str, float] = field(default_factory=dict)
     n_evaluations: dict[str, int] = field(default_factory=dict)
+    whole_evaluation: float = 0.0
+    n_whole: int = 0
     save: dict[str, float] = field(default_factory=dict)
     memory_mb: float = 0.0
     gpu_memory_mb: float | None = None
@@ -71,8 +77,7 @@ class Estimate:
             epochs * (self.train[stage] + self.save[stage]) + self.n_evaluations[stage] * self.evaluation[stage]
             for stage, epochs in self.epochs.items()
         )
-        test = [*self.evaluation.values()][-1] if self.evaluation and self.tested else 0.0
-        return self.launch + self.start + stages + test
+        return self.launch + self.start + stages + (self.n_whole + self.tested) * self.whole_evaluation
 
     def table(self) -> str:
         """For the command line."""
@@ -88,6 +93,9 @@ class Estimate:
                 ),
                 (f"checkpoints ({stage})", f"{epochs} x {self.save[stage]:.2f} s", _time(epochs * self.save[stage])),
             ]
+        if self.n_whole:
+            n, one = self.n_whole + self.tested, self.whole_evaluation
+            rows.append(("evaluations of all users", f"{n} x {one:.2f} s", _time(n * one)))
         rows += [("the run, without early stopping", "", _time(self.seconds)), ("memory", "", _size(self.memory_mb))]
         if self.gpu_memory_mb is not None:
             rows.append(("GPU memory", "", _size(self.gpu_memory_mb)))
@@ -111,6 +119,9 @@ def estimate_run(
         PerPEFTError: wrong settings or data.
     """
     config = Config(model, dataset, config_file_list, dict(config_dict or {}) | {"trackers": None, "log_wandb": False})
+    for key in ("nproc", "groups_at_once"):
+        if (config[key] or 1) > 1:
+            LOGGER.warning(f"the estimate is of one process: {key} {config[key]} is not counted")
     with tempfile.TemporaryDirectory() as folder:
         config["checkpoint_dir"] = folder
         return _measured(config, Path(folder), with_test)
@@ -128,10 +139,14 @@ def _measured(config: Config, folder: Path, with_test: bool) -> Estimate:
         found.start += perf_counter() - began
         found.epochs[stage] = epochs
         found.train[stage] = seconds_of(train_data, lambda loader: trainer._train_epoch(loader, 0))
-        evaluated = valid_data or test_data
-        found.evaluation[stage] = 0.0
-        if evaluated:
-            found.evaluation[stage] = seconds_of(evaluated, lambda loader: trainer.evaluate(loader, False))
+        found.evaluation[stage], whole = 0.0, valid_data or test_data
+        watched = watched_part(config, train_data, valid_data, test_data) or test_data
+        if watched:
+            found.evaluation[stage] = seconds_of(watched, lambda loader: trainer.evaluate(loader, False))
+        found.whole_evaluation = found.evaluation[stage]
+        if watched is not whole:
+            found.whole_evaluation = seconds_of(whole, lambda loader: trainer.evaluate(loader, False))
+            found.n_whole = 1
         evaluates = bool(valid_data) and config["eval_step"] > 0
         found.n_evaluations[stage] = epochs // config["eval_step"] if evaluates else 0
         began = perf_counter()

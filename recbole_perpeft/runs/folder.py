@@ -119,6 +119,13 @@ class RunFolder:
         }
         self._write(ENVIRONMENT_FILE, json.dumps(environment, indent=2))
 
+    def go_on(self, config) -> None:
+        """A run that was interrupted, or finished, goes on with settings that its checkpoint has accepted."""
+        self.write_settings(config)
+        self.write_environment(config)
+        if self.writes:
+            (self.path / RESULT_FILE).unlink(missing_ok=True)
+
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""
         self._write(RESULT_FILE, json.dumps(result, indent=2))

@@ -73,7 +73,6 @@ def run_together(config: Config, folder: RunFolder, work: Work, callback_fn: Cal
     """
     nproc, address = config["nproc"], config["ray_address"]
     result = folder.path / RESULT_FILE
-    result.unlink(missing_ok=True)  # of a run that was finished before it goes on
     plan = _Plan(config.model_class, cluster.settings_anywhere(config), folder.path.absolute(), work)
     state = plan.folder / _RAY_STATE
     remove_state(plan.folder)  # of processes that were killed

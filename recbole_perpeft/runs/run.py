@@ -182,8 +182,9 @@ def _run(
     config["checkpoint_dir"] = str(folder.path)
     with folder.logged(level_of(config["state"])):
         LOGGER.info(f"run folder: {folder.path}")
-        folder.write_settings(config)
-        folder.write_environment(config)
+        if not folder.last_checkpoint.is_file():  # else its training accepts the settings first
+            folder.write_settings(config)
+            folder.write_environment(config)
         LOGGER.info(protocol_line({name: config[name] for name in keys_of_kind([RunSettings], "protocol")}))
         with tracked(config, folder.path) if folder.writes else nullcontext(Trackers()) as trackers:
             return train_and_test(config, folder, workers, saved, callback_fn, with_test, trackers)

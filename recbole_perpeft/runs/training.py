@@ -65,9 +65,10 @@ def train_and_test(
         trainer.train_groups = partial(train_groups, config, folder)
     if folder.last_checkpoint.is_file():
         trainer.resume_checkpoint(folder.last_checkpoint, train_data)
+        folder.go_on(config)
     content = content_of(config, dataset) if with_test else None
     progress = bool(config["show_progress"]) and folder.writes
-    watched = _watched(config, train_data, valid_data, test_data)
+    watched = watched_part(config, train_data, valid_data, test_data)
     score, valid_result = trainer.fit(train_data, watched, saved=True, show_progress=progress, callback_fn=callback_fn)
     kept = folder.path / CATALOGUES_FILE
     if kept.is_file():  # of an evaluation of the same weights, before the run was resumed
@@ -76,12 +77,16 @@ def train_and_test(
     if is_sample:
         valid_result = trainer.evaluate(valid_data, show_progress=progress)
         score = calculate_valid_score(valid_result, trainer.valid_metric)
+    is_loaded = is_sample
+    if with_test and test_data and not is_loaded:  # figures and ranks are by the groups of the best model
+        trainer.load_model()
+        is_loaded = True
     groups = getattr(model, "user_group", None)
     figures = list_figures(config, train_data._dataset, groups, content) if with_test and test_data else None
     trainer.eval_collector.list_figures = figures
     test_result = None
-    if with_test:  # the best model is loaded already where it has just been evaluated
-        test_result = trainer.evaluate(test_data, load_best_model=not is_sample, show_progress=progress)
+    if with_test:
+        test_result = trainer.evaluate(test_data, load_best_model=not is_loaded, show_progress=progress)
     if saved and folder.writes and test_result is not None and hasattr(model, "write_catalogues"):
         model.write_catalogues(kept, config["keep_catalogues"] * 10**6)
     if test_result is not None and trainer.target_ranks is not None:
@@ -109,7 +114,7 @@ def train_and_test(
     return result
 
 
-def _watched(config: Config, train_data, valid_data, test_data):
+def watched_part(config: Config, train_data, valid_data, test_data):
     """The valid loader by which epochs are chosen: the given one, or one of `eval_sample` of its users."""
     if not config["eval_sample"] or not valid_data:
         return valid_data

@@ -106,13 +106,24 @@ class MLflow(Tracker):
 
         local = f"sqlite:///{Path(config['runs_folder']).absolute() / 'mlflow.db'}"
         self._client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", local))
-        if "mlflow" not in ids:
+        if not self._knows(ids.get("mlflow")):
             tags = {"run_folder": str(folder.absolute()), "model": config["model"], "dataset": config["dataset"]}
             run = self._client.create_run(self._experiment(), run_name=folder.name, tags=tags)
             ids["mlflow"] = run.info.run_id
             self._write_parameters(run.info.run_id, config.to_dict())
         self._run = ids["mlflow"]
         self._client.update_run(self._run, status="RUNNING")
+
+    def _knows(self, run: str | None) -> bool:
+        """Whether MLflow still has a run: its database may be another one by now."""
+        from mlflow.exceptions import MlflowException
+
+        if run is None:
+            return False
+        try:
+            return bool(self._client.get_run(run))
+        except MlflowException:
+            return False
 
     def _experiment(self) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "recbole_perpeft")

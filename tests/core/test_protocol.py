@@ -76,6 +76,22 @@ def test_what_cannot_be_meant_is_refused(arguments, message):
         Config("BPR", "ml-100k", config_dict={"eval_args": arguments})
 
 
+@pytest.mark.parametrize("interval", ["5", ">=5", "[5,", "[5]", "[a,b]", "[7,3]", "[1,2];3"])
+@pytest.mark.parametrize("key", ["user_inter_num_interval", "item_inter_num_interval", "val_interval"])
+def test_what_is_no_interval_is_refused(key, interval):
+    """RecBole would leave the filter out."""
+    value = {"timestamp": interval} if key == "val_interval" else interval
+    with pytest.raises(PerPEFTError, match=f"{key}.* must be"):
+        Config("BPR", "ml-100k", config_dict={key: value})
+
+
+@pytest.mark.parametrize("interval", ["[5,inf)", "(0, 3]", "[1,3];(7.5,9]", "[-inf,2)", "~"])
+def test_intervals_are_those_of_recbole(interval):
+    config = Config("BPR", "ml-100k", config_dict={"user_inter_num_interval": interval})
+    assert config["user_inter_num_interval"] == (None if interval == "~" else interval)
+    Config("BPR", "ml-100k", config_dict={"val_interval": f"{{'timestamp': '{interval}'}}"} if interval != "~" else {})
+
+
 @pytest.mark.parametrize("split", [{"RS": [8, 1, 1]}, {"RS": (0.8, 0, 0.2)}, {"LS": "valid_only"}])
 def test_splits_that_can_be_meant(split):
     check_eval_args(OURS | {"split": split})

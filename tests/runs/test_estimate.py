@@ -19,6 +19,7 @@ MADE_UP = Estimate(
     train={"global": 2.0, "personalised": 3.0},
     epochs={"global": 4, "personalised": 5},
     evaluation={"global": 1.0, "personalised": 0.5},
+    whole_evaluation=0.5,
     n_evaluations={"global": 4, "personalised": 2},
     save={"global": 0.25, "personalised": 0.0},
     memory_mb=1000.0,
@@ -95,6 +96,14 @@ def test_stages_of_perpeft_are_measured_and_nothing_is_left(aspects_settings, tm
     assert all(seconds > 0 for part in (found.train, found.evaluation, found.save) for seconds in part.values())
     assert found.memory_mb > 100 and found.tested
     assert not [*tmp_path.iterdir()]
+
+
+def test_evaluations_on_a_sample_are_measured_on_it_and_one_on_all(aspects_settings, caplog):
+    found = estimate_run("GlobalPEFT", config_dict=aspects_settings | {"eval_sample": 5, "nproc": 1})
+    assert found.n_whole == 1 and found.whole_evaluation > 0 and "evaluations of all users" in found.table()
+    assert "is not counted" not in caplog.text
+    without = replace(found, n_whole=0)
+    assert found.seconds - without.seconds == pytest.approx(found.whole_evaluation)
 
 
 def test_disk_is_that_of_the_run_for_a_model_of_recbole(toy_settings, toy_path):

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -108,6 +109,29 @@ def test_a_run_that_was_killed_before_its_first_epoch_starts_again(toy_settings)
     folder = RunFolder.create(config)
     folder.write_settings(config)
     assert resume(folder.path)["test_result"] == whole["test_result"]
+
+
+@pytest.mark.parametrize("change", [{"embedding_size": 32}, {"data_path": "/nowhere"}])
+def test_settings_that_do_not_fit_leave_a_run_as_it_was(toy_settings, change):
+    folder = Path(run("BPR", config_dict=toy_settings)["run_folder"])
+    before = {name: (folder / name).read_bytes() for name in ("config.yaml", "result.json", "environment.json")}
+    with pytest.raises(PerPEFTError):
+        resume(folder, change)
+    assert all((folder / name).read_bytes() == content for name, content in before.items())
+    assert resume(folder, {"epochs": 4})["epochs"] == 4
+
+
+def test_a_run_that_goes_on_is_not_finished(toy_settings):
+    folder, seen = Path(run("BPR", config_dict=toy_settings)["run_folder"]), []
+    resume(folder, {"epochs": 5}, callback_fn=lambda *_: seen.append((folder / "result.json").exists()))
+    assert seen == [False, False] and (folder / "result.json").exists()
+
+
+def test_numbers_of_numpy_are_numbers(toy_settings):
+    numbers = {"embedding_size": np.int64(8), "learning_rate": np.float64(1e-3), "topk": [np.int64(5), 10]}
+    folder = run("BPR", config_dict=toy_settings | numbers)["run_folder"]
+    config, model, *_ = load(folder)
+    assert (config["embedding_size"], config["topk"]) == (8, [5, 10]) and model.embedding_size == 8
 
 
 def test_a_killed_run_resumes_to_the_same_numbers(toy_settings, toy_path):
