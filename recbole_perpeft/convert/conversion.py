@@ -70,11 +70,11 @@ def convert(
         unpacked = draft / _UNPACKED
         unpacked.mkdir()
         source.prepare(unpacked)
-        log, tokens, counts = _write_log(source, draft, f"{folder.name}.inter", settings.filters)
+        log, users, tokens, counts = _write_log(source, draft, f"{folder.name}.inter", settings.filters)
         items = _items(source, tokens, settings.unescape_titles)
         images = _images(source, items, draft, settings)
         write_items(draft / f"{folder.name}.item", items)
-        source.side_files(draft, folder.name, items.tokens)
+        source.side_files(draft, folder.name, items.tokens, users)
         shutil.rmtree(unpacked)
         report: dict[str, Any] = {
             "source": source.name,
@@ -138,8 +138,8 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
 
 def _write_log(
     source: Source, draft: Path, file_name: str, filters: FilterSettings
-) -> tuple[Log, list[str], list[dict[str, Any]]]:
-    """Write the interactions that stay; they, the ids of their items, sorted, and the counts after each filter."""
+) -> tuple[Log, list[str], list[str], list[dict[str, Any]]]:
+    """Write the interactions that stay; they, sorted ids of their users and items, and counts after each filter."""
     folder = draft / _SPOOL
     folder.mkdir()
     spool = EventSpool(folder)
@@ -156,7 +156,8 @@ def _write_log(
     names = spool.names(log)
     write_interactions(draft / file_name, log, names, spool.ratings(log))
     shutil.rmtree(folder)
-    return log, sorted(names["item"].to_pylist()), counts
+    users, items = (sorted(names[kind].to_pylist()) for kind in ("user", "item"))
+    return log, users, items, counts
 
 
 def _counted(step: str, log: Log) -> dict[str, Any]:

@@ -86,13 +86,14 @@ class Source(ABC):
         """
         return {}
 
-    def side_files(self, folder: Path, name: str, tokens: Sequence[str]) -> None:
+    def side_files(self, folder: Path, name: str, tokens: Sequence[str], users: Sequence[str]) -> None:
         """Write what the source has beside interactions and items into the folder of the data set.
 
         Args:
             folder: where to.
             name: name of the data set.
             tokens: ids of its items.
+            users: ids of its users.
         """
         return None
 

@@ -125,11 +125,21 @@ def test_vip5_names_row_and_field(tmp_path, change, message):
     row = {"reviewerID": "U", "asin": "B1", "overall": 5.0, "explanation": "good", "summary": None}
     written(tmp_path / "exp_splits.pkl", {"train": [row, row | change], "val": [], "test": []})
     with pytest.raises(PerPEFTError, match=rf"exp_splits.pkl: {message}"):
-        VIP5Source(tmp_path).side_files(tmp_path, "set", ["B1"])
+        VIP5Source(tmp_path).side_files(tmp_path, "set", ["B1"], ["U"])
     written(tmp_path / "exp_splits.pkl", {"train": [row], "val": [], "test": []})
-    VIP5Source(tmp_path).side_files(tmp_path, "set", ["B1"])
+    VIP5Source(tmp_path).side_files(tmp_path, "set", ["B1"], ["U"])
     line = json.loads((tmp_path / "set.explanations.jsonl").read_text())
     assert line["rating"] == 5.0 and line["headline"] is None and line["explanation"] == "good"
+
+
+def test_explanations_of_users_who_leave_are_left_out(tmp_path):
+    (tmp_path / "datamaps.json").write_text(json.dumps({"id2user": {"1": "U"}, "id2item": {"1": "B1"}}))
+    (tmp_path / "sequential_data.txt").write_text("1 1\n")
+    rows = [{"reviewerID": user, "asin": "B1", "overall": 5.0, "explanation": user} for user in ("U", "gone")]
+    written(tmp_path / "exp_splits.pkl", {"train": rows, "val": [], "test": []})
+    VIP5Source(tmp_path).side_files(tmp_path, "set", ["B1"], ["U"])
+    (line,) = (tmp_path / "set.explanations.jsonl").read_text().splitlines()
+    assert json.loads(line)["explanation"] == "U"
 
 
 def test_items_beside_features_are_utf_8(tmp_path):

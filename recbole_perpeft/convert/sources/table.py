@@ -97,7 +97,7 @@ class TableSource(Source):
             rating=arguments["rating_column"],
             item_of_items=arguments["items_item_column"],
             title=arguments["title_column"],
-            texts=tuple(arguments["text_columns"]),
+            texts=_other_texts(arguments["title_column"], arguments["text_columns"]),
             image=arguments["image_column"],
         )
         return cls(arguments["input"], arguments["items"], arguments["images"], columns, show_progress)
@@ -166,3 +166,12 @@ def _inside(folder: Path, given: str, table: Path, line: int) -> Path:
     forms = (given, *(unicodedata.normalize(form, given) for form in ("NFC", "NFD")))
     paths = [folder / form for form in dict.fromkeys(forms)]
     return next((path for path in paths[1:] if path.is_file()), paths[0])
+
+
+def _other_texts(title_column: str, text_columns: Sequence[str]) -> tuple[str, ...]:
+    """Further columns of texts, each once; titles are written as `title`, whatever their column is called."""
+    if "title" in text_columns and title_column != "title":
+        raise PerPEFTError(
+            f"--text_columns names title, which the titles from the column {title_column} are called: leave it out"
+        )
+    return tuple(name for name in dict.fromkeys(text_columns) if name != "title")

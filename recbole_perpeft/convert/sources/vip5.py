@@ -124,10 +124,13 @@ class VIP5Source(Source):
                 titles.setdefault(item["asin"], text_of(path, line, item.get("title"), "title"))
         return {"title": titles}
 
-    def side_files(self, folder: Path, name: str, tokens: Sequence[str]) -> None:
-        """Write `<name>.explanations.jsonl`, `<name>.features.npy` [n, d] and `<name>.features.txt` (its n items)."""
+    def side_files(self, folder: Path, name: str, tokens: Sequence[str], users: Sequence[str]) -> None:
+        """Write what belongs to users and items that stay.
+
+        This is `<name>.explanations.jsonl`, `<name>.features.npy` [n, d] and `<name>.features.txt` (its n items).
+        """
         if (self._folder / EXPLANATIONS).is_file():
-            self._write_explanations(folder / f"{name}.explanations.jsonl", set(tokens))
+            self._write_explanations(folder / f"{name}.explanations.jsonl", set(tokens), set(users))
         if self._features is not None:
             paths = {token: path_inside(self._features, f"{token}.npy", f"item {token!r}") for token in tokens}
             with_features = [token for token, path in paths.items() if path.is_file()]
@@ -137,7 +140,7 @@ class VIP5Source(Source):
             (folder / f"{name}.features.txt").write_text(lines, encoding="utf-8")
             LOGGER.info(f"{len(with_features):,} of {len(tokens):,} items have features of {features.shape[1]}")
 
-    def _write_explanations(self, target: Path, tokens: set[str]) -> None:
+    def _write_explanations(self, target: Path, tokens: set[str], users: set[str]) -> None:
         path = self._folder / EXPLANATIONS
         splits = load_plain(path)
         with open(target, "w", encoding="utf-8", newline="\n") as file:
@@ -149,7 +152,9 @@ class VIP5Source(Source):
                     place = f"row {index} of {split!r}"
                     if not isinstance(row, dict) or not {"reviewerID", "asin"} <= row.keys():
                         raise PerPEFTError(f"{path}: {place} has no reviewerID or asin")
-                    if text_in(path, f"asin in {place}", row["asin"]) in tokens and "explanation" in row:
+                    stays = text_in(path, f"asin in {place}", row["asin"]) in tokens
+                    stays &= text_in(path, f"reviewerID in {place}", row["reviewerID"]) in users
+                    if stays and "explanation" in row:
                         chosen = {
                             column: _explained(path, f"{field} in {place}", column, row[field])
                             for field, column in EXPLAINED.items()

@@ -256,10 +256,12 @@ class RankingTemplates:
         if not self.lists_candidates:
             return 0
         split = config["eval_args"]["split"]
-        if "LS" not in split:
+        given = config["benchmark_filename"]
+        if given is not None or "LS" not in split:
             raise PerPEFTError(
-                f"candidates_prompt: {self.candidates.name} lists the candidates of a user in one prompt, and under "
-                f"the split {split} he may have several lists: split by {{LS: ...}}, or leave candidates_prompt empty"
+                f"candidates_prompt: {self.candidates.name} lists the candidates of a user in one prompt, and with "
+                f"{f'the parts {given}' if given else f'the split {split}'} he may have several lists: split by "
+                "{LS: ...}, or leave candidates_prompt empty"
             )
         sampled = [config[f"{phase}_neg_sample_args"]["sample_num"] for phase in ("valid", "test")]
         n_candidates = 1 + max([n for n in sampled if n != "none"], default=0)

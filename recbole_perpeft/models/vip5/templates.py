@@ -78,6 +78,8 @@ class Template:
             self._refuse("tells the item that it asks for")
         if self.target == "{answer}" and not {"item", "title"} & set(self.slots):
             self._refuse("asks for yes or no about no {item} or {title}")
+        if self.target == "{answer}" and (self.task == "explanation" or "candidates" in self.slots):
+            self._refuse("asks for yes or no, which neither explanations nor lists of {candidates} answer")
 
     @property
     def parts(self) -> tuple[Part, ...]:

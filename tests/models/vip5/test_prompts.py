@@ -143,6 +143,14 @@ def test_bundled_templates_are_complete():
 
 
 @pytest.mark.parametrize(
+    ("task", "text"), [("explanation", "does {user} like {item} ?"), ("direct", "is {item} among {candidates} ?")]
+)
+def test_yes_or_no_is_asked_where_training_has_an_answer(task, text):
+    with pytest.raises(PerPEFTError, match="which neither explanations nor lists of {candidates} answer"):
+        Template("X", task, text, "{answer}")
+
+
+@pytest.mark.parametrize(
     ("entry", "message"),
     [
         ("{name: X, input: '{colour} ?', target: '{item}'}", "X of the group sequential has no slot {colour}"),
