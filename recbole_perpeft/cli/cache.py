@@ -149,7 +149,8 @@ def _settings(options: argparse.Namespace, kind: str, encoder: str) -> HiddenSta
     n_layers = describe_backbone(encoder, kind, options.cache_folder).n_layers
     if options.layers == "dropped":
         blocks = getattr(options, f"{kind}_blocks")
-        (layers,) = LayerDropSettings(options.n_blocks, options.layerdrop_rule, blocks).states([n_layers])
+        settings = LayerDropSettings(options.n_blocks, options.layerdrop_rule, **{f"{kind}_blocks": blocks})
+        (layers,) = settings.states([n_layers], (kind,))
     elif options.layers == "full":
         layers = tuple(range(n_layers + 1))
     else:

@@ -107,7 +107,7 @@ class EncoderSettings(Settings):
         layers: Sequence[Sequence[int]] = ((),) * len(self.chosen)
         if layer_drop is not None:
             shapes = [describe_backbone(tower.encoder, tower.kind, folder) for tower in self.chosen]
-            layers = layer_drop.states([shape.n_layers for shape in shapes])
+            layers = layer_drop.states([shape.n_layers for shape in shapes], tuple(self.by_role))
         return tuple(
             HiddenStateCache.open_or_build(content, tower.field, self._states(tower, kept), folder, show_progress)
             for tower, kept in zip(self.chosen, layers, strict=True)

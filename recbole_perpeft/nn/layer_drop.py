@@ -80,11 +80,12 @@ class LayerDropSettings(Settings):
     text_blocks: tuple[int, ...] | None = setting(None, "Blocks of the text encoder, instead of the rule.")
     image_blocks: tuple[int, ...] | None = setting(None, "Blocks of the image encoder, instead of the rule.")
 
-    def states(self, n_layers: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    def states(self, n_layers: Sequence[int], roles: Sequence[str] = ("text", "image")) -> tuple[tuple[int, ...], ...]:
         """Hidden states that a side network reads of each tower's backbone.
 
         Args:
             n_layers: Blocks of the backbone of each tower: one or two numbers.
+            roles: The place that each tower takes, `text` or `image`.
 
         Returns:
             Indexes of hidden states for each tower, ascending; 0 is the output of the embedding and comes first.
@@ -97,11 +98,12 @@ class LayerDropSettings(Settings):
                 "text_encoder, image_encoder: a side network reads states of one width, and the stages of one encoder "
                 f"differ in width; {WITHOUT_BLOCKS}"
             )
-        explicit = (("text_blocks", self.text_blocks), ("image_blocks", self.image_blocks))
-        return tuple(
-            (0, *(self._by_rule(depth) if blocks is None else check_blocks(blocks, depth, key)))
-            for depth, (key, blocks) in zip(n_layers, explicit, strict=False)
-        )
+        explicit = {"text": self.text_blocks, "image": self.image_blocks}
+        pairs = zip(n_layers, roles, strict=False)
+        return tuple((0, *self._blocks(depth, role, explicit[role])) for depth, role in pairs)
+
+    def _blocks(self, depth: int, role: str, blocks: tuple[int, ...] | None) -> tuple[int, ...]:
+        return self._by_rule(depth) if blocks is None else check_blocks(blocks, depth, f"{role}_blocks")
 
     def _by_rule(self, n_layers: int) -> tuple[int, ...]:
         return kept_blocks(n_layers, self.n_blocks, self.layerdrop_rule)

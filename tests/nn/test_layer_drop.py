@@ -91,5 +91,7 @@ def test_settings_choose_states_for_each_tower():
     assert LayerDropSettings(n_blocks=None).states([3]) == ((0, 1, 2, 3),)
     explicit = LayerDropSettings(text_blocks=(1, 5), n_blocks=2, layerdrop_rule="eq5")
     assert explicit.states((12, 12)) == ((0, 1, 5), (0, 6, 12))
+    alone = LayerDropSettings(n_blocks=2, text_blocks=(1,), image_blocks=(3, 7))
+    assert alone.states([12], ("image",)) == ((0, 3, 7),) and alone.states([12], ("text",)) == ((0, 1),)
     with pytest.raises(PerPEFTError, match="image_blocks: there is no block 13"):
         LayerDropSettings(image_blocks=(13,)).states((24, 12))

@@ -151,6 +151,13 @@ def test_what_the_hub_refuses_is_told_in_a_sentence(exported, monkeypatch):
         push(exported / "model", "shop/model")
 
 
+def test_without_a_connection_the_folder_is_said_to_be_complete(exported, monkeypatch):
+    """Errors of transport are those of the library that the hub is asked through."""
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: Hub(type("ConnectError", (Exception,), {})("refused")))
+    with pytest.raises(PerPEFTError, match="refused; .* is complete and can be uploaded later"):
+        push(exported / "model", "shop/model")
+
+
 def test_onnx_without_its_packages(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(parts, "ONNX_PACKAGES", ("no_package_of_this_name",))
     assert main(["export", "--run=somewhere", f"--output={tmp_path / 'out'}", "--onnx"]) == 2
