@@ -196,8 +196,9 @@ class RunSettings(Settings):
             )
         for key in ("user_inter_num_interval", "item_inter_num_interval"):
             check_interval(key, getattr(self, key))
-        for column, interval in (self.val_interval or {}).items():
-            check_interval(f"val_interval of {column}", interval)
+        for column, kept in (self.val_interval or {}).items():
+            if not isinstance(kept, list):  # of values of a column of tokens
+                check_interval(f"val_interval of {column}", kept)
         check_eval_args(self.eval_args)
         if self.benchmark_filename is not None:
             places_of_parts(self.benchmark_filename)

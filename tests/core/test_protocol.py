@@ -92,6 +92,10 @@ def test_intervals_are_those_of_recbole(interval):
     Config("BPR", "ml-100k", config_dict={"val_interval": f"{{'timestamp': '{interval}'}}"} if interval != "~" else {})
 
 
+def test_values_of_a_column_are_listed():
+    Config("BPR", "ml-100k", config_dict={"val_interval": {"place": ["p", "q"]}})
+
+
 @pytest.mark.parametrize("split", [{"RS": [8, 1, 1]}, {"RS": (0.8, 0, 0.2)}, {"LS": "valid_only"}])
 def test_splits_that_can_be_meant(split):
     check_eval_args(OURS | {"split": split})
