@@ -68,7 +68,7 @@ class FoundationModel(FrozenModel):
             pixels = pixels_of(load_image_processor(name))
         with loading("model", name, "foundation_model"):
             model = load_weights(AutoModel, name, "foundation_model")[0]
-        return cls(model, pixels, configuration_digest(name, "foundation_model"))
+            return cls(model, pixels, configuration_digest(name, "foundation_model"))
 
     @classmethod
     def from_config(cls, config: PretrainedConfig) -> "FoundationModel":
