@@ -135,12 +135,13 @@ def _measured(config: Config, folder: Path, with_test: bool) -> Estimate:
     if config["train_neg_sample_args"].get("dynamic", False):
         train_data.get_model(network)
     found = Estimate(f"{config['model']} on {config['dataset']}", tested=with_test and bool(test_data))
+    whole = valid_data or test_data
+    watched = watched_part(config, train_data, valid_data, test_data) or test_data
     for stage, epochs in trainer.stages(train_data, valid_data):
         found.start += perf_counter() - began
         found.epochs[stage] = epochs
         found.train[stage] = seconds_of(train_data, lambda loader: trainer._train_epoch(loader, 0))
-        found.evaluation[stage], whole = 0.0, valid_data or test_data
-        watched = watched_part(config, train_data, valid_data, test_data) or test_data
+        found.evaluation[stage] = 0.0
         if watched:
             found.evaluation[stage] = seconds_of(watched, lambda loader: trainer.evaluate(loader, False))
         found.whole_evaluation = found.evaluation[stage]

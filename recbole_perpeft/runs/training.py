@@ -77,16 +77,14 @@ def train_and_test(
     if is_sample:
         valid_result = trainer.evaluate(valid_data, show_progress=progress)
         score = calculate_valid_score(valid_result, trainer.valid_metric)
-    is_loaded = is_sample
-    if with_test and test_data and not is_loaded:  # figures and ranks are by the groups of the best model
+    if with_test and test_data and not is_sample:  # figures and ranks are by the groups of the best model
         trainer.load_model()
-        is_loaded = True
     groups = getattr(model, "user_group", None)
     figures = list_figures(config, train_data._dataset, groups, content) if with_test and test_data else None
     trainer.eval_collector.list_figures = figures
     test_result = None
     if with_test:
-        test_result = trainer.evaluate(test_data, load_best_model=not is_loaded, show_progress=progress)
+        test_result = trainer.evaluate(test_data, load_best_model=False, show_progress=progress)
     if saved and folder.writes and test_result is not None and hasattr(model, "write_catalogues"):
         model.write_catalogues(kept, config["keep_catalogues"] * 10**6)
     if test_result is not None and trainer.target_ranks is not None:

@@ -6,6 +6,7 @@ import json
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.data.atomic import prepare_dataset_folder
 from recbole_perpeft.data.files.atomic_table import TableReader, read_table
 from recbole_perpeft.data.history import HistoryIndex, history_of
+from recbole_perpeft.data.photos.images import file_stamp
 from recbole_perpeft.data.split import RowHistories
 from recbole_perpeft.runs.config import Config, changed, properties_folder, settings_file
 from recbole_perpeft.runs.keys import model_keys
@@ -338,10 +340,17 @@ def _check_protocol(spec: ModelSpec, config: Config, protocol: Mapping[str, Any]
 
 
 def _checkpoint_digest(run_folder: str) -> str:
+    path = Path(run_folder) / "best.pth"
     try:
-        return large_file_hash(Path(run_folder) / "best.pth")
+        return _hash_of(path, file_stamp(path))
     except OSError:  # the run itself tells what is missing
         return ""
+
+
+@lru_cache
+def _hash_of(path: Path, stamp: tuple[int, int, int]) -> str:
+    """Hash of a file as it is at its stamp: all seeds of a model begin with one file, which is read once."""
+    return large_file_hash(path)
 
 
 def run_key(settings: Mapping[str, Any], device: str, data: str, code: str) -> str:
