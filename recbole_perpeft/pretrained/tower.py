@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
+from recbole_perpeft.core.digest import value_hash
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.pretrained.families import KINDS, blocks_of, find, find_encoder, has_fixed_length
+from recbole_perpeft.pretrained.families import KINDS, added_families, blocks_of, find, find_encoder, has_fixed_length
 from recbole_perpeft.pretrained.frozen import FrozenModel, load_weights
 from recbole_perpeft.pretrained.locate import load_part, loading, locate_encoder, weights_fingerprint
 from recbole_perpeft.pretrained.processor import CENTRED, Pixels, load_image_processor, pixels_of
@@ -291,7 +292,7 @@ class PooledTower(Backbone):
     """A frozen encoder that turns items into pooled vectors, to be adapted like a dual encoder.
 
     Attributes:
-        fingerprint: Identifies the weights.
+        fingerprint: Identifies the weights, and how a plugin reads them.
         content_size: Width of a vector.
     """
 
@@ -315,7 +316,7 @@ class PooledTower(Backbone):
         """
         tower = cls.from_pretrained(name_or_path, kind)
         tower.pooling = tower.check_pooling(pooling)
-        tower.fingerprint = weights_fingerprint(locate_encoder(name_or_path, kind), kind, stamp_folder)
+        tower.fingerprint = _fingerprint(tower, name_or_path, stamp_folder)
         tower.content_size = tower.width
         return tower
 
@@ -336,8 +337,13 @@ def describe_backbone(name_or_path: str | Path, kind: str, stamp_folder: Path | 
         PerPEFTError: As `Backbone.from_pretrained`.
     """
     shape = Backbone.skeleton(name_or_path, kind)
-    fingerprint = weights_fingerprint(locate_encoder(name_or_path, kind), kind, stamp_folder)
-    return BackboneDescription(fingerprint, shape.n_layers, shape.width)
+    return BackboneDescription(_fingerprint(shape, name_or_path, stamp_folder), shape.n_layers, shape.width)
+
+
+def _fingerprint(backbone: Backbone, name_or_path: str | Path, stamp_folder: Path | None) -> str:
+    """That of weights and configuration, and of how a plugin says that they are read."""
+    weights = weights_fingerprint(locate_encoder(name_or_path, backbone.kind), backbone.kind, stamp_folder)
+    return value_hash([weights, backbone.family.reading]) if backbone.family in added_families() else weights
 
 
 def _tensor_of(output: Any) -> Tensor:

@@ -27,6 +27,7 @@ def noise_of(content: ItemContent, folder: Path, seed: int) -> ItemContent:
         seed: of what is drawn.
     """
     noisy, generator = copy.copy(content), np.random.default_rng(seed)
+    noisy.name = f"{content.name}-noise-{seed}"  # hidden states lie in folders of their own
     noisy.texts = {field: _drawn_texts(texts, generator) for field, texts in content.texts.items()}
     noisy.titles = noisy.texts.get(TITLE, content.titles)
     if IMAGE in content.fields:

@@ -14,7 +14,7 @@ from recbole_perpeft.nn.adapt.tuning import tune
 from recbole_perpeft.nn.layer_drop import LayerDropSettings
 from recbole_perpeft.pretrained import families
 from recbole_perpeft.pretrained.families import Family, find_encoder, register_family
-from recbole_perpeft.pretrained.tower import Backbone
+from recbole_perpeft.pretrained.tower import Backbone, describe_backbone
 from support.foundations import BERT_TEXT as TEXT
 from support.foundations import BERT_TOWER as TOWER
 from support.foundations import clip_config
@@ -64,6 +64,16 @@ def test_a_family_of_a_type_comes_before_those_that_look_alike():
     assert find_encoder(bert, "text")[1] is again
     assert [family.name for family in families.added_families()] == ["other", "mine"]
     assert pickle.loads(pickle.dumps(again)) == copy.deepcopy(again) == again
+
+
+def test_how_a_plugin_reads_an_encoder_belongs_to_its_fingerprint(tmp_path):
+    BertModel(BertConfig(**TEXT)).save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    found = [describe_backbone(tmp_path, "text").fingerprint]
+    for norm in None, "embeddings.LayerNorm":
+        register_family(Family("mine", "text", "encoder.layer", norm, "mean", model_types=frozenset({"bert"})))
+        found.append(describe_backbone(tmp_path, "text").fingerprint)
+    assert len(set(found)) == 3
 
 
 def test_a_family_says_where_its_tower_is_and_what_peft_adapts():

@@ -20,6 +20,8 @@ def test_noise_has_the_form_of_content_and_is_drawn_once(tmp_path):
     stamps = noisy.image_stamps()
     again = noise_of(content, tmp_path / "cache", 7)
     assert again.titles == noisy.titles and np.array_equal(again.image_stamps(), stamps)
-    assert noise_of(content, tmp_path / "cache", 8).image_paths != noisy.image_paths
+    other = noise_of(content, tmp_path / "cache", 8)
+    assert other.image_paths != noisy.image_paths
+    assert len({content.name, noisy.name, other.name}) == 3  # their states lie in folders of their own
     text_alone = ItemContent("shop", tmp_path, ["a"], ["x"], [None], fields=("title",))
     assert noise_of(text_alone, tmp_path / "cache", 7).image_paths == [None]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.data.log import check_same_data
 from recbole_perpeft.models.build import ContentControl
 from recbole_perpeft.models.perpeft.content import ItemEncoderSettings
@@ -34,6 +35,11 @@ def read_global_run(folder: Path, config, dataset) -> dict[str, Any]:
     """
     file = folder / "best.pth"
     content = load_checkpoint(file, "GlobalPEFT")
+    if not (folder / "result.json").is_file():
+        LOGGER.warning(
+            f"global_run: {folder} did not finish; its best model so far is taken, and run_recbole.py "
+            f"--resume={folder} would train it on"
+        )
     check_same_data(content.get("data", {}), dataset, file, ("ids", "log"))
     before, now = _decisive(content.get("config", {}), config), _decisive(config, config)
     differences = [f"{key} {before[key]} and not {now[key]}" for key in now if before[key] != now[key]]

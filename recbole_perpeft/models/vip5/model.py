@@ -160,9 +160,14 @@ class VIP5(SequentialRecommender):
         Raises:
             PerPEFTError: The state dict belongs to another backbone, vocabulary or encoder of images.
         """
-        for name, own in self.get_extra_state().items():
-            # Version 0.1.0 knew a file of features by its name and width.
-            if state[name] not in (own, own.rpartition(", ")[0]):
+        current = self.get_extra_state()
+        # Version 0.1.0 did not know the configuration, and knew a file of features by its name and width.
+        before = {
+            "backbone": current["backbone"].partition(".")[0],
+            "images": current["images"].rpartition(", ")[0],
+        }
+        for name, own in current.items():
+            if state[name] not in (own, before[name]):
                 raise PerPEFTError(
                     f"the checkpoint was trained with other {name} ({state[name]}) than those loaded ({own}); give "
                     "the same backbone, prompts, texts and images"

@@ -15,7 +15,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from recbole_perpeft.core.digest import sha256, tensor_sample
+from recbole_perpeft.core.digest import sha256, tensor_sample, value_hash
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import Settings, setting
 from recbole_perpeft.nn.adapt.bottleneck import T5AdapterSettings, insert_t5_adapters
@@ -98,6 +98,11 @@ def tiny_backbone(
 
 TINY = "tiny"
 _NORMS = ("layer_norm.weight", "final_layer_norm.weight")
+# Of a configuration; weights of the same shapes compute something else under others.
+_NOT_IN_WEIGHTS = (
+    *("num_heads", "feed_forward_proj", "layer_norm_epsilon", "relative_attention_max_distance"),
+    *("tie_word_embeddings", "scale_decoder_outputs", "decoder_start_token_id", "pad_token_id"),
+)
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ class T5Backbone(FrozenModel):
         tokenizer: Its tokenizer.
         width: d.
         n_words: Rows of its table of words.
-        fingerprint: Short hash of its frozen weights and of its vocabulary.
+        fingerprint: Short hash of its frozen weights and of its vocabulary, a dot, and one of its configuration.
     """
 
     def __init__(
@@ -153,7 +158,7 @@ class T5Backbone(FrozenModel):
         tensors = model.state_dict(keep_vars=True)
         self.checkpointed = frozenset(f"model.{name}" for name, tensor in tensors.items() if tensor.requires_grad)
         frozen = {name: tensor for name, tensor in tensors.items() if not tensor.requires_grad}
-        self.fingerprint = _fingerprint(frozen, tokenizer)
+        self.fingerprint = _fingerprint(frozen, tokenizer, model.config)
 
     @classmethod
     def load(
@@ -281,9 +286,10 @@ def _check_parts(
         )
 
 
-def _fingerprint(tensors: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of names, samples and exact sums of the bits of tensors, and of the words."""
+def _fingerprint(tensors: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, config: T5Config) -> str:
+    """Hash of names, samples and exact sums of the bits of tensors and of the words; then of what no weight tells."""
     parts = [repr(sorted(tokenizer.get_vocab().items())).encode()]
     for name, tensor in sorted(tensors.items()):
         parts += [repr((name, tuple(tensor.shape))).encode(), tensor_sample(tensor.float())]
-    return sha256(b"".join(parts))[:16]
+    configuration = value_hash([getattr(config, name, None) for name in _NOT_IN_WEIGHTS])
+    return f"{sha256(b''.join(parts))[:16]}.{configuration[:8]}"

@@ -1,5 +1,7 @@
 """A finished run in the place of the global stage."""
 
+import shutil
+
 import pytest
 
 from recbole_perpeft.core.errors import PerPEFTError
@@ -63,6 +65,13 @@ def test_what_leaves_vectors_as_they_are_may_differ(settings):
     other = {"dropout_prob": 0.0, "learning_rate": 1e-4, "encoder_chunk_size": 3, "epochs": 1, "seed": 7}
     ours = run("PerPEFT", config_dict=settings | other)
     assert ours["epochs"] == 1
+
+
+def test_a_global_run_that_did_not_finish_is_taken_with_a_warning(settings, tmp_path, caplog):
+    killed = shutil.copytree(settings["global_run"], tmp_path / "killed")
+    (killed / "result.json").unlink()
+    assert run("PerPEFT", config_dict=settings | {"global_run": str(killed), "epochs": 1})["epochs"] == 1
+    assert f"{killed} did not finish" in caplog.text
 
 
 def test_metrics_of_the_catalogue_and_data_of_checkpoints_after_a_global_run(settings):

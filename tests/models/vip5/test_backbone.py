@@ -109,6 +109,12 @@ def test_a_state_dict_without_frozen_weights_brings_everything_back():
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
     assert first.fingerprint == second.fingerprint != make_backbone(seed=1).fingerprint
+    torch.manual_seed(0)
+    model, tokenizer = tiny_backbone(TEXTS, TINY)
+    model.config.layer_norm_epsilon = 1e-3
+    other = T5Backbone(model, tokenizer, T5AdapterSettings(adapter_init="uniform"))
+    assert other.fingerprint.partition(".")[0] == first.fingerprint.partition(".")[0]
+    assert other.fingerprint != first.fingerprint
     everything = make_backbone(freeze=False)
     assert set(everything.state_dict()) >= {f"model.{name}" for name, _ in everything.model.named_parameters()}
 
