@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import time
 import urllib.error
 import urllib.request
@@ -24,6 +25,7 @@ N_THREADS = 8
 N_TRIES = 4
 TIMEOUT = 30  # seconds
 PAUSE = 2.0  # seconds before the second try; doubled before each further one
+MOST_IN_A_ROW = 100  # failures after which no more is asked for
 # Answers after which asking again may help.
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
@@ -68,16 +70,29 @@ def fetch(address: str) -> bytes:
     """The bytes at an address.
 
     Raises:
-        OSError: it cannot be had.
-        PerPEFTError: it, or where it leads, is not on the shop's servers, or there is too much of it.
+        OSError, http.client.HTTPException: it cannot be had.
+        PerPEFTError: it, or where it leads, is not on the shop's servers, is no image, or there is too much of it.
     """
     check_address(address)
     opener = urllib.request.build_opener(_SameHosts)
     with opener.open(address, timeout=TIMEOUT) as answer:
+        kind = answer.headers.get_content_type()
         data = answer.read(MAX_FILE_BYTES + 1)
+        missing = answer.length  # of what the answer announced; a connection that breaks off is no error of `read`
     if len(data) > MAX_FILE_BYTES:
         raise PerPEFTError(f"{address}: more than {MAX_FILE_BYTES:,} bytes")
+    if kind.startswith("text/"):
+        raise PerPEFTError(f"{address}: {kind} and no image")
+    if missing:
+        raise OSError(f"{address}: cut off, {missing:,} bytes are missing")
     return data
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether asking again cannot help."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code not in TRANSIENT
+    return isinstance(error, (ValueError, http.client.InvalidURL))
 
 
 def download_images(
@@ -103,24 +118,30 @@ def download_images(
         PerPEFTError: the disk does not take an image.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pace = Pace(requests_per_second)
+    pace, failed_in_a_row = Pace(requests_per_second), 0
 
     def get(token: str) -> str:
+        nonlocal failed_in_a_row
         target = folder / f"{file_stem(token)}.jpg"
         if target.is_file():
             return ""
+        if failed_in_a_row >= MOST_IN_A_ROW:
+            return f"not asked for, as {MOST_IN_A_ROW} in a row could not be had"
         reason = ""
         for attempt in range(N_TRIES):
             pace.wait()
             try:
                 data = fetch_bytes(addresses[token])
-            except (OSError, ValueError) as error:
-                reason = str(error)
-                is_final = isinstance(error, urllib.error.HTTPError) and error.code not in TRANSIENT
-                if is_final or isinstance(error, ValueError) or attempt == N_TRIES - 1:
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                reason = str(error) or type(error).__name__
+                if _is_final(error):
+                    return reason
+                if attempt == N_TRIES - 1:
+                    failed_in_a_row += 1
                     return reason
                 time.sleep(PAUSE * 2**attempt)
             else:
+                failed_in_a_row = 0
                 with written_whole(target) as draft:
                     draft.write_bytes(data)
                 return ""

@@ -130,6 +130,7 @@ def csv_rows(path: Path, delimiter: str = ",", show_progress: bool = False) -> I
     Raises:
         PerPEFTError: as `text_lines`, or quoting is broken.
     """
+    csv.field_size_limit(MAX_LINE_BYTES)  # of the process; a cell may be as long as a line
     rows = csv.reader((line for _, line in text_lines(path, show_progress)), delimiter=delimiter, strict=True)
     while True:
         try:

@@ -11,7 +11,7 @@ import pandas as pd
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.lines import line_error
 from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.data.files.tables import DELIMITERS, JSON_LINES, PARQUET, id_text, seconds, table_rows
+from recbole_perpeft.data.files.tables import DELIMITERS, JSON_LINES, PARQUET, TimeColumn, id_text, table_rows
 from recbole_perpeft.data.history import HistoryIndex
 from recbole_perpeft.use.recommend import People, Recommender
 
@@ -67,10 +67,11 @@ class Requests:
         items: list[str] = []
         times: list[float] = []
         lines: list[int] = []
+        column = TimeColumn(path)
         for line, (user, item, time) in table_rows(path, (USER, ITEM, TIME), show_progress):
             users.append(_id(path, line, user, USER))
             items.append(_id(path, line, item, ITEM))
-            times.append(seconds(path, line, time))
+            times.append(column.seconds(line, time))
             lines.append(line)
         ids = self._known_items(path, items, np.asarray(lines))
         codes, names = pd.factorize(np.asarray(users, dtype=object))

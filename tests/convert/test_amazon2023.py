@@ -1,7 +1,9 @@
 """Amazon Reviews 2023: json lines read fast and slowly alike, tables, metadata, images and downloads."""
 
 import gzip
+import http.server
 import json
+import threading
 import urllib.error
 
 import pyarrow as pa
@@ -186,6 +188,8 @@ def test_names_in_addresses_cannot_leave_the_folder(tmp_path, run, make_image):
 def test_downloads_need_a_folder(tmp_path, run):
     with pytest.raises(PerPEFTError, match="--download needs --images"):
         Amazon2023Source([], download=True)
+    with pytest.raises(PerPEFTError, match="--download needs --meta"):
+        Amazon2023Source([], images=tmp_path, download=True)
     reviews = write_jsonl(tmp_path / "x.jsonl", [review("u", "B1", 1)])
     with pytest.raises(PerPEFTError, match="is not a folder; --download"):
         run(Amazon2023Source([reviews], images=tmp_path / "nothing"))
@@ -213,6 +217,61 @@ def test_downloads_go_on_and_try_again(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         "a.jpg": b"there", "b.jpg": b"flaky", "%2E%2E%2Fe.jpg": b"e"
     }  # fmt: skip
+
+
+class Shop(http.server.BaseHTTPRequestHandler):
+    """Announces 9 bytes and sends as many as the address says, or no HTTP at all."""
+
+    def do_GET(self):
+        if self.path == "/garbage":
+            self.wfile.write(b"nothing\r\n\r\n")
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html" if self.path == "/page" else "image/jpeg")
+        self.send_header("Content-Length", "9")
+        self.end_headers()
+        self.wfile.write(b"123456789"[: int(self.path.strip("/")) if self.path[1:].isdigit() else 9])
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def shop(monkeypatch):
+    monkeypatch.setattr(download, "check_address", lambda address: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Shop) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_what_comes_incomplete_or_is_no_image_is_not_kept(tmp_path, shop, monkeypatch):
+    monkeypatch.setattr(download, "PAUSE", 0)
+    names = ("9", "4", "page", "garbage", "a b")
+    failures = download_images({name: f"{shop}/{name}" for name in names}, tmp_path, 10_000)
+    assert "cut off, 5 bytes are missing" in failures["4"] and "text/html and no image" in failures["page"]
+    assert set(failures) == {"4", "page", "garbage", "a b"}
+    assert [path.name for path in tmp_path.iterdir()] == ["9.jpg"]
+
+
+def test_without_a_network_downloads_give_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "PAUSE", 0)
+    asked = []
+
+    def fetch_bytes(address):
+        asked.append(address)
+        raise OSError("no network")
+
+    failures = download_images({f"i{place}": "x" for place in range(400)}, tmp_path, 1e6, fetch_bytes)
+    assert len(failures) == 400 and len(asked) < 200 * download.N_TRIES
+    assert "not asked for, as 100 in a row could not be had" in failures["i399"]
+
+
+def test_addresses_and_times_that_nobody_can_use_end_nothing(tmp_path, run, caplog):
+    reviews = write_jsonl(tmp_path / "x.jsonl", [review("u", "B1", 2**53 + 1), review("u", "B0", 1)])
+    rows = [meta("B1", "a", large="https://[m.media/1.jpg"), meta("B0", "b", large=f"{URL}{'x' * 300}.jpg")]
+    source = Amazon2023Source([reviews], [write_jsonl(tmp_path / "meta.jsonl", rows)], tmp_path)
+    assert run(source)[1]["data_set"]["titles"] == 2
 
 
 def test_downloads_keep_the_pace(tmp_path, monkeypatch):

@@ -86,6 +86,22 @@ def test_damaged_members_are_errors(tmp_path, make_image):
         images_of_zip(path, ["a"])["a"].load()
 
 
+def test_another_archive_of_the_same_name_is_opened_anew(tmp_path, make_image):
+    photos = [make_image(seed=seed) for seed in (1, 2)]
+    for photo in photos:
+        path = write_zip(tmp_path / "new.zip", {"a.jpg": photo}).rename(tmp_path / "x.zip")
+        assert images_of_zip(path, ["a"])["a"].load()[0] == photo
+
+
+def test_a_damaged_lzma_member_is_an_error(tmp_path, make_image):
+    path = write_zip(tmp_path / "x.zip", {"a.jpg": make_image()}, zipfile.ZIP_LZMA)
+    data = bytearray(path.read_bytes())
+    data[60:200] = b"\xff" * 140
+    path.write_bytes(data)
+    with pytest.raises(DamagedImageError, match="cannot be unpacked"):
+        images_of_zip(path, ["a"])["a"].load()
+
+
 def test_images_by_item_id(tmp_path, make_image):
     data = make_image()
     path = write_zip(tmp_path / "x.zip", {"d/a.jpg": data, "d/b.txt": b"", "e/c.JPEG": data, "d/": b""})

@@ -12,7 +12,7 @@ import pytest
 from recbole_perpeft.convert.source import ExpectedCounts
 from recbole_perpeft.convert.sources import iisan, microlens, perpeft, vip5
 from recbole_perpeft.convert.sources.iisan import IISANSource, titles_by_tab, unquoted
-from recbole_perpeft.convert.sources.microlens import MicroLensSource
+from recbole_perpeft.convert.sources.microlens import MicroLensSource, _texts_of
 from recbole_perpeft.convert.sources.perpeft import PerPEFTSource
 from recbole_perpeft.convert.sources.vip5 import VIP5Source
 from recbole_perpeft.core.errors import PerPEFTError
@@ -82,6 +82,13 @@ def test_iisan_titles_are_unique(tmp_path):
         titles_by_tab(tmp_path / "x")
 
 
+@pytest.mark.parametrize("line", ["b Title b", 'b\t"one\ntwo"'])
+def test_iisan_titles_have_one_form(tmp_path, line):
+    (tmp_path / "x").write_text(f"a\tb\n{line}\n")
+    with pytest.raises(PerPEFTError, match=r"line \d: not of the form item<tab>title"):
+        titles_by_tab(tmp_path / "x")
+
+
 @pytest.mark.parametrize(
     ("cell", "text"), [('"a ""b"""', 'a "b"'), ('"a', '"a'), ('"a" b', '"a" b'), ("a", "a"), ('""', ""), ("", "")]
 )
@@ -145,6 +152,34 @@ def test_microlens_without_times_or_headers(microlens_folder, run, cells):
     pairs.unlink()
     folder, _ = run(microlens_source(microlens_folder), "other")
     assert cells(folder / "other.inter") == [["1", "7", "0"], ["1", "10", "1"], ["2", "7", "0"]]
+
+
+@pytest.mark.parametrize("time", ["1.5e9", "-3", " 7", "7_", "2024-01-01"])
+def test_microlens_loses_no_first_line_that_is_no_header(microlens_folder, run, cells, time):
+    (microlens_folder / "MicroLens-100k_pairs.csv").write_text(f"u1,10,{time}\nu2,7,5\n")
+    try:
+        folder, _ = run(microlens_source(microlens_folder))
+    except PerPEFTError as error:
+        assert "line 1: the time" in str(error)
+    else:
+        assert len(cells(folder / "set.inter")) == 2
+
+
+def test_microlens_texts_of_another_form_are_refused(microlens_folder, run):
+    captions = {"caption.txt": b"7\ta man\n", "other.csv": b"99,a man\n"}
+    for name, text in captions.items():
+        (microlens_folder / name).write_bytes(text)
+        source = MicroLensSource(
+            microlens_folder / "MicroLens-100k_pairs.csv",
+            microlens_folder / "MicroLens-100k_title_en.csv",
+            None,
+            {"caption": microlens_folder / name},
+        )
+        with pytest.raises(PerPEFTError, match=f"{name}: (the suffix tells|no line begins with an item)"):
+            run(source)
+    with gzip.open(microlens_folder / "c.tsv.gz", "wt") as file:
+        file.write("7\ta man\n")
+    assert _texts_of(microlens_folder / "c.tsv.gz", {"7"}) == {"7": "a man"}
 
 
 def test_microlens_names_the_damaged_line(microlens_folder, run):

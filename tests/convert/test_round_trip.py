@@ -217,10 +217,10 @@ def test_sequences_keep_the_order_of_equal_times_and_repeats(tmp_path):
     ] == items
 
 
-def test_numbers_and_dates_of_all_kinds(tmp_path):
+def test_ids_and_dates_of_all_kinds(tmp_path):
     log = tmp_path / "log.jsonl"
     rows = [
-        {"user_id": 7, "item_id": "07", "timestamp": 3},
+        {"user_id": 7, "item_id": "07", "timestamp": "1970-01-01T00:00:03.0"},
         {"user_id": "07", "item_id": 7, "timestamp": "1970-01-01T00:00:02Z"},
         {"user_id": 7, "item_id": "x", "timestamp": "1970-01-01T02:00:01+02:00"},
         {"user_id": 7, "item_id": "y", "timestamp": "1970-01-01"},

@@ -73,7 +73,13 @@ def test_formats_hold_the_same(toy_run, tmp_path, suffix):
 
 def test_histories_are_sorted_by_time_and_serve_anybody(toy_run, tmp_path):
     path = histories_file(
-        tmp_path / "h.csv", [("x", "i3", 9), ("007", "i5", 1), ("x", "i1", "2024-01-01"), ("x", "i2", 3)]
+        tmp_path / "h.csv",
+        [
+            ("x", "i3", "1970-01-01T00:00:09"),
+            ("007", "i5", "1970-01-01"),
+            ("x", "i1", "2024-01-01"),
+            ("x", "i2", "1970-01-01T00:00:03Z"),
+        ],
     )
     assert recommend(f"--run={toy_run('SASRec')}", f"--histories={path}", f"--output={tmp_path / 'l.csv'}") == 0
     found = READERS[".csv"](tmp_path / "l.csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import posixpath
 import shutil
 import stat
@@ -25,7 +26,7 @@ from recbole_perpeft.data.photos.images import MAX_FILE_BYTES, choose_images
 MAX_MEMBER_BYTES = 64 * 2**30
 MAX_RATIO = 250  # text and photos stay below 30
 RATIO_COUNTS_FROM = 2**20
-_READ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+_READ_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
 
 
 @contextmanager
@@ -91,7 +92,8 @@ class ZippedImage:
 
     def load(self, limits: PhotoLimits = USUAL_LIMITS) -> tuple[bytes | None, Image.Image]:
         try:
-            archive = _open_in_worker(self.archive)
+            status = self.archive.stat()
+            archive = _open_in_worker(self.archive, (status.st_ino, status.st_size, status.st_mtime_ns))
             if archive.getinfo(self.member).file_size > MAX_FILE_BYTES:
                 raise DamagedImageError("unpacks to too many bytes")
             data = archive.read(self.member)
@@ -107,7 +109,8 @@ class ZippedImage:
 
 
 @lru_cache(maxsize=1)
-def _open_in_worker(path: Path) -> zipfile.ZipFile:
+def _open_in_worker(path: Path, stamp: tuple[int, ...]) -> zipfile.ZipFile:
+    """An archive that stays open; another file of its name has another stamp."""
     return zipfile.ZipFile(path)
 
 

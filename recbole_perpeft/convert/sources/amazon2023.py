@@ -11,7 +11,6 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from recbole_perpeft.convert.download import download_images
 from recbole_perpeft.convert.events import Events, batched_events
@@ -45,7 +44,7 @@ class Amazon2023Source(Source):
     """
 
     name = "amazon2023"
-    example = "--input Toys.jsonl.gz --meta meta_Toys.jsonl.gz --download --output=dataset_atomic/toys"
+    example = "--input Toys.jsonl.gz --meta meta_Toys.jsonl.gz --images=photos --download --output=dataset_atomic/toys"
     # As the published 5-core tables were made.
     filters = FilterSettings(repeats="drop_items", k_core=5)
 
@@ -64,6 +63,8 @@ class Amazon2023Source(Source):
         self._addresses: dict[str, str] = {}
         if download and images is None:
             raise PerPEFTError("--download needs --images, the folder to keep the images in")
+        if download and not meta:
+            raise PerPEFTError("--download needs --meta, the files that hold the addresses of images")
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,11 +112,11 @@ class Amazon2023Source(Source):
             yield line, user, item, numbers.get(TIME), numbers.get(RATING)
 
     def texts(self, tokens: Sequence[str]) -> dict[str, dict[str, str]]:
-        wanted = pa.array(tokens, pa.string())
+        wanted = set(tokens)
         titles: dict[str, str] = {}
         for path in self._meta:
             for _, table in json_tables(path, META, self._show_progress):
-                for row in table.filter(pc.is_in(table[ITEM], wanted)).to_pylist():
+                for row in table.filter(_among(table[ITEM], wanted)).to_pylist():
                     token = row[ITEM]
                     # Some items have two lines; the first counts.
                     titles.setdefault(token, row["title"] or "")
@@ -138,15 +139,30 @@ class Amazon2023Source(Source):
 
 def _found(folder: Path, token: str, address: str) -> Path | None:
     """The file of an item's image: by the name of the item, or by its name in the address."""
-    base = unquote(posixpath.basename(urlsplit(address).path))
+    try:
+        base = unquote(posixpath.basename(urlsplit(address).path))
+    except ValueError:  # a host such as [m.media
+        base = ""
     names = [f"{file_stem(token)}{suffix}" for suffix in IMAGE_SUFFIXES] + ([base] if base.strip(".") else [])
     paths = (folder / name for name in names if "/" not in name and "\0" not in name)
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if _is_file(path)), None)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name of more characters than the file system takes
+        return False
+
+
+def _among(tokens: pa.ChunkedArray, wanted: set[str]) -> pa.Array:
+    """Which are wanted, bool [n]. `is_in` of pyarrow would hash all that is wanted anew for each block."""
+    return pa.array([token in wanted for token in tokens.to_pylist()], pa.bool_())
 
 
 def _floats(column: pa.Array) -> np.ndarray:
     """Numbers [n], NaN where they are missing."""
-    return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 
 
 def image_address(pictures: list[dict[str, str | None]] | None) -> str:

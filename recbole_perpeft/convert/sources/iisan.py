@@ -102,9 +102,11 @@ def titles_by_tab(path: Path) -> dict[str, str]:
     """
     titles: dict[str, str] = {}
     for number, line in text_lines(path):
-        token, _, title = line.rstrip("\r\n").partition("\t")
-        if not token and not title:
+        if not line.strip():
             continue
+        token, tab, title = line.rstrip("\r\n").partition("\t")
+        if not tab and set(token) & set(' "'):  # an id alone has no title
+            raise line_error(path, number, "not of the form item<tab>title; a title is one line")
         if token in titles:
             raise line_error(path, number, f"the item {token!r} had a line before")
         titles[token] = unquoted(title)

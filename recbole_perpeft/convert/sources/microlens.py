@@ -12,8 +12,9 @@ from recbole_perpeft.convert.reading.image_files import ImageReference
 from recbole_perpeft.convert.reading.image_lmdb import images_of
 from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.convert.sources.iisan import sequence_rows
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.lines import csv_rows, find_file, line_error
-from recbole_perpeft.data.files.tables import number
+from recbole_perpeft.data.files.tables import delimiter_of, number
 
 EXPECTED = {"MicroLens-100k": ExpectedCounts(100_000, 19_738, 719_405)}
 
@@ -59,7 +60,7 @@ class MicroLensSource(Source):
         return [self._pairs, *self._texts.values()]
 
     def events(self) -> Iterator[Events]:
-        if self._pairs.suffix == ".tsv":
+        if delimiter_of(self._pairs) == "\t":
             return batched_events(self._pairs, sequence_rows(self._pairs, self._show_progress))
         return batched_events(self._pairs, self._timed_rows())
 
@@ -68,7 +69,7 @@ class MicroLensSource(Source):
             if len(row) != 3:
                 raise line_error(self._pairs, line, f"{len(row)} cells instead of user, item and time")
             user, item, time = row
-            if line == 1 and not time.strip().lstrip("-").replace(".", "", 1).isdigit():
+            if line == 1 and time.strip().isidentifier() and not user.strip().isdigit():
                 continue  # the header
             yield line, user, item, number(self._pairs, line, time, "time")
 
@@ -87,7 +88,7 @@ class MicroLensSource(Source):
 def _texts_of(path: Path, wanted: set[str]) -> dict[str, str]:
     """Text by item of a file of item and text. A header is no wanted item; a line may have no text."""
     texts: dict[str, str] = {}
-    for line, row in csv_rows(path, "\t" if path.suffix == ".tsv" else ","):
+    for line, row in csv_rows(path, delimiter_of(path)):
         if len(row) > 2:
             raise line_error(path, line, f"{len(row)} cells instead of item and text; quote texts with delimiters")
         if row[0] not in wanted:
@@ -95,4 +96,8 @@ def _texts_of(path: Path, wanted: set[str]) -> dict[str, str]:
         if row[0] in texts:
             raise line_error(path, line, f"the item {row[0]!r} had a line before")
         texts[row[0]] = row[1] if len(row) == 2 else ""
+    if wanted and not texts:
+        raise PerPEFTError(
+            f"{path}: no line begins with an item of the pairs, as {min(wanted)!r} is; is it another file?"
+        )
     return texts

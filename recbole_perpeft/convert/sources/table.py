@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,20 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import path_inside
 from recbole_perpeft.core.lines import line_error
 from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.data.files.tables import id_text, number, seconds, table_columns, table_rows, text_of
+from recbole_perpeft.data.files.tables import (
+    TimeColumn,
+    encodable,
+    id_text,
+    may_lack_columns,
+    number,
+    table_columns,
+    table_rows,
+    text_of,
+)
 
 TIME = "timestamp"
+_TAKEN = frozenset({"user_id", "item_id", "image", "timestamp", "rating"})
+_NOT_IN_HEADERS = re.compile(r"[:\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -110,20 +122,23 @@ class TableSource(Source):
 
     def _event_rows(self) -> Iterator[tuple]:
         path, columns = self._interactions, self._columns
-        time = columns.time
-        if time is None and TIME in table_columns(path):
-            time = TIME
-        if time is None:
+        has_times = columns.time is not None or TIME in table_columns(path)
+        if not has_times:
             LOGGER.info(f"{path}: no column {TIME}; the order of the rows is taken for that of time")
+        # Of rows that may leave columns out, the first does not tell what the others have.
+        time = columns.time or (TIME if has_times or may_lack_columns(path) else None)
         optional = [name for name in (time, columns.rating) if name is not None]
+        times = TimeColumn(path)
         for line, (user, item, *rest) in table_rows(
             path, [columns.user, columns.item, *optional], self._show_progress
         ):
+            if not has_times and time is not None and rest[0] is not None:
+                raise line_error(path, line, f"has a {TIME}, which the first row lacks; give all rows one, or none")
             yield (
                 line,
                 id_text(path, line, user),
                 id_text(path, line, item),
-                None if time is None else seconds(path, line, rest[0]),
+                times.seconds(line, rest[0]) if has_times else None,
                 None if columns.rating is None else number(path, line, rest[-1], "rating"),
             )
 
@@ -132,10 +147,7 @@ class TableSource(Source):
         texts: dict[str, dict[str, str]] = {name: {} for name in ("title", *columns.texts)}
         if self._items is None:
             return texts
-        wanted = set(tokens)
-        for line, token, cells in self._item_rows(self._items, [columns.title, *columns.texts]):
-            if token not in wanted:
-                continue
+        for line, token, cells in self._wanted_rows(self._items, [columns.title, *columns.texts], tokens):
             if token in texts["title"]:
                 raise line_error(self._items, line, f"the item {token!r} had a row before")
             for name, cell in zip(texts, cells, strict=True):
@@ -147,17 +159,37 @@ class TableSource(Source):
             return {}
         if self._items is None or self._columns.image is None:
             return images_of_folder(self._images, tokens)
-        wanted = set(tokens)
         references: dict[str, ImageReference] = {}
-        for line, token, (given,) in self._item_rows(self._items, [self._columns.image]):
-            if token in wanted and (path := text_of(self._items, line, given, self._columns.image)):
+        for line, token, (given,) in self._wanted_rows(self._items, [self._columns.image], tokens):
+            if path := text_of(self._items, line, given, self._columns.image):
+                path = encodable(self._items, line, path, self._columns.image)
                 references[token] = ImageFile(_inside(self._images, path, self._items, line))
         return {token: references[token] for token in tokens if token in references}
 
-    def _item_rows(self, path: Path, names: list[str]) -> Iterator[tuple[int, str, list[Any]]]:
-        item = self._columns.item_of_items or self._columns.item
-        for line, (token, *cells) in table_rows(path, [item, *names]):
-            yield line, id_text(path, line, token), cells
+    def _wanted_rows(
+        self, path: Path, names: list[str], tokens: Sequence[str]
+    ) -> Iterator[tuple[int, str, list[Any]]]:
+        """Line, id and cells of the rows of some items.
+
+        Raises:
+            PerPEFTError: none of them has a row, or no row has one of the columns.
+        """
+        item, wanted = self._columns.item_of_items or self._columns.item, set(tokens)
+        is_known, unseen = False, set(names)
+        for line, (given, *cells) in table_rows(path, [item, *names]):
+            if unseen:
+                unseen -= {name for name, cell in zip(names, cells, strict=True) if cell is not None}
+            token = id_text(path, line, given)
+            if token in wanted:
+                is_known = True
+                yield line, token, cells
+        if wanted and not is_known:
+            raise PerPEFTError(
+                f"{path}: no {item} is that of an item of {self._interactions}, as {min(wanted)!r} is; write ids "
+                "alike in both, or name another --items_item_column"
+            )
+        if unseen and may_lack_columns(path):
+            raise PerPEFTError(f"{path}: no row has {min(unseen)!r}; name a column that is there")
 
 
 def _inside(folder: Path, given: str, table: Path, line: int) -> Path:
@@ -170,6 +202,12 @@ def _inside(folder: Path, given: str, table: Path, line: int) -> Path:
 
 def _other_texts(title_column: str, text_columns: Sequence[str]) -> tuple[str, ...]:
     """Further columns of texts, each once; titles are written as `title`, whatever their column is called."""
+    for name in text_columns:
+        if name in _TAKEN or not name.strip() or _NOT_IN_HEADERS.search(name):
+            raise PerPEFTError(
+                f"--text_columns names {name!r}, which no column of an item file can be called beside "
+                f"{', '.join(sorted(_TAKEN))}, and without ':' and breaks; rename it in the table"
+            )
     if "title" in text_columns and title_column != "title":
         raise PerPEFTError(
             f"--text_columns names title, which the titles from the column {title_column} are called: leave it out"

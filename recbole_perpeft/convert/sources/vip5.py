@@ -18,7 +18,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import path_inside, read_regular
 from recbole_perpeft.core.lines import line_error, text_lines
 from recbole_perpeft.core.logs import LOGGER
-from recbole_perpeft.data.files.tables import text_of
+from recbole_perpeft.data.files.tables import encodable, text_of
 from recbole_perpeft.store.arrays import read_array, write_array
 
 SEQUENCES, MAPS, META, EXPLANATIONS = "sequential_data.txt", "datamaps.json", "meta.json.gz", "exp_splits.pkl"
@@ -107,6 +107,8 @@ class VIP5Source(Source):
             raise PerPEFTError(f"{path}: not JSON with the maps id2user and id2item ({error!r})") from error
         if not all(isinstance(text, str) for text in texts):
             raise PerPEFTError(f"{path}: id2user and id2item must map texts to texts")
+        for text in texts:
+            encodable(path, 1, text, "id")
         return users, items
 
     def texts(self, tokens: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -120,7 +122,7 @@ class VIP5Source(Source):
             if not text.strip():
                 continue
             item = _literal(path, line, text)
-            if item.get("asin") in wanted:
+            if isinstance(item.get("asin"), str) and item["asin"] in wanted:
                 titles.setdefault(item["asin"], text_of(path, line, item.get("title"), "title"))
         return {"title": titles}
 
@@ -197,7 +199,7 @@ def _literal(path: Path, line: int, text: str) -> dict[str, Any]:
         raise line_error(path, line, f"longer than {MAX_META_LINE:,} characters")
     try:
         value = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         raise line_error(path, line, f"not a dictionary of plain values ({error})") from error
     if not isinstance(value, dict):
         raise line_error(path, line, "not a dictionary {...}")

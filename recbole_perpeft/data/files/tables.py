@@ -23,6 +23,9 @@ JSON_LINES = (".jsonl", ".ndjson")
 PARQUET = ".parquet"
 LARGEST_WHOLE = 2**53  # of those that floats tell from their neighbours
 SHOWN = 80  # characters of a value in a message
+_FRACTION = re.compile(r"[.,]([0-9]+)")
+_ZONE = re.compile(r"([+-][0-9]{2}):?([0-9]{2})?$")
+_DAY = len("2024-05-31")
 _WHOLE_FLOAT = re.compile(r"-?[0-9]+\.0+")
 
 
@@ -63,6 +66,23 @@ def table_rows(path: Path, columns: Sequence[str], show_progress: bool = False) 
     return csv_columns(path, places, DELIMITERS[kind], show_progress)
 
 
+def may_lack_columns(path: Path) -> bool:
+    """Whether rows may leave columns out, so that a name that no row has is no error of the header."""
+    return _kind(path) in JSON_LINES
+
+
+def delimiter_of(path: Path) -> str:
+    """What stands between the cells of a `.csv` or `.tsv` (also .gz).
+
+    Raises:
+        PerPEFTError: the file has another suffix.
+    """
+    kind = _kind(path)
+    if kind not in DELIMITERS:
+        raise PerPEFTError(f"{path}: the suffix tells the format; here it must be one of {', '.join(DELIMITERS)}")
+    return DELIMITERS[kind]
+
+
 def _kind(path: Path) -> str:
     suffixes = path.suffixes[:-1] if path.suffix == ".gz" else path.suffixes
     kind = suffixes[-1].lower() if suffixes else ""
@@ -101,7 +121,8 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, lis
                 for cells in zip(*(batch[name].to_pylist() for name in columns), strict=True):
                     row += 1
                     yield row, list(cells)
-        except (OSError, ValueError, pa.ArrowException) as error:
+        # Times out of the range of dates, and zones that nobody knows.
+        except (OSError, ValueError, OverflowError, KeyError, pa.ArrowException) as error:
             raise PerPEFTError(f"{path}: damaged after row {row} ({_in_one_line(error)})") from error
 
 
@@ -114,7 +135,7 @@ def id_text(path: Path, line: int, value: Any) -> str:
     if isinstance(value, str):
         if value.endswith("0") and _WHOLE_FLOAT.fullmatch(value) and _kind(path) in DELIMITERS:
             raise _float_id(path, line, value)
-        return encodable(path, line, value)
+        return encodable(path, line, value, "id")
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and value.is_integer():
@@ -157,14 +178,20 @@ def _plain_text(path: Path, value: Any) -> str | None:
         if math.isnan(value):
             return ""
         # In parquet a column of whole numbers with gaps may have become one of floats.
-        is_whole = value.is_integer() and abs(value) < LARGEST_WHOLE and _kind(path) == PARQUET
+        is_whole = value.is_integer() and abs(value) < LARGEST_WHOLE and path.suffix.lower() == PARQUET
         return None if math.isinf(value) else str(int(value) if is_whole else value)
     is_plain = isinstance(value, (int, Decimal, date)) and not isinstance(value, bool)
     return str(value) if is_plain else None
 
 
-def encodable(path: Path, line: int, text: str) -> str:
+def encodable(path: Path, line: int, text: str, what: str) -> str:
     """A text that can be written as UTF-8.
+
+    Args:
+        path: for messages.
+        line: for messages.
+        text: the text.
+        what: what it is, for messages.
 
     Raises:
         PerPEFTError: it holds half of a surrogate pair.
@@ -173,7 +200,7 @@ def encodable(path: Path, line: int, text: str) -> str:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise line_error(path, line, f"the id {text!r} is not Unicode; rename it") from error
+            raise line_error(path, line, f"the {what} {text!r} is not Unicode; rename it") from error
     return text
 
 
@@ -183,32 +210,73 @@ def number(path: Path, line: int, value: Any, what: str) -> float:
     Raises:
         PerPEFTError: it is none.
     """
-    try:
-        found = float(value)
-    except (TypeError, ValueError, OverflowError):
-        found = math.nan
-    if not math.isfinite(found):
+    found = _number(value)
+    if found is None:
         raise line_error(path, line, f"the {what} {value!r} is not a finite number")
     return found
 
 
-def seconds(path: Path, line: int, value: Any) -> float:
-    """A time: a number as it is; a date in ISO 8601 as seconds since 1970, in UTC unless it names its zone.
-
-    Raises:
-        PerPEFTError: it is neither.
-    """
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return number(path, line, value, "time")
-    if isinstance(value, date):
-        value = value.isoformat()
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or isinstance(value, str) and "_" in value:  # Python reads 1_000
+        return None
     try:
-        return number(path, line, value, "time")
-    except PerPEFTError as error:
-        try:
-            time = datetime.fromisoformat(value.strip().replace("Z", "+00:00"))
-        except (AttributeError, ValueError):
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+class TimeColumn:
+    """Times of a file: all of them numbers, as they are, or all of them dates in ISO 8601.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._first: tuple[int, bool] | None = None
+
+    def seconds(self, line: int, value: Any) -> float:
+        """A time: a number, or seconds since 1970 of a date, in UTC unless it names its zone.
+
+        Raises:
+            PerPEFTError: it is neither, or other than the time of the first row.
+        """
+        time = _number(value)
+        is_number = time is not None
+        first_line, were_numbers = self._first = self._first or (line, is_number)
+        if time is None:
+            time = _seconds_of_date(value)
+        if time is None:
             raise line_error(
-                path, line, f"the time {value!r} is neither a number nor a date such as 2024-05-31T18:00:00Z"
-            ) from error
-    return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp()
+                self._path,
+                line,
+                f"the time {value!r} is neither a finite number nor a date such as 2024-05-31T18:00:00Z",
+            )
+        if is_number != were_numbers:
+            kinds = ("a date", "a number")
+            raise line_error(
+                self._path,
+                line,
+                f"the time {value!r} is {kinds[is_number]}, that of line {first_line} is {kinds[were_numbers]}; write "
+                "all of them alike",
+            )
+        return time
+
+
+def _seconds_of_date(value: Any) -> float | None:
+    """Seconds since 1970; None for what is no date."""
+    try:
+        if not isinstance(value, datetime):
+            value = datetime.fromisoformat(_as_python_has_it(value if isinstance(value, str) else value.isoformat()))
+        return (value if value.tzinfo else value.replace(tzinfo=timezone.utc)).timestamp()
+    except (AttributeError, ValueError, OverflowError):
+        return None
+
+
+def _as_python_has_it(text: str) -> str:
+    """A date with six digits of a second and a zone with a colon, as Python 3.10 wants them."""
+    day, time = text.strip()[:_DAY], text.strip()[_DAY:].replace("Z", "+00:00")
+    time = _FRACTION.sub(lambda found: f".{found[1][:6]:0<6}", time)
+    return day + _ZONE.sub(lambda found: f"{found[1]}:{found[2] or '00'}", time)
