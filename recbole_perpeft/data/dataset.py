@@ -230,6 +230,16 @@ class SequenceDataset(CheckedLog, SequentialDataset):
             raise RuntimeError("the data set has no parts yet: call build()")
         return self.phase_history
 
+    @property
+    def interactions_in_rows(self) -> HistoryIndex:
+        """Those interactions of the train part that its rows hold: with `train_windows: newest` each user's last."""
+        history, width = self.interactions, self.max_item_list_len
+        if settings_from(self.config, WindowSettings).train_windows == "all":
+            return history
+        lengths, users = np.minimum(history.lengths, width + 1), history.users
+        ends = history.indptr[users + 1]
+        return HistoryIndex(borders(lengths), of_ranges(history.items, ends - lengths[users], ends))
+
     def target_counts(self) -> np.ndarray:
         """Targets of each user in the rows of the train part, int64 [n_users]."""
         per_row = (self.inter_feat[positive_item_list_field(self.config)] != 0).sum(1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pandas.util import hash_array
 from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.interaction import Interaction
@@ -128,7 +129,8 @@ class DrawnCandidatesLoader(AbstractDataLoader):
     RecBole draws what the user does not have for models that score users, and anything else for sequential ones. Here
     `mask_history` says it for all: with `all` and `keep_target` nothing is drawn that the user had before, with `none`
     it may be; other targets of the phase are never drawn for their user. With `all`, a target that the user had before
-    is no candidate (it then ranks last). What is drawn depends on seed and phase: it is the same in every epoch.
+    is no candidate (it then ranks last). What is drawn for a target depends on seed, phase, user and item alone: it is
+    the same in every epoch, in batches of any size and among any other users.
 
     Args:
         config: RecBole configuration; `eval_args.mode` is `uniN` or `popN`: N items a target, drawn alike or by how
@@ -146,7 +148,7 @@ class DrawnCandidatesLoader(AbstractDataLoader):
         dataset, n_items = built_datasets[place], built_datasets[place].item_num
         self.uid_field, self.iid_field, self.label_field = dataset.uid_field, dataset.iid_field, config["LABEL_FIELD"]
         dataset.set_field_property(self.label_field, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
-        self._seed = (config["seed"], place)
+        self._seed = np.random.SeedSequence([config["seed"], place]).generate_state(1, np.uint64)
         arguments = config[f"{phase}_neg_sample_args"]
         self._n_drawn = arguments["sample_num"]
         users, items = (dataset.inter_feat[field].numpy() for field in (self.uid_field, self.iid_field))
@@ -198,8 +200,8 @@ class DrawnCandidatesLoader(AbstractDataLoader):
         rows = torch.from_numpy(self._targets[ranges(self._borders[index], lengths)])
         batch = self.transform(self._dataset, self._dataset[rows])
         targets = batch[self.iid_field]
-        self._draws.set_seed(int(np.random.SeedSequence([*self._seed, int(index[0])]).generate_state(1)[0]))
-        drawn = self._draws.sample(batch[self.uid_field], self._n_drawn)  # [targets, N]
+        users = batch[self.uid_field]
+        drawn = self._draws.sample_at(users, self._points(users.numpy(), targets.numpy()))  # [targets, N]
         items = torch.cat([targets.unsqueeze(1), drawn], dim=1)
         label = torch.zeros(items.shape)
         label[:, 0] = 1.0
@@ -210,6 +212,12 @@ class DrawnCandidatesLoader(AbstractDataLoader):
         candidates.update(Interaction({self.iid_field: items[stays], self.label_field: label[stays]}))
         of_list = torch.from_numpy(np.repeat(np.arange(len(index)), lengths))
         return self._dataset.join(candidates), of_list[of_target], of_list, targets
+
+    def _points(self, users: np.ndarray, targets: np.ndarray) -> torch.Tensor:
+        """Random numbers for each target of a user, int64 [n, N] below 2**62."""
+        states = hash_array(hash_array(users.astype(np.uint64) ^ self._seed) ^ targets.astype(np.uint64))
+        numbers = states[:, None] + np.arange(self._n_drawn, dtype=np.uint64)
+        return torch.from_numpy((hash_array(numbers.ravel()) >> np.uint64(2)).astype(np.int64)).view(numbers.shape)
 
 
 def part_of(loader: AbstractDataLoader, numbers: range) -> AbstractDataLoader:
@@ -246,7 +254,7 @@ def evaluation_loader(config, built_datasets: Sequence, phase: str, n_users: int
         n_users: how many users, drawn by the seed, are evaluated; 0 for all.
 
     Raises:
-        PerPEFTError: rows with labels cannot be drawn by users.
+        PerPEFTError: rows with labels cannot be drawn by users, have no labels, or are to be ranked.
     """
     mode = config["eval_args"]["mode"][phase]
     dataset = built_datasets[PHASES.index(phase)]
@@ -258,5 +266,20 @@ def evaluation_loader(config, built_datasets: Sequence, phase: str, n_users: int
             "evaluated; set eval_sample to 0"
         )
     if mode == "labeled":
+        _check_labels(config, dataset)
         return NegSampleEvalDataLoader(config, dataset, None, shuffle=False)
     return DrawnCandidatesLoader(config, built_datasets, phase, n_users)
+
+
+def _check_labels(config, dataset) -> None:
+    label = config["LABEL_FIELD"]
+    if config["eval_type"] == EvaluatorType.RANKING:
+        raise PerPEFTError(
+            "eval_args: mode labeled measures scores of rows, not ranks: set metrics to AUC, LogLoss, MAE or RMSE, or "
+            "mode to full"
+        )
+    if label not in dataset.inter_feat:
+        raise PerPEFTError(
+            f"eval_args: mode labeled needs labels, and {dataset.dataset_name} has no {label!r}: load that column, or "
+            "make it of another one, as threshold: {rating: 4} does"
+        )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pandas.util import hash_array
 from recbole.data.dataset import Dataset
 
 from recbole_perpeft.core.errors import PerPEFTError
@@ -219,7 +220,7 @@ def by_user_and_time(users: np.ndarray, times: np.ndarray, n_users: int) -> np.n
 
 
 def rows_of_sample(users: np.ndarray, n_users: int, seed: int) -> np.ndarray:
-    """Rows of some users, drawn by a seed, in their order; the same users for every model.
+    """Rows of some users, drawn by a seed, in their order; the same users for every model that has them.
 
     Args:
         users: int64 [n], the user of each row.
@@ -229,5 +230,7 @@ def rows_of_sample(users: np.ndarray, n_users: int, seed: int) -> np.ndarray:
     known = np.unique(users)
     if not n_users or n_users >= len(known):
         return np.arange(len(users))
-    drawn = np.random.default_rng(seed).choice(known, n_users, replace=False, shuffle=False)
-    return np.flatnonzero(np.isin(users, drawn))
+    # Whether a user is drawn must not depend on which others a model tests: those of the smallest random numbers are.
+    state = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    order = np.argpartition(hash_array(known.astype(np.uint64) ^ state), n_users)
+    return np.flatnonzero(np.isin(users, known[order[:n_users]]))

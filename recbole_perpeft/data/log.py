@@ -117,7 +117,8 @@ class CheckedLog(CodedDataset):
         if self.benchmark_filename_list is not None or kind not in ("LS", "GT"):
             raise PerPEFTError("shuffle_histories needs a split {LS: ...} or {GT: ...} in eval_args")
         split, users = self._split_of_rows(log), log[self.uid_field].to_numpy()
-        is_train = all_but_last(users, len(HELD_OUT[how])) if split is None else split.part == 0
+        n_kept = 2 if self._is_sequential else 1
+        is_train = all_but_last(users, len(HELD_OUT[how]), n_kept) if split is None else split.part == 0
         order = shuffled_within_users(users, is_train, self.config["seed"])
         self.inter_feat = log.iloc[order].reset_index(drop=True).assign(**{self.time_field: log[self.time_field]})
 

@@ -152,6 +152,20 @@ class GroupAwareSampler:
         items[~from_group] = self._draw(self._catalogue, flat[~from_group])
         return items.view(-1, n_positions)
 
+    def sample_at(self, users: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """Negatives from the catalogue that random numbers stand for: equal numbers, equal items.
+
+        Args:
+            users: LongTensor [B] user ids on the CPU.
+            points: LongTensor [B, L] of numbers from 0 to 2**62 - 1.
+
+        Returns:
+            LongTensor [B, L] of item ids.
+        """
+        flat = users.repeat_interleave(points.shape[1])
+        places = points.flatten() % self._catalogue.free_weight[flat]
+        return self._catalogue.items_at(flat, places).view(points.shape)
+
     def candidates(self, users: torch.Tensor, n: int) -> Candidates:
         """Items for all targets of a batch together, from the pool of its group and the catalogue.
 
@@ -267,9 +281,10 @@ class GroupAwareSampler:
         """Integer weights int64 [n_slots], so that a border is never missed by rounding."""
         if self._alpha == 0.0:
             return np.ones(len(counts), dtype=np.int64)
-        weights = counts.astype(np.float64) ** self._alpha
+        weights = counts.astype(np.float64)
         if self._alpha != 1.0:
             bits = min(WEIGHT_BITS, KEY_BITS - 1 - int(self._owned.n_users).bit_length())
+            weights = (weights / weights.max(initial=1)) ** self._alpha  # counts to a large power are beyond numbers
             weights *= 2.0**bits / weights.sum()
         return np.maximum(np.rint(weights), 1).astype(np.int64)
 

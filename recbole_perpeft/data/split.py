@@ -203,19 +203,20 @@ def split_by_shares(
     return LogSplit(part, is_row, is_row, False)
 
 
-def all_but_last(users: np.ndarray, n_last: int) -> np.ndarray:
-    """Which rows leave-one-out trains on: all but each user's last ones, of which two stay; bool [n].
+def all_but_last(users: np.ndarray, n_last: int, n_kept: int) -> np.ndarray:
+    """Which rows leave-one-out trains on: all but each user's last ones; bool [n].
 
     Args:
         users: of the log in time order, int64 [n].
         n_last: how many leave.
+        n_kept: how many stay at least: two for a row of a sequence, one for a model of users.
     """
     order = np.argsort(users, kind="stable")
     counts = np.bincount(users)
     before = np.cumsum(counts) - counts
     number = np.arange(len(users)) - before[users[order]]
     is_train = np.empty(len(users), dtype=bool)
-    is_train[order] = number < np.maximum(counts - n_last, np.minimum(counts, 2))[users[order]]
+    is_train[order] = number < np.maximum(counts - n_last, np.minimum(counts, n_kept))[users[order]]
     return is_train
 
 

@@ -120,7 +120,7 @@ class ContentRecommender(SequentialRecommender):
         self.NEG_ITEM_SEQ = config["NEG_PREFIX"] + self.ITEM_SEQ
         self.loss = loss_from(config)
         self.id_settings = settings_from(config, IdSettings)
-        self._interactions = dataset.interactions
+        self._interactions = dataset.interactions_in_rows
         self._log_popularities: dict[int | None, Callable[[float], Tensor]] = {}
         item_tokens = dataset.field2id_token[self.ITEM_ID]
         content = ItemContent.load(
@@ -223,7 +223,7 @@ class ContentRecommender(SequentialRecommender):
         )
 
     def log_popularity_of(self, group: int | None) -> Callable[[float], Tensor]:
-        """Gives log-probabilities of items among the train interactions of a group's users, or of all for None.
+        """Gives log-probabilities of items among what train rows of a group's users hold, or those of all for None.
 
         They stay on the CPU with the ids, or each step would wait for the accelerator.
         """

@@ -14,7 +14,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.atomic import prepare_dataset_folder
 from recbole_perpeft.data.dataset import SequenceDataset
 from recbole_perpeft.data.evaluation import evaluation_loader
-from recbole_perpeft.data.history import PHASES, union_of
+from recbole_perpeft.data.history import union_of
 from recbole_perpeft.data.loader import train_loader
 from recbole_perpeft.data.log import with_checked_log
 from recbole_perpeft.data.sampler import check_owners
@@ -79,7 +79,7 @@ def data_preparation(config: Config, dataset) -> tuple:
 
 
 def _train_sampler(config: Config, dataset, built):
-    """RecBole's sampler of train negatives; None if the model needs none.
+    """RecBole's sampler of train negatives, by the train part alone; None if the model needs none.
 
     Raises:
         PerPEFTError: a user owns the whole catalogue.
@@ -89,9 +89,9 @@ def _train_sampler(config: Config, dataset, built):
         return None
     drawn = (negatives["distribution"], negatives["alpha"])
     if config["repeatable"]:
-        return RepeatableSampler(list(PHASES), dataset, *drawn).set_phase("train")
+        return RepeatableSampler("train", built[0], *drawn).set_phase("train")
     check_owners(union_of(built), dataset.item_num, dataset.field2id_token[dataset.uid_field])
-    return Sampler(list(PHASES), built, *drawn).set_phase("train")
+    return Sampler("train", built[0], *drawn).set_phase("train")
 
 
 def _recbole_train_loader(config: Config, dataset, train_part, sampler):

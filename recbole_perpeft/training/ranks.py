@@ -198,7 +198,9 @@ class RankCollector(Collector):
     """RecBole's collector without its label matrix of users by items and without its growing tensors.
 
     The metrics see the same data as with RecBole's collector where the scores of a row differ. Among equal scores
-    RecBole takes whatever `torch.topk` returns first, which flatters a model that scores everything alike.
+    RecBole takes whatever `torch.topk` returns first, which flatters a model that scores everything alike, as items
+    are numbered as they appear. Here a single target of a row has the middle of their places, and of several targets
+    each has one of them by a lottery that is the same for all models.
 
     Args:
         config: RecBole configuration.
@@ -310,13 +312,23 @@ class RankCollector(Collector):
         return torch.topk(scores, max(self.topk), dim=-1).indices
 
     def _hits_of_many(self, scores: Tensor, positive_u: Tensor, positive_i: Tensor) -> Tensor:
-        """[n, K + 1] as RecBole's metrics take it: whether places 1..K are positives, and the number of positives."""
+        """[n, K + 1] as RecBole's metrics take it: whether places 1..K are positives, and the number of positives.
+
+        What is found of a row does not depend on the rows beside it.
+        """
         n_rows, n_items = scores.shape
-        top_items = self._top_items(scores)
+        n_positives = torch.bincount(positive_u, minlength=n_rows)
+        order = torch.randperm(n_items, generator=torch.Generator().manual_seed(0)).to(scores.device)
+        top_items = order[self._top_items(scores[:, order])]
         rows = torch.arange(n_rows, device=scores.device).unsqueeze(1)
         hits = torch.isin(rows * n_items + top_items, positive_u * n_items + positive_i)
-        n_positives = torch.bincount(positive_u, minlength=n_rows).unsqueeze(1)
-        return torch.cat([hits.int(), n_positives.int()], dim=1)
+        hits = torch.cat([hits.int(), n_positives.unsqueeze(1).int()], dim=1)
+        is_single = n_positives[positive_u] == 1
+        single = positive_u[is_single]
+        if len(single):
+            ranks = target_ranks(scores[single], positive_i[is_single])
+            hits[single] = _hits_of_ranks(ranks, max(self.topk))
+        return hits
 
 
 def mean_of_ranks(config, name: str, ranks: Tensor) -> float:

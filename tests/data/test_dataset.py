@@ -168,6 +168,32 @@ def test_train_interactions_count_alike_for_all_models(log_folder, width):
     check()
 
 
+@pytest.mark.parametrize("windows", ["all", "newest"])
+@pytest.mark.parametrize("width", [1, 3])
+def test_what_rows_hold_is_known(log_folder, windows, width):
+    config = log_folder.config("GlobalPEFT", MAX_ITEM_LIST_LENGTH=width, train_windows=windows)
+
+    @given(logs(least=4))
+    @settings(max_examples=15)
+    def check(rows):
+        log_folder.write(rows)
+        train = SequenceDataset(config).build()[0]
+        held = {}
+        for row in range(len(train)):
+            user, length = int(train.inter_feat["user_id"][row]), int(train.inter_feat["item_length"][row])
+            items = train.inter_feat["item_id_list"][row][:length].tolist()
+            newest = train.inter_feat["pos_item_id_list"][row][length - 1]
+            held.setdefault(user, []).extend(items if windows == "all" else [*items, int(newest)])
+            if windows == "all" and (row + 1 == len(train) or train.inter_feat["user_id"][row + 1] != user):
+                held[user].append(int(newest))
+        found = train.interactions_in_rows
+        assert {int(user): sorted(found.items[slice(*found.indptr[user : user + 2])]) for user in found.users} == {
+            user: sorted(items) for user, items in held.items()
+        }
+
+    check()
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_histories_of_all_dataset_classes(log_folder, phase):
     sequential, general = log_folder.config(), log_folder.config("BPR")

@@ -84,6 +84,27 @@ def test_all_models_and_epochs_have_the_same_candidates(log_folder, mode):
     assert lists_of(dataset, test) != found[0] and lists_of(dataset, valid) != lists_of(dataset, test)
 
 
+def test_what_is_drawn_depends_neither_on_batches_nor_on_who_else_is_tested(log_folder):
+    """BPR tests users of two clicks, sequential models do not."""
+    rng = np.random.default_rng(3)
+    lengths = {f"u{user:02}": int(rng.integers(2, 6)) for user in range(40)}
+    log_folder.write(
+        [
+            (user, f"i{item}", place)
+            for user, n in lengths.items()
+            for place, item in enumerate(rng.permutation(40)[:n])
+        ]
+    )
+    found = {}
+    for model, batch in [("BPR", 4096), ("SASRec", 4096), ("SASRec", 22), ("GlobalPEFT", 100)]:
+        dataset, (_, _, test) = loaders(log_folder, model, eval_batch_size=batch)
+        found[model, batch] = lists_of(dataset, test)
+    everybody = found.pop(("BPR", 4096))
+    assert len(everybody) == 40
+    for lists in found.values():
+        assert 20 < len(lists) < 40 and lists == {user: everybody[user] for user in lists}
+
+
 def test_popular_items_are_drawn_more_often(log_folder):
     rows = [
         (f"u{user}", "hit" if place == 0 else f"i{place}{user % 4}", place) for user in range(60) for place in range(4)
@@ -123,3 +144,27 @@ def test_a_user_who_owns_all_items_is_named(log_folder, model, mode):
         loaders(log_folder, model, mode)
     _, parts = loaders(log_folder, model, mode, user_inter_num_interval="[2,6)")
     assert len(parts[2]._dataset) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"metrics": ["NDCG"]}, "mode labeled measures scores of rows, not ranks"),
+        ({"metrics": ["AUC"], "valid_metric": "AUC"}, "needs labels, and log has no 'label'"),
+    ],
+)
+def test_labels_that_are_missing_are_told_before_the_training(log_folder, more, message):
+    write_shop(log_folder)
+    with pytest.raises(PerPEFTError, match=message):
+        loaders(log_folder, "BPR", "labeled", **more)
+
+
+def test_popularity_of_train_negatives_is_that_of_the_train_part(log_folder):
+    rows = [(f"u{user}", f"i{(user + place) % 7}", place) for user in range(30) for place in range(5)]
+    rows += [(f"u{user}", "late", 99) for user in range(30)]
+    log_folder.write(rows)
+    negatives = {"train_neg_sample_args": {"distribution": "popularity", "sample_num": 1, "alpha": 1.0}}
+    dataset = create_dataset(config := log_folder.config("BPR", **negatives))
+    train = data_preparation(config, dataset)[0]
+    drawn = torch.cat([batch["neg_item_id"] for batch in train])
+    assert "late" not in set(dataset.id2token("item_id", drawn.numpy()))

@@ -62,6 +62,11 @@ def test_never_a_positive_a_pad_or_outside_the_pool(world, distribution, seed):
             assert set(drawn) <= set(allowed.tolist())
 
 
+def test_large_exponents_leave_numbers():
+    sampler = GroupAwareSampler(history_from(PAIRS * 30), N_ITEMS, "popularity", 900.0)
+    assert len(sampler.sample(torch.tensor([1]), 50).unique()) >= 1
+
+
 @pytest.mark.parametrize("user_group", [None, GROUPS], ids=["catalogue", "groups"])
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 0.5])
 def test_marginals_are_exact(alpha, user_group):

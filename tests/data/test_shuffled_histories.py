@@ -10,13 +10,13 @@ from recbole_perpeft.data.split import all_but_last, shuffled_within_users
 from recbole_perpeft.runs.run import create_dataset
 
 
-@given(users=st.lists(st.integers(0, 4), min_size=1, max_size=30), n_last=st.integers(0, 2))
-def test_train_rows_of_leave_one_out(users, n_last):
+@given(users=st.lists(st.integers(0, 4), min_size=1, max_size=30), n_last=st.integers(0, 2), n_kept=st.integers(1, 2))
+def test_train_rows_of_leave_one_out(users, n_last, n_kept):
     users = np.array(users)
-    found = all_but_last(users, n_last)
+    found = all_but_last(users, n_last, n_kept)
     for user in np.unique(users):
         rows = np.flatnonzero(users == user)
-        n_train = max(len(rows) - n_last, min(len(rows), 2))
+        n_train = max(len(rows) - n_last, min(len(rows), n_kept))
         assert found[rows].tolist() == [True] * n_train + [False] * (len(rows) - n_train)
 
 
@@ -61,3 +61,20 @@ def test_histories_of_shares_are_not_shuffled(log_folder):
     config = log_folder.config("SASRec", eval_args={"split": {"RS": [8, 1, 1]}}, shuffle_histories=True)
     with pytest.raises(PerPEFTError, match="shuffle_histories needs a split {LS"):
         create_dataset(config).build()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_rows_of_short_histories_stay_for_models_of_users(log_folder, seed):
+    log_folder.write(
+        [(user, f"i{place}", place) for user, n in {"a": 2, "b": 3, "c": 9}.items() for place in range(n)]
+    )
+    tested = {}
+    for shuffle in (False, True):
+        config = log_folder.config(
+            "BPR", seed=seed, shuffle_histories=shuffle, train_neg_sample_args={"distribution": "uniform"}
+        )
+        parts = create_dataset(config).build()[1:]
+        tested[shuffle] = [
+            (part.inter_feat["user_id"].tolist(), part.inter_feat["item_id"].tolist()) for part in parts
+        ]
+    assert tested[True] == tested[False]

@@ -120,3 +120,30 @@ def test_ranks_of_all_users_are_kept_and_evaluations_do_not_mix():
     assert collector.target_ranks.items.tolist() == [2, 2]
     _evaluate(collector, config, 6, [second])
     assert collector.target_ranks.ranks.tolist() == [1]
+
+
+@given(seed=st.integers(0, 999), n_rows=st.integers(1, 8))
+@settings(max_examples=20)
+def test_what_is_found_of_rows_with_ties_does_not_depend_on_batches(seed, n_rows):
+    rng, n_items = np.random.default_rng(seed), 12
+    config = _config(RANKING)
+    scores = torch.from_numpy(rng.integers(0, 3, (n_rows, n_items))).float()
+    scores[:, 0] = -torch.inf
+    positives = [torch.from_numpy(rng.permutation(np.arange(1, n_items))[: rng.integers(1, 4)]) for _ in range(n_rows)]
+    together = [
+        (scores, torch.arange(n_rows).repeat_interleave(torch.tensor([*map(len, positives)])), torch.cat(positives))
+    ]
+    apart = [(scores[[row]], torch.zeros_like(positives[row]), positives[row]) for row in range(n_rows)]
+    found = [_evaluate(RankCollector(config), config, n_items, batches) for batches in (together, apart)]
+    assert found[0] == found[1]
+
+
+def test_equal_scores_of_many_targets_favour_nobody():
+    config, n_items = _config(["Recall"], topk=(10,)), 101
+    rows = [
+        (torch.zeros(1, n_items), torch.zeros(2, dtype=torch.int64), torch.tensor([item, item + 50]))
+        for item in range(1, 51)
+    ]
+    for scores, *_ in rows:
+        scores[:, 0] = -torch.inf
+    assert _evaluate(RankCollector(config), config, n_items, rows)["recall@10"] == pytest.approx(0.1, abs=0.001)

@@ -25,7 +25,7 @@ class GBCELoss(Settings):
     )
     gbce_t: float = setting(
         0.75,
-        "Calibration of gbce: 0 is binary cross-entropy, 1 gives the odds of all items.",
+        "Calibration of gbce for draws from the catalogue: 0 is binary cross-entropy, 1 gives the odds of all items.",
         least=0,
         most=1,
         kind="rate",

@@ -39,9 +39,9 @@ def log_popularity(item_counts: Tensor, power: float = 1.0) -> Tensor:
     Returns:
         float32 [n_items], 0 for the pad.
     """
-    weights = item_counts.clamp(min=1).double().pow(power)
-    weights[0] = 0.0
-    result = (weights / weights.sum()).log()
+    weights = power * item_counts.clamp(min=1).double().log()
+    weights[0] = -torch.inf
+    result = weights - weights.logsumexp(0)
     result[0] = 0.0
     return result.float()
 

@@ -164,6 +164,7 @@ def test_popularity_power():
     assert torch.equal(log_popularity(COUNTS, 0.0)[1:], torch.full((8,), -math.log(8)))
     weights = COUNTS.clamp(min=1)[1:].double().sqrt()
     torch.testing.assert_close(log_popularity(COUNTS, 0.5)[1:], (weights / weights.sum()).log().float())
+    assert log_popularity(COUNTS, 1500.0).isfinite().all()
 
 
 def test_unseen_items_may_be_candidates():
