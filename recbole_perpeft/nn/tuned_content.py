@@ -50,15 +50,19 @@ class TunedEncoders(nn.Module):
         chosen = poolings or {}
         of_role = {role: backbones[role] for role in ROLES if role in backbones}
         self._poolings = {role: backbone.check_pooling(chosen.get(role)) for role, backbone in of_role.items()}
-        self._origins = {role: tune(backbone, method) for role, backbone in of_role.items()}
+        tuned = {role: tune(backbone, method) for role, backbone in of_role.items()}
+        self._origins = {role: origins for role, (origins, _) in tuned.items()}
+        self._new_layers = tuple(layer for _, layers in tuned.values() for layer in layers)  # no modules of its own
         self.backbones = nn.ModuleDict(of_role)
         self.heads = ContentHeads({role: backbone.width for role, backbone in of_role.items()})
         self.content_size = self.heads.content_size
 
     def train(self, mode: bool = True) -> "TunedEncoders":
-        """As in `nn.Module`, but dropout of the backbones is on only with `train_mode`."""
+        """As in `nn.Module`, but the backbones' own dropout is on only with `train_mode`."""
         super().train(mode)
         self.backbones.train(mode and self._train_mode)
+        for layer in self._new_layers:
+            layer.training = mode
         return self
 
     def parameters_of(self, group: int | None) -> list[nn.Parameter]:

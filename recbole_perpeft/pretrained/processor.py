@@ -41,6 +41,10 @@ def pixels_of(image_processor: Any) -> Pixels:
     """
     images = image_processor
     mean, std = (images.image_mean, images.image_std) if images.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+    if images.do_rescale and getattr(images, "rescale_offset", False):  # EfficientNet, ALIGN: to -1 .. 1 first
+        mean = [value + 1.0 for value in mean]
+    if getattr(images, "include_top", False):  # EfficientNet: divided by the deviations once more
+        std = [value * again for value, again in zip(std, images.image_std, strict=True)]
     pixels = Pixels(tuple(mean), tuple(std), float(images.rescale_factor) if images.do_rescale else 1.0)
     numbers = np.array([pixels.mean, pixels.std], dtype=np.float64)
     if numbers.shape != (2, 3) or not (np.isfinite(numbers).all() and numbers[1].min() > 0 < pixels.factor < np.inf):
@@ -71,6 +75,7 @@ class Processor:
         text_length: Tokens of a text, padding included; None without a tokenizer.
         trim_text: Whether the padding that a whole batch shares may be cut off without changing the text vectors.
         n_words: Words that the text encoder knows; None where nobody says.
+        pads_right: Whether padding stands at the right, whatever side the tokenizer prefers.
 
     Attributes:
         image_mean, image_std: Three numbers each, for pixels multiplied by `rescale_factor`.
@@ -79,13 +84,20 @@ class Processor:
     """
 
     def __init__(
-        self, image_processor, tokenizer, text_length: int | None, trim_text: bool, n_words: int | None = None
+        self,
+        image_processor,
+        tokenizer,
+        text_length: int | None,
+        trim_text: bool,
+        n_words: int | None = None,
+        pads_right: bool = True,
     ) -> None:
         self._image_processor = image_processor
         self._tokenizer = tokenizer
         self.text_length = text_length
         self.trim_text = trim_text
         self._n_words = n_words
+        self._moves_text = pads_right and getattr(tokenizer, "padding_side", "right") == "left"
         self.image_size: tuple[int, int] | None = None
         if image_processor is not None:
             self._describe_images()
@@ -120,8 +132,8 @@ class Processor:
         with loading("tokenizer", name, key):
             length = _text_length(tokenizer, config, max_text_length, name)
         with loading("image processor", name, key):
-            trim_text = not has_fixed_length(config.model_type)
-            processor = cls(image_processor, tokenizer, length, trim_text, _n_words(config))
+            is_free = not has_fixed_length(config.model_type)
+            processor = cls(image_processor, tokenizer, length, is_free, _n_words(config), is_free)
         with loading("tokenizer", name, key):
             processor.text([""])
         return processor
@@ -150,7 +162,7 @@ class Processor:
         if text_encoder is None and image_encoder is None:
             raise PerPEFTError("text_encoder, image_encoder: both are empty; name at least one")
         image_processor = tokenizer = length = n_words = None
-        images = texts = ""
+        images, texts, is_free = "", "", True
         if image_encoder is not None:
             images = locate_encoder(image_encoder, "image")
             image_processor = load_image_processor(images, "image_encoder")
@@ -162,10 +174,11 @@ class Processor:
                 if tokenizer.pad_token is None:
                     tokenizer.pad_token = tokenizer.eos_token
                 length = _text_length(tokenizer, config, max_text_length, texts)
-                trim_text = trim_text and not has_fixed_length(config.model_type)
+                is_free = not has_fixed_length(config.model_type)
                 n_words = _n_words(config)
         with loading("image processor", images, "image_encoder"):
-            processor = cls(image_processor, tokenizer, length, trim_text and tokenizer is not None, n_words)
+            trims = trim_text and is_free and tokenizer is not None
+            processor = cls(image_processor, tokenizer, length, trims, n_words, is_free)
         if tokenizer is not None:
             with loading("tokenizer", texts, "text_encoder"):
                 processor.text([""])
@@ -177,7 +190,10 @@ class Processor:
         Returns:
             uint8 [3, H, W]
         """
-        pixels = self._image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
+        choice = {"do_rescale": False, "do_normalize": False}
+        if hasattr(self._image_processor, "include_top"):
+            choice["include_top"] = False
+        pixels = self._image_processor(image, **choice, return_tensors="np")
         return np.asarray(pixels["pixel_values"][0], dtype=np.uint8)
 
     def text(self, titles: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -203,7 +219,8 @@ class Processor:
                 f"{self._tokenizer.name_or_path}: the tokenizer makes the token {ids.max()}, and the encoder has "
                 f"{self._n_words} words; take tokenizer and weights of one model"
             )
-        return ids, encoded["attention_mask"].astype(np.uint8)
+        mask = encoded["attention_mask"].astype(np.uint8)
+        return (_moved(ids, mask), _moved(mask, mask)) if self._moves_text else (ids, mask)
 
     def offsets(self, title: str) -> np.ndarray:
         """Where in a title each of its tokens begins and ends, int64 [text_length, 2]; equal for special tokens.
@@ -214,9 +231,15 @@ class Processor:
         if not getattr(self._tokenizer, "is_fast", False):
             raise PerPEFTError(f"{type(self._tokenizer).__name__} does not tell where its tokens are in a text")
         encoded = self._tokenizer(
-            title, padding="max_length", truncation=True, max_length=self.text_length, return_offsets_mapping=True
+            title,
+            padding="max_length",
+            truncation=True,
+            max_length=self.text_length,
+            return_attention_mask=True,
+            return_offsets_mapping=True,
         )
-        return np.asarray(encoded["offset_mapping"], dtype=np.int64)
+        offsets, mask = (np.asarray(encoded[name], dtype=np.int64) for name in ("offset_mapping", "attention_mask"))
+        return offsets[np.argsort(mask == 0, kind="stable")] if self._moves_text else offsets
 
     @property
     def description(self) -> dict:
@@ -227,6 +250,8 @@ class Processor:
             description["image"] = json.loads(json.dumps(image, default=dict))
         if self._tokenizer is not None:
             description |= {"tokenizer": self._tokenizer_digest(), "text_length": self.text_length}
+        if self._moves_text:
+            description["padding"] = "moved to the right"
         return description
 
     def _tokenizer_digest(self) -> str:
@@ -237,13 +262,18 @@ class Processor:
         return value_hash([state, self._tokenizer.pad_token_id, self._tokenizer.padding_side])
 
 
+def _moved(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Numbers of tokens [n, T] in their order, those of padding behind them."""
+    return np.take_along_axis(values, np.argsort(mask == 0, axis=1, kind="stable"), axis=1)
+
+
 def _n_words(config: PretrainedConfig) -> int | None:
     """Words that a text encoder knows; None if its configuration does not say."""
     return getattr(getattr(config, "text_config", config), "vocab_size", None)
 
 
 def _text_length(tokenizer, config: PretrainedConfig, max_text_length: int | None, name: str) -> int:
-    """Tokens of a text.
+    """Tokens of a text; where its vector is read from the last slot, as many as the model was trained with.
 
     Raises:
         PerPEFTError: `max_text_length` is more than the model takes, or leaves no room beside special tokens.
@@ -251,7 +281,7 @@ def _text_length(tokenizer, config: PretrainedConfig, max_text_length: int | Non
     positions = getattr(getattr(config, "text_config", config), "max_position_embeddings", None)
     longest = int(min(tokenizer.model_max_length, positions or tokenizer.model_max_length))
     least = tokenizer.num_special_tokens_to_add() + 1
-    length = longest if max_text_length is None else max_text_length
+    length = longest if max_text_length is None or has_fixed_length(config.model_type) else max_text_length
     if not least <= length <= (positions or length):
         raise PerPEFTError(
             f"max_text_length: {length} does not fit {name}; choose a number from {least} to {positions or longest}"

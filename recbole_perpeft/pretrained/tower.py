@@ -79,6 +79,8 @@ class Backbone(FrozenModel):
             self.model.float()
         self.model.requires_grad_(False)
         self.model.config.use_cache = False
+        if getattr(self.model.config, "mask_ratio", None):
+            self.model.config.mask_ratio = 0.0  # ViT-MAE leaves patches out by chance, in evaluation too
         self.n_layers = 0 if family.blocks is None else len(self.layers)
         self.width = int(np.atleast_1d(find(self.model, family.width))[-1])
         self._reads_last_slot = has_fixed_length(model.config.model_type)

@@ -97,10 +97,6 @@ class StateEncoder:
     def _prepare_texts(self, chunk: Chunk) -> _Inputs:
         ids, mask = self._processor.text(chunk.texts)
         mask[~mask.any(axis=1), 0] = 1  # an empty text of a tokenizer without special tokens
-        if self._processor.trim_text:
-            # Padding at the right, whatever side the tokenizer prefers.
-            order = np.argsort(mask == 0, axis=1, kind="stable")
-            ids, mask = np.take_along_axis(ids, order, axis=1), np.take_along_axis(mask, order, axis=1)
         return _Inputs(chunk, {"input_ids": ids, "attention_mask": mask}, {DIGEST: text_digests(chunk.texts)})
 
     def _prepare_images(self, chunk: Chunk, size: tuple[int, int]) -> _Inputs:

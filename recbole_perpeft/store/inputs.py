@@ -145,7 +145,7 @@ class ContentCache:
     def text_lengths(self, rows: Tensor) -> Tensor | None:
         """Where some items' texts end, int64 [n], 0 for the pad; None where padding is not cut off.
 
-        This is their number of tokens, unless the tokenizer pads on the left: then texts end with the row.
+        This is their number of tokens.
         """
         if not self._trims_text:
             return None

@@ -7,6 +7,7 @@ from transformers import BertConfig, ViTConfig
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.nn.adapt.groups import personalise
+from recbole_perpeft.nn.adapt.methods import PeftMethod
 from recbole_perpeft.nn.content import AdaptedContent
 from recbole_perpeft.nn.tuned_content import TunedEncoders
 from recbole_perpeft.pretrained.tower import Backbone
@@ -152,6 +153,15 @@ def test_dropout_of_backbones_is_on_only_when_asked_for(train_mode):
     assert torch.equal(first, second) != train_mode
     assert content.training and content.bank.heads.training
     assert torch.equal(content.eval()(items, None), content(items, None))
+
+
+def test_dropout_of_what_a_method_brings_in_follows_training():
+    lora = PeftMethod("lora", {"r": 8, "lora_dropout": 0.5, "init_lora_weights": False})
+    tuned = TunedEncoders({kind: backbone(kind) for kind in ("text", "image")}, lora, "print", train_mode=False)
+    content = content_of(tuned)
+    first, second = content.train()(torch.arange(7), None), content(torch.arange(7), None)
+    assert not torch.equal(first, second)
+    assert torch.equal(content.eval()(torch.arange(7), None), content(torch.arange(7), None))
 
 
 def test_pads_are_zero_and_chunks_do_not_matter():

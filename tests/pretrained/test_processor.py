@@ -6,11 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.pretrained.frozen import FrozenModel
 from recbole_perpeft.pretrained.locate import locate_encoder
-from recbole_perpeft.pretrained.processor import Processor
+from recbole_perpeft.pretrained.processor import Processor, load_image_processor, pixels_of
+from support import tiny_encoders
 
 TITLES = ["red mug", "a round lamp on a table with stripes on a table"]
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8))
@@ -86,3 +89,32 @@ def test_errors_name_the_key(text_folder, image_folder):
     (text_folder / "tokenizer.json").write_text("{")
     with pytest.raises(PerPEFTError, match="^text_encoder: the tokenizer in .* cannot be read"):
         Processor.from_encoders(text_folder)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"include_top": False},
+        {"include_top": True},
+        {"do_normalize": False, "rescale_factor": 1 / 127.5, "rescale_offset": True, "include_top": False},
+    ],
+    ids=["plain", "top", "align"],
+)
+def test_pixels_of_efficientnet_are_those_of_its_own_processor(tmp_path, more):
+    size = {"size": {"height": 16, "width": 16}, "do_center_crop": False}
+    settings = {"image_processor_type": "EfficientNetImageProcessor"} | size | more
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text("{}")
+    images = load_image_processor(str(tmp_path), "image_encoder")
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (25, 40, 3), dtype=np.uint8))
+    ours = torch.from_numpy(Processor(images, None, None, False).image(photo)).unsqueeze(0)
+    expected = torch.as_tensor(np.asarray(images(photo, return_tensors="np")["pixel_values"][0]))
+    found = FrozenModel(torch.nn.Identity(), pixels_of(images)).normalised(ours)[0]
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+
+
+def test_padding_stands_at_the_right_whatever_side_the_tokenizer_prefers(tmp_path):
+    processor = Processor.from_encoders(text_encoder=tiny_encoders.make_llama(tmp_path), max_text_length=6)
+    ids, mask = processor.text(["red mug", "a"])
+    assert mask.tolist() == [[1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]] and (ids[0, :2] >= 4).all()
+    assert processor.offsets("red mug").tolist() == [[0, 3], [4, 7]] + [[0, 0]] * 4

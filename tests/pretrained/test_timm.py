@@ -88,7 +88,7 @@ def test_a_folder_as_timm_writes_it(tmp_path):
 def test_a_vit_is_adapted(tmp_path, adaptation):
     folder = make_timm(tmp_path / "vit", *TOKENS["class token"][:1], **VIT)
     plain, tuned = (Backbone.from_pretrained(folder, "image") for _ in range(2))
-    trained = tune(tuned, method(adaptation, adapter_rank=4, lora_rank=2))
+    trained, _ = tune(tuned, method(adaptation, adapter_rank=4, lora_rank=2))
     with torch.no_grad():
         before = plain.pooled_states((), "own", pixel_values=PIXELS)[1]
     after = tuned.pooled_states((), "own", pixel_values=PIXELS)[1]

@@ -178,6 +178,8 @@ class PerPEFTTrainer(ContentTrainer):
 
     def _valid_epoch(self, valid_data, show_progress=False):
         """Score and metrics; of independent groups, those of the modules that each would keep."""
+        if self.stage == "personalised" and self._has_strangers(valid_data):
+            self._refresh_centroids()  # as the checkpoint of this epoch will have them
         rows = self._unfinished_rows(valid_data) if self._is_independent else valid_data
         score, result = super()._valid_epoch(rows, show_progress=show_progress)
         if self._freezes and self.target_ranks is None:
@@ -191,6 +193,11 @@ class PerPEFTTrainer(ContentTrainer):
             return self.best_valid_score, self.best_valid_result
         with self.group_bests.in_place(self.model):
             return super()._valid_epoch(valid_data, show_progress=show_progress)
+
+    def _has_strangers(self, valid_data) -> bool:
+        """Whether users without train items are evaluated, whose group is that of the nearest centroid."""
+        users = valid_data._dataset.inter_feat[self.config["USER_ID_FIELD"]]
+        return bool((self.model.user_group.cpu()[users] < 0).any())
 
     def _unfinished_rows(self, valid_data):
         """Rows of users whose groups still train; all rows if there are none, or if processes share them."""

@@ -39,18 +39,22 @@ class StoredBlock(nn.Module):
     """Stands for a frozen block: returns states that were stored instead of computing them.
 
     Args:
-        returns_tuple: Whether the block returned a tuple, as blocks of transformers 4 do.
+        block: The block, of which encoders may read more than its output.
+        n_returned: How many values it returned; None for the states alone, not in a tuple.
     """
 
-    def __init__(self, returns_tuple: bool) -> None:
+    def __init__(self, block: nn.Module, n_returned: int | None) -> None:
         super().__init__()
-        self.returns_tuple = returns_tuple
+        for name, value in vars(block).items():  # ModernBERT asks a block for its kind of attention
+            if isinstance(value, (str, int)) and name not in vars(self):
+                setattr(self, name, value)
+        self.n_returned = n_returned
         self.states: Tensor | None = None
 
     def forward(self, hidden: Tensor, *_unused: Any, **_also_unused: Any) -> Any:
         """The stored states; without any, what came in: blocks before the last stored one do no work."""
         states = hidden if self.states is None else self.states
-        return (states,) if self.returns_tuple else states
+        return states if self.n_returned is None else (states, *(None,) * (self.n_returned - 1))
 
 
 class FrozenPrefix:
@@ -97,11 +101,12 @@ class FrozenPrefix:
         self._states = computed_rows(files, "states of frozen blocks", compute)
         self._stored: dict[str, StoredBlock] = {}
         for kind, depth in depths.items():
-            returns_tuple = not isinstance(outputs[kind], Tensor)
-            self._stored[kind] = StoredBlock(returns_tuple)
-            for place in range(depth - 1):
-                blocks[kind][place] = StoredBlock(returns_tuple)
-            blocks[kind][depth - 1] = self._stored[kind]
+            output = outputs[kind]
+            n_returned = None if isinstance(output, Tensor) else len(output)
+            stored = [StoredBlock(block, n_returned) for block in list(blocks[kind])[:depth]]
+            for place, block in enumerate(stored):
+                blocks[kind][place] = block
+            self._stored[kind] = stored[-1]
 
     def batch(self, rows: Tensor, n_tokens: int) -> dict[str, Tensor]:
         """Stored states of rows, on the CPU, named `image_prefix` and `text_prefix`.

@@ -15,7 +15,7 @@ from torch import nn
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.nn.adapt.tuning import Encoder, module_names
-from recbole_perpeft.pretrained.families import peft_targets
+from recbole_perpeft.pretrained.families import find_tower, peft_targets
 
 _INPUTS = "it changes the input sequence of a language model instead of the layers of an encoder"
 _REFUSED = {
@@ -33,6 +33,12 @@ _REFUSED = {
     "shadow": "it rebuilds a decoder of a language model",
     "trainable_tokens": "it adapts the rows of a vocabulary only, and leaves images alone",
     "xlora": "it mixes adapters that were trained before; use lora",
+}
+_NEEDS_A_PASS = "it needs a pass of peft's own over data before the training, without which it is plain lora"
+# Values of keys that would have no effect here.
+_WITHOUT_EFFECT: Mapping[str, Mapping[str, str]] = {
+    "init_lora_weights": {"eva": _NEEDS_A_PASS, "lora_ga": _NEEDS_A_PASS},
+    "alora_invocation_tokens": {"": "its adapter waits for tokens of a language model's prompt, and never acts here"},
 }
 # The settings of PerPEFT's authors for lora; elsewhere what peft leaves open. What is adapted depends on the model.
 _DEFAULTS: Mapping[str, dict] = {
@@ -83,6 +89,19 @@ class PeftMethod:
                 f"peft_config: {self.peft_type} cannot be put into {type(model).__name__}: {error}; "
                 f"the model has modules named {module_names(model)}"
             ) from error
+        if "target_modules" not in (self.peft_config or {}):
+            self._check_towers(encoder, model)
+
+    def _check_towers(self, encoder: Encoder, model: nn.Module) -> None:
+        """Whether all towers of a dual encoder are adapted, as long as nobody has named modules."""
+        for kind in encoder.kinds:
+            tower = find_tower(model, kind)
+            if not any(parameter.requires_grad for parameter in tower.parameters()):
+                raise PerPEFTError(
+                    f"peft_config: the {kind} tower of {type(model).__name__} has no modules that {self.peft_type} "
+                    f"usually adapts; it has modules named {module_names(tower)}. Name target_modules of both towers, "
+                    "or of one if the other shall stay as it is"
+                )
 
 
 def make_peft_config(peft_type: str, overrides: Mapping | None, model: nn.Module) -> PeftConfig:
@@ -103,6 +122,7 @@ def make_peft_config(peft_type: str, overrides: Mapping | None, model: nn.Module
     if name not in supported_peft_types():
         raise PerPEFTError(f"peft_type: {peft_type!r} is no method of the installed peft")
     config_class = next(cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items() if kind.value.lower() == name)
+    _check_effect(overrides or {})
     settings = _with_defaults(name, config_class, dict(overrides or {}), model)
     if not settings["target_modules"] and "target_modules" not in (overrides or {}):
         raise PerPEFTError(
@@ -115,6 +135,13 @@ def make_peft_config(peft_type: str, overrides: Mapping | None, model: nn.Module
         return config_class(**settings)
     except (TypeError, ValueError) as error:
         raise PerPEFTError(f"peft_config: {name} refuses {overrides}: {error}") from error
+
+
+def _check_effect(overrides: Mapping) -> None:
+    for key, reasons in _WITHOUT_EFFECT.items():
+        reason = reasons.get(str(overrides.get(key)).lower(), reasons.get("") if overrides.get(key) else None)
+        if reason is not None:
+            raise PerPEFTError(f"peft_config: {key} {overrides[key]!r} cannot be used here: {reason}")
 
 
 def read_peft_config(folder: str | Path) -> PeftConfig:

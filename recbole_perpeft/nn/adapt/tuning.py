@@ -23,6 +23,7 @@ from recbole_perpeft.pretrained.families import (
 )
 from recbole_perpeft.pretrained.tower import Backbone
 
+_BIAS = re.compile(r"bias|in_proj_bias|[qkv]_bias")
 Encoder = FoundationModel | Backbone
 Origin = Literal["side", "backbone"]
 
@@ -90,7 +91,7 @@ def train_all(encoder: Encoder) -> None:
 def train_biases(encoder: Encoder) -> None:
     """Trains all biases (`bitfit`). The authors' count has that of BERT's pooler too, which never gets a gradient."""
     for name, parameter in encoder.named_parameters():
-        if name.endswith(".bias"):
+        if _BIAS.fullmatch(name.rpartition(".")[2]):
             parameter.requires_grad_(True)
 
 
@@ -238,12 +239,12 @@ def untrained_names(encoder: Encoder, known: frozenset[int]) -> frozenset[str]:
     return frozenset(first_name.values())
 
 
-def tune(backbone: Backbone, method: Method) -> dict[str, Origin]:
+def tune(backbone: Backbone, method: Method) -> tuple[dict[str, Origin], tuple[nn.Module, ...]]:
     """Makes a frozen backbone trainable by a method, in place; what trains enters its state dict.
 
     Returns:
         For each parameter that trains, by its name in the backbone: `side` if the method brought it in, `backbone` if
-        the pretrained model has it.
+        the pretrained model has it. And the modules that came in.
 
     Raises:
         PerPEFTError: As `insert`.
@@ -256,8 +257,9 @@ def tune(backbone: Backbone, method: Method) -> dict[str, Origin]:
     trained = {name: id(parameter) for name, parameter in names.items() if parameter.requires_grad}
     known = inserted.pretrained | frozenset(trained.values())
     backbone.checkpointed = frozenset(trained) | untrained_names(backbone, known)
-    return {
+    origins: dict[str, Origin] = {
         name: "backbone" if id(parameter) in inserted.pretrained else "side"
         for name, parameter in backbone.named_parameters()
         if parameter.requires_grad
     }
+    return origins, inserted.layers

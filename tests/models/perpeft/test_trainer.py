@@ -8,7 +8,7 @@ import torch
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.models.perpeft import trainer
 from recbole_perpeft.models.perpeft.trainer import PerPEFTTrainer
-from recbole_perpeft.runs.run import load, resume, run
+from recbole_perpeft.runs.run import get_trainer, load, resume, run
 
 DRAWN = {"regroup_every": 1, "regroup_temperature": 1.0, "regroup_annealing": 2}
 
@@ -251,3 +251,16 @@ def test_bfloat16_trains_close_to_float32(aspects_settings):
     rounded = epochs_of(run(model="PerPEFT", config_dict=settings | {"enable_amp": True}))["train_loss"]
     assert not np.array_equal(rounded, exact)
     np.testing.assert_allclose(rounded[0], exact[0], rtol=0.02)  # later epochs depend on the groups
+
+
+@pytest.mark.parametrize("more", [{}, {"regroup_every": 1}])
+def test_the_score_of_an_epoch_is_that_of_its_checkpoint_for_users_without_a_group_too(aspects_settings, more):
+    split = {"split": {"RS": [0.5, 0.3, 0.2]}, "order": "TO", "group_by": "none", "mode": "full"}
+    settings = aspects_settings | {"peft_type": "none", "epochs": 3, "learning_rate": 3e-3, "eval_args": split} | more
+    ours = run("PerPEFT", config_dict=settings)
+    config, model, _, train, valid, _ = load(ours["run_folder"])
+    trainer = get_trainer(config)(config, model)
+    trainer.eval_collector.data_collect(train)
+    users = valid._dataset.inter_feat["user_id"]
+    assert (model.user_group[users] < 0).any()
+    assert trainer.evaluate(valid, load_best_model=False) == ours["best_valid_result"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModel, CLIPConfig
+from transformers import AltCLIPConfig, AltCLIPModel, AutoModel, CLIPConfig
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.nn.adapt.bank import AdapterBank
@@ -330,6 +330,9 @@ def test_siglip_can_be_adapted(siglip_folder, batch):
         ("ia3", {"feedforward_modules": ["fc2"]}, "ia3 refuses .*subset"),
         ("lora", {"r": 0}, "positive integer"),
         ("lora", {"init_lora_weights": "pissa"}, "changing the frozen weights"),
+        ("lora", {"init_lora_weights": "eva"}, "'eva' cannot be used here: it needs a pass"),
+        ("lora", {"init_lora_weights": "lora_ga"}, "'lora_ga' cannot be used here: it needs a pass"),
+        ("lora", {"alora_invocation_tokens": [5]}, r"alora_invocation_tokens \[5\] cannot be used here"),
         ("vera", {"target_modules": ["layer_norm1"]}, "cannot be put into CLIPModel"),
     ],
 )
@@ -342,3 +345,14 @@ def test_supported_methods():
     names = supported_peft_types()
     assert {"lora", "ia3", "vera", "oft", "ln_tuning", "loha", "lokr", "hra"} <= set(names)
     assert not {"adalora", "prompt_tuning", "xlora", "none"} & set(names)
+
+
+def test_a_tower_that_nothing_would_adapt_is_told():
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 40, "max_position_embeddings": 20, "projection_dim": 12, "pad_token_id": 0}
+    images = {**sizes, "image_size": 32, "patch_size": 8, "projection_dim": 12}
+    config = AltCLIPConfig(text_config=text | {"project_dim": 16}, vision_config=images, projection_dim=12)
+    with pytest.raises(PerPEFTError, match="the text tower of AltCLIPModel has no modules that lora usually adapts"):
+        AdapterBank(FoundationModel(AltCLIPModel(config)), PeftMethod("lora"))
+    named = PeftMethod("lora", {"target_modules": ["q_proj"]})
+    assert AdapterBank(FoundationModel(AltCLIPModel(config)), named).parameters_of(None)

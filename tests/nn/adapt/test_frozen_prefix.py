@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPModel, SiglipModel
+from transformers import AutoModel, CLIPModel, DebertaConfig, DebertaV2Config, ModernBertConfig, SiglipModel
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.nn.adapt import frozen_prefix
@@ -11,6 +11,7 @@ from recbole_perpeft.nn.adapt.methods import PeftMethod
 from recbole_perpeft.nn.adapt.tuning import HoulsbyAdapters, LastBlocks, train_all, train_biases
 from recbole_perpeft.nn.content import AdaptedContent
 from recbole_perpeft.pretrained.dual import FoundationModel
+from recbole_perpeft.pretrained.tower import PooledTower
 
 TOP = r".*layers\.1\.self_attn\.(q|v)_proj"
 VISION_TOP = r".*vision_model\.encoder\.layers\.1\.self_attn\.(q|v)_proj"
@@ -174,3 +175,39 @@ def test_more_blocks_than_there_are_and_modules_below_them_are_refused(clip_fold
     with pytest.raises(PerPEFTError, match="adapts embeddings.patch_embedding.*below the last blocks"):
         bank(LastBlocks(PeftMethod("lora", {"target_modules": ["q_proj", "patch_embedding"]}), 1))
     assert frozen_depths(bank(LastBlocks(PeftMethod("lora"), 2))) == {}
+
+
+TINY = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ModernBertConfig(**TINY, max_position_embeddings=32, pad_token_id=0, bos_token_id=2, eos_token_id=3),
+        DebertaV2Config(**TINY, relative_attention=True, position_buckets=8, pos_att_type=["p2c", "c2p"]),
+        DebertaConfig(**TINY, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_encoders_that_read_more_of_a_block_than_its_output(config, tmp_path):
+    banks = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        tower = PooledTower(AutoModel.from_config(config), "text")
+        tower.fingerprint, tower.content_size = "x", tower.width
+        banks.append(AdapterBank(tower, LastBlocks(HoulsbyAdapters(4), 1)))
+    source, rows = TextSource(), torch.tensor([3, 0, 5])
+    prefix = FrozenPrefix(banks[0], frozen_depths(banks[0]), source, tmp_path, "inputs", 3, show_progress=False)
+    batch = source.batch(rows)
+    with prefix.supplied(batch | prefix.batch(rows, batch["input_ids"].shape[1])) as inputs:
+        found = banks[0](None, **inputs)
+    torch.testing.assert_close(found, banks[1](None, **batch), atol=1e-5, rtol=1e-4)
+
+
+class TextSource(Source):
+    """Its texts alone."""
+
+    def batch(self, rows):
+        batch = super().batch(rows)
+        del batch["pixel_values"]
+        return batch

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import CLIPTextConfig, CLIPVisionConfig, Dinov2Config, GPT2Config, LlamaConfig
+from transformers import (
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    DebertaConfig,
+    Dinov2Config,
+    GPT2Config,
+    LlamaConfig,
+    ViTMAEConfig,
+)
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.nn.adapt.tuning import HoulsbyAdapters, find_role, towers_of, tune
@@ -187,3 +195,16 @@ def test_wrong_ranks():
         HoulsbyAdapters(adapter_rank=-1)
     with pytest.raises(PerPEFTError, match="positive integer"):
         tune(backbone("text"), tiny.method("lora", lora_rank=-1))
+
+
+def test_bitfit_trains_biases_of_every_name():
+    deberta = Backbone.from_config(DebertaConfig(**TINY, vocab_size=20, max_position_embeddings=8), "text")
+    origins, _ = tune(deberta, tiny.method("bitfit"))
+    assert {"q_bias", "v_bias", "bias"} == {name.rpartition(".")[2] for name in origins}
+
+
+def test_an_encoder_that_leaves_out_patches_reads_all_of_them():
+    encoder = Backbone.from_config(ViTMAEConfig(**TINY, image_size=SIZE, patch_size=2), "image")
+    first, second = output(encoder), output(encoder)
+    assert first.shape[1] == (SIZE // 2) ** 2 + 1
+    torch.testing.assert_close(first[:, 0], second[:, 0], atol=1e-5, rtol=1e-4)
