@@ -119,7 +119,7 @@ def _summary(report) -> str:
     from tabulate import tabulate
 
     machines = ["machines"] if report.table["machines"].nunique() > 1 else []
-    columns = ["trial", "status", "score", "best_epoch", "epochs", *machines, *report.parameters]
+    columns = ["trial", "status", "score", "best_epoch", "trained_epochs", *machines, *report.parameters]
     rows = report.table[columns].astype(object).where(report.table[columns].notna(), None)
     headers = [report.valid_metric if name == "score" else name for name in columns]
     best, before = report.best, report.unchanged_score

@@ -57,8 +57,12 @@ def with_split(settings: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """
     if kind not in _USUAL_SPLITS:
         raise PerPEFTError(f"--splits names {kind!r}: choose among {', '.join(_USUAL_SPLITS)}, such as --splits=LS,GT")
-    arguments = dict(settings.get(KEY) or {})
-    value = (arguments.get("split") or {}).get(kind, _USUAL_SPLITS[kind])
+    given = settings.get(KEY) or {}
+    own = given.get("split") or {} if isinstance(given, Mapping) else given
+    if not isinstance(own, Mapping):
+        raise PerPEFTError(f"{KEY} is {given!r}: it must be a dictionary such as {{split: {{LS: valid_and_test}}}}")
+    arguments = dict(given)
+    value = own.get(kind, _USUAL_SPLITS[kind])
     target = arguments.get("target") if kind == "GT" else None
     return dict(settings) | {KEY: arguments | {"split": {kind: value}, "target": target}}
 

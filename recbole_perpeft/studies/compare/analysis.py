@@ -46,8 +46,9 @@ def intervals(record: DatasetRecord) -> pd.DataFrame:
     """Bootstrap intervals of each model's own metrics.
 
     Returns:
-        Columns model, metric, mean, low and high (over users, each averaged over seeds; NaN where users have no
-        ranks), low_seeds and high_seeds (over seeds; NaN with one).
+        Columns model, metric, mean, low and high (over users, each averaged over seeds and over his rows that all runs
+        have; where users have no ranks, the mean is over runs and the ends are NaN), low_seeds and high_seeds (over
+        seeds; NaN with one).
     """
     rows = []
     for model in record.models:
@@ -55,7 +56,8 @@ def intervals(record: DatasetRecord) -> pd.DataFrame:
             values = model.metrics[metric].to_numpy()
             has_users = record.rows is not None and metric in record.rows.names
             of_users = record.ranked.of_users(model.name, metric) if has_users else np.empty(0)
-            rows.append((model.name, metric, values.mean(), *interval_of_mean(of_users), *interval_of_mean(values)))
+            mean = of_users.mean() if len(of_users) else values.mean()
+            rows.append((model.name, metric, mean, *interval_of_mean(of_users), *interval_of_mean(values)))
     return pd.DataFrame(rows, columns=["model", "metric", "mean", "low", "high", "low_seeds", "high_seeds"])
 
 
@@ -71,9 +73,9 @@ def significance(record: DatasetRecord, baseline: str) -> pd.DataFrame:
 
     Returns:
         Columns model, metric, difference, low and high (bootstrap interval of the difference over users), low_seeds
-        and high_seeds (over seeds that both have; NaN with one), improvement (share of the baseline's mean over
-        seeds), detectable (least difference that so many users show, as such a share), p_t, p_wilcoxon, and both with
-        the ending _holm and _fdr. Without ranks, or without the baseline, empty.
+        and high_seeds (over seeds that both have; NaN with one), improvement (the difference as a share of the
+        baseline's mean over the same users), detectable (least difference that so many users show, as such a share),
+        p_t, p_wilcoxon, and both with the ending _holm and _fdr. Without ranks, or without the baseline, empty.
     """
     others = [model.name for model in record.models if model.name != baseline]
     if record.rows is None or record.model(baseline) is None or not others:
@@ -106,7 +108,7 @@ def _against(
     mean = of_baseline.mean()
     return {
         **vars(test),
-        **{"model": name, "metric": metric, "improvement": improvement(record, name, baseline, metric)},
+        **{"model": name, "metric": metric, "improvement": differences.mean() / mean if mean else np.nan},
         **{"low": low, "high": high, "low_seeds": low_seeds, "high_seeds": high_seeds},
         "detectable": detectable_difference(differences) / mean if mean else np.nan,
     }
@@ -120,12 +122,6 @@ def _differences_of_seeds(record: DatasetRecord, name: str, baseline: str, metri
             sign = 1 if model.name == name else -1
             of_seeds.append(sign * pd.Series(model.metrics[metric].to_numpy(), index=list(model.runs)))
     return pd.concat(of_seeds, axis=1).dropna().sum(axis=1).to_numpy()
-
-
-def improvement(record: DatasetRecord, name: str, baseline: str, metric: str) -> float:
-    """Gain of a model over the baseline as a share of the baseline's mean over seeds; NaN where that is 0."""
-    means = {model.name: model.metrics[metric].mean() for model in record.models}
-    return means[name] / means[baseline] - 1 if means[baseline] else np.nan
 
 
 def tuning(record: DatasetRecord) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -137,6 +138,7 @@ def compare(
         done.append(outcome)
         when_done(len(done), total, outcome)
 
+    _check_folder(Path(output))
     with full_disk(Path(output)), alone(Path(output), patience=0):
         with placed_by_ray(jobs) if workers == "ray" else nullcontext() as start:
             outcomes = carry_out_all(jobs, n_parallel, tell, start)
@@ -145,6 +147,14 @@ def compare(
             raise PerPEFTError("no run succeeded:\n  " + "\n  ".join(errors))
         records = [collect(part, outcomes, foreign) for part in plans]
         return Comparison(Path(output), baseline, records, write_report(Path(output), records, baseline))
+
+
+def _check_folder(output: Path) -> None:
+    """Whether the folder of the report can be made, before hours of training."""
+    place = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        reason = "nothing can be written there" if place.is_dir() else "is a file"
+        raise PerPEFTError(f"--output is {output}, and {place}: {reason}; name another folder")
 
 
 def _plans(

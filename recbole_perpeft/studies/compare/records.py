@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.runs.folder import RANKS_FILE
 from recbole_perpeft.runs.record import RunRecord
 from recbole_perpeft.studies.compare.jobs.plan import DataDescription, DatasetPlan
 from recbole_perpeft.studies.compare.jobs.runs import Outcome
@@ -149,7 +150,20 @@ def collect(
     models += [ModelRecord(name, {plan.jobs[0].seed: found}, False) for name, found in lists.items()]
     failures = [outcome for outcome in outcomes if outcome.error is not None]
     remarks = [found.remark(name) for name, found in lists.items()]
+    remarks += _without_ranks(models)
     return DatasetRecord(plan, models, failures, _row_metrics(plan, models), remarks)
+
+
+def _without_ranks(models: Sequence[ModelRecord]) -> list[str]:
+    """A remark about runs whose ranks are gone: tests and breakdowns need those of all."""
+    runs = [run for model in models if model.is_trained for run in model.runs.values()]
+    lost = [run.folder for run in runs if not (run.folder / RANKS_FILE).is_file()]
+    if not lost or len(lost) == len(runs):  # none has them where users have several targets
+        return []
+    return [
+        f"Tests, intervals and breakdowns are left out, as {len(lost)} of {len(runs)} runs lack {RANKS_FILE}: delete "
+        f"{lost[0]}{' and the like' if len(lost) > 1 else ''}, and compare again."
+    ]
 
 
 @dataclass(frozen=True)

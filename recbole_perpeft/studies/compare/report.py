@@ -20,6 +20,12 @@ from recbole_perpeft.studies.report.escape import in_csv, in_latex, in_markdown
 from recbole_perpeft.studies.report.page import Chapter, to_html
 
 TITLE = "Comparison of recommenders"
+_TABLES = frozenset(
+    {
+        *("runs", "quality", "intervals", "significance", "cost", "tuning", "beyond", "beyond_groups"),
+        *("history", "popularity", "slices", "groups", "stability", "splits"),
+    }
+)
 
 
 def write_report(folder: Path, records: Sequence[DatasetRecord], baseline: str) -> dict[str, pd.DataFrame]:
@@ -52,6 +58,8 @@ def write_report(folder: Path, records: Sequence[DatasetRecord], baseline: str) 
     _write(folder / "tables.tex", to_latex(chapters))
     _write(folder / "report.html", to_html(TITLE, chapters))
     numbers = _numbers(records, baseline)
+    for name in _TABLES - numbers.keys():  # of an earlier comparison
+        (folder / f"{name}.csv").unlink(missing_ok=True)
     for name, table in numbers.items():
         with written_whole(folder / f"{name}.csv") as draft:
             in_csv(table).to_csv(draft, index=False)

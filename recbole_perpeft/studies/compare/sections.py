@@ -215,7 +215,7 @@ def _slices(record: DatasetRecord) -> Table:
 
 def _groups(record: DatasetRecord, baseline: str) -> Table:
     table = analysis.by_group(record, baseline)
-    table = table[table["seed"] == table["seed"].min()]
+    table = table[table["seed"] == table.groupby("model")["seed"].transform("min")]
     with_truth = table["rand_index"].notna().any()
     rows = []
     for row in table.itertuples():
@@ -230,7 +230,7 @@ def _groups(record: DatasetRecord, baseline: str) -> Table:
     metric = metric_names(record)[record.main_metric]
     header = ["model", "group", "users", metric, f"{metric} of {baseline}", "improvement", "95 % interval"]
     note = (
-        "Groups of the run with the first seed, and the baseline's run with the same seed; all seeds: groups.csv. "
+        "Groups of a model's run with its first seed, and the baseline's with the same seed; all seeds: groups.csv. "
         "Interval of the difference: bootstrap over the group's users."
     )
     if with_truth:

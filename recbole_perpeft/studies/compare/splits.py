@@ -53,9 +53,11 @@ def side_by_side(records: Sequence[DatasetRecord]) -> list[Table]:
             marks = places(values[split], analysis.bigger_is_better(metric))
             texts = ["" if pd.isna(value) else f"{value:.4f}" for value in values[split]]
             columns.append([Cell(text, mark) for text, mark in zip(texts, marks, strict=True)])
-        taus = agreement[(agreement["dataset"] == dataset) & (agreement["metric"] == metric)]
-        note = f"{metric}, mean over seeds. Kendall's tau of the models' order: " + "; ".join(
-            f"{row.split} and {row.other} {row.tau:.2f} ({row.models} models)" for row in taus.itertuples()
-        )
+        taus = agreement[(agreement["dataset"] == dataset) & (agreement["metric"] == metric)].dropna(subset="tau")
+        note = f"{metric}, mean over seeds"
+        if len(taus):
+            note += ". Kendall's tau of the models' order: " + "; ".join(
+                f"{row.split} and {row.other} {row.tau:.2f} ({row.models} models)" for row in taus.itertuples()
+            )
         made.append(Table(f"Splits of {dataset}", ["model", *values], list(zip(*columns, strict=True)), note + "."))
     return [table for table in made if len(table.header) > 2]

@@ -73,16 +73,12 @@ def explore(
 def _introduction(found: Exploration) -> Chapter:
     rows = []
     for group, service in zip(found.groups, found.served, strict=True):
-        difference = f"{service.own - service.everybody:+.4f} ± {service.interval:.4f}"
-        rows.append(
-            [
-                Cell(group.name),
-                Cell(f"{len(group.users):,}"),
-                Cell(f"{service.own:.4f}"),
-                Cell(f"{service.everybody:.4f}"),
-                Cell(difference),
-            ]
-        )
+        gain = service.own - service.everybody
+        error = "" if np.isnan(service.interval) else f" ± {service.interval:.4f}"
+        numbers = ["", "", ""]
+        if not np.isnan(gain):
+            numbers = [f"{service.own:.4f}", f"{service.everybody:.4f}", f"{gain:+.4f}{error}"]
+        rows.append([Cell(text) for text in (group.name, f"{len(group.users):,}", *numbers)])
     header = ["group", "users", found.metric, "with the global module", "difference, 95 % interval"]
     note = (
         "Both columns are over the same test users. The global module is that of this run, beside what groups share."
@@ -92,9 +88,10 @@ def _introduction(found: Exploration) -> Chapter:
 
 def _card(found: Exploration, group: int) -> str:
     service, members = found.served[group], found.groups[group]
+    tested = f"{found.metric} {service.own:.4f}, with the global module {service.everybody:.4f}."
     sentences = [
         f"{len(members.users):,} users, {found.counts[group].sum():,} interactions in the train part. "
-        f"{found.metric} {service.own:.4f}, with the global module {service.everybody:.4f}."
+        + ("No user of it is tested." if np.isnan(service.own) else tested)
     ]
     items = [found.shown(item, f"{lift:.1f} times") for item, lift in found.typical.most(group, _TYPICAL_ITEMS)]
     words, typical = found.words

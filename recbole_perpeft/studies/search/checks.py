@@ -37,8 +37,13 @@ def check_search(space: SearchSpace, settings: Mapping[str, Any]) -> Config:
             nothing to choose trials by.
     """
     for parameter in space.parameters:
-        if parameter.key in _OF_ALL_TRIALS:
-            raise PerPEFTError(f"cannot search over {parameter.key}: {_OF_ALL_TRIALS[parameter.key]}")
+        if reason := _OF_ALL_TRIALS.get(parameter.key.partition(".")[0]):
+            raise PerPEFTError(f"cannot search over {parameter.key}: {reason}")
+    for key in ("model", "dataset"):
+        if space.fixed.get(key, settings.get(key)) != settings.get(key):
+            raise PerPEFTError(
+                f"the search space names the {key} {space.fixed[key]}: name it by --{key}, and not there"
+            )
     config = Config(config_dict=dict(settings))
     if config["eval_step"] < 1:
         raise PerPEFTError("eval_step is 0: trials are compared by their valid metrics, which need evaluations")
@@ -62,8 +67,10 @@ def check_fixed(space: SearchSpace, fixed: Mapping[str, Any]) -> None:
         PerPEFTError: there is such a setting.
     """
     for parameter in space.parameters:
-        if parameter.key in fixed:
-            raise PerPEFTError(f"{parameter.key} is searched over and fixed at {fixed[parameter.key]!r}: choose one")
+        name, _, entry = parameter.key.partition(".")
+        value = fixed.get(name)
+        if name in fixed and (not entry or isinstance(value, Mapping) and entry in value):
+            raise PerPEFTError(f"{parameter.key} is searched over and fixed at {value!r}: choose one")
 
 
 def _check_values(parameter: Parameter, space: SearchSpace, settings: Mapping[str, Any], is_used: bool) -> None:

@@ -19,7 +19,7 @@ class SearchReport:
         folder: where everything lies.
         valid_metric: name of the score.
         table: a row a trial: `trial`, `status`, `score` (best of the stage that chooses the model), `best_epoch`,
-            `epochs`, `seconds`, `starts`, `machines`, `error`, and a column a parameter; best trials first.
+            `trained_epochs`, `seconds`, `starts`, `machines`, `error`, and a column a parameter; best trials first.
         parameters: the columns that are parameters.
         logarithmic: those whose logarithm is searched over.
         best: result of the best trial, as in `result.json`; None if no trial has a model yet.
@@ -41,7 +41,7 @@ class SearchReport:
     @property
     def n_epochs(self) -> int:
         """Trained epochs of all trials."""
-        return int(self.table["epochs"].sum())
+        return int(self.table["trained_epochs"].sum())
 
     @property
     def best_settings(self) -> dict[str, Any]:

@@ -31,7 +31,18 @@ from recbole_perpeft.studies.search.trial import RUN_FOLDER, TrialPlan
 
 _PLACES = keys_of_kind([RunSettings], "place", "display")
 _RESULT: Schema = {"test_result": (dict,)}
-_COLUMNS = ("trial", "status", "score", "best_epoch", "epochs", "seconds", "starts", "machines", "has_model", "error")
+_COLUMNS = (
+    "trial",
+    "status",
+    "score",
+    "best_epoch",
+    "trained_epochs",
+    "seconds",
+    "starts",
+    "machines",
+    "has_model",
+    "error",
+)
 
 
 def write_report(folder: Path, plan: TrialPlan, config: Config, n_trials: int, ended: bool) -> SearchReport:
@@ -101,7 +112,7 @@ def _table(trials: list[_Trial], plan: TrialPlan) -> pd.DataFrame:
             "status": trial.entry.status,
             "score": trial.scores.best,
             "best_epoch": trial.scores.best_epoch,
-            "epochs": trial.n_epochs,
+            "trained_epochs": trial.n_epochs,
             "seconds": round(trial.seconds, 1),
             "starts": trial.entry.starts,
             "machines": " ".join(dict.fromkeys(trial.entry.machines)),

@@ -189,7 +189,11 @@ def _is_grid(parameter: Parameter) -> bool:
 
 
 def _identity(point: Point) -> str:
-    return json.dumps(point, sort_keys=True, default=str)
+    """The same for 1 and 1.0."""
+    plain = {
+        key: int(value) if isinstance(value, float) and value.is_integer() else value for key, value in point.items()
+    }
+    return json.dumps(plain, sort_keys=True, default=str)
 
 
 def read_space(source: Path | Mapping[str, Any]) -> SearchSpace:

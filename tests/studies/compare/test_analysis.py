@@ -41,7 +41,8 @@ def test_significance_over_users(toy_runs, toy_record):
     for model, p_value in p_t.items():
         row = table.loc[(model, "ndcg@5")]
         assert row["p_t"] == pytest.approx(p_value)
-        assert row["p_wilcoxon"] == pytest.approx(stats.wilcoxon(users[model], users["base"]).pvalue)
+        gains = np.round(np.subtract(users[model], users["base"]), 9)  # the same gain may differ in its last bits
+        assert row["p_wilcoxon"] == pytest.approx(stats.wilcoxon(gains).pvalue)
         assert row["improvement"] == pytest.approx(np.mean(users[model]) / np.mean(users["base"]) - 1)
     smallest = min(p_t, key=p_t.get)
     assert table.loc[(smallest, "ndcg@5"), "p_t_holm"] == pytest.approx(2 * p_t[smallest])
@@ -153,6 +154,22 @@ def test_several_targets_give_no_significance(toy_runs):
     record = collect(plan, outcomes)
     assert record.rows is None and analysis.significance(record, "base").empty
     assert len(analysis.quality(record)) == 9
+    assert "1 of 6 runs lack test_ranks.parquet" in record.remarks[0]
+    for outcome in outcomes[1:6]:
+        (outcome.job.folder / "test_ranks.parquet").unlink()
+    assert not collect(plan, outcomes).remarks  # as where users have several targets
+
+
+def test_all_that_is_said_of_a_difference_is_over_the_same_users(toy_record):
+    users = np.array([0] * 20 + list(range(1, 41)))
+    record = dataclasses.replace(toy_record, rows=dataclasses.replace(toy_record.rows, users=users))
+    table = analysis.significance(record, "base").set_index(["model", "metric"])
+    means = analysis.intervals(record).set_index(["model", "metric"])
+    for model in MODELS[1:]:
+        row, own = table.loc[(model, "ndcg@5")], means.loc[(model, "ndcg@5")]
+        assert own["low"] <= own["mean"] <= own["high"]
+        assert row["improvement"] == pytest.approx(row["difference"] / means.loc[("base", "ndcg@5"), "mean"])
+        assert own["mean"] == pytest.approx(record.rows.of_users(model, "ndcg@5").mean())
 
 
 @pytest.mark.parametrize(

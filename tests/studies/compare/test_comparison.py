@@ -170,6 +170,13 @@ def test_controls_splits_and_lists_in_one_command(aspects_settings, tmp_path, ca
     assert set(tables["split"]) == {"LS", "GT"} and set(tables["model"]) == {"Pop", "KNN"}
 
 
+def test_a_report_that_cannot_be_written_is_told_before_the_runs(shared, tmp_path):
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(PerPEFTError, match="--output is .*is a file; name another folder"):
+            compare(parse_models("Pop"), ["toy"], output, 1, config_dict=shared)
+
+
 def test_no_run_succeeds(shared, tmp_path, monkeypatch):
     from recbole_perpeft.studies.compare import comparison
     from recbole_perpeft.studies.compare.jobs.runs import Outcome

@@ -40,6 +40,23 @@ def test_files_of_a_report(report, toy_record):
     assert len(runs) == 7 and runs["error"].dropna().tolist() == ["the loss is not finite"]
 
 
+def test_tables_of_an_earlier_comparison_are_gone(report, toy_runs):
+    plan, outcomes, *_ = toy_runs
+    (report / "splits.csv").write_text("dataset\n")
+    (report / "mine.csv").write_text("stays\n")
+    write_report(report, [collect(plan, outcomes[:2])], "base")
+    assert not {"splits.csv", "significance.csv", "groups.csv"} & {path.name for path in report.iterdir()}
+    assert (report / "mine.csv").exists()
+
+
+def test_groups_are_those_of_the_first_seed_of_each_model(toy_runs):
+    plan, outcomes, *_ = toy_runs
+    kept = [outcome for outcome in outcomes if (outcome.job.spec.name, outcome.job.seed) != ("good", 1)]
+    record = collect(plan, kept)
+    (groups,) = [table for table in tables(record, "base") if table.title == "By user group"]
+    assert len(groups.rows) == 3
+
+
 def test_significance_from_the_ranks_of_a_report(report, toy_record):
     ranks = pd.read_parquet(report / "ranks.parquet")
     assert len(ranks) == 6 * 60

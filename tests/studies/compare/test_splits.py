@@ -11,6 +11,7 @@ from recbole_perpeft.core.protocol import with_split
 from recbole_perpeft.studies.compare import analysis
 from recbole_perpeft.studies.compare.jobs.plan import plan
 from recbole_perpeft.studies.compare.jobs.specs import parse_models
+from recbole_perpeft.studies.compare.records import collect
 from recbole_perpeft.studies.compare.report import write_report
 from recbole_perpeft.studies.compare.splits import kendall, side_by_side
 
@@ -53,3 +54,17 @@ def test_runs_of_a_split_are_those_without_the_flag(toy_settings):
     )
     assert alone.folder == of_splits.folder != at_one_time.folder
     assert str(at_one_time) == "Pop on toy split by GT, seed 2026"
+
+
+@pytest.mark.parametrize("given", [5, {"split": "GT"}, "GT"])
+def test_arguments_that_are_no_dictionary_are_named(given):
+    with pytest.raises(PerPEFTError, match="eval_args is .*: it must be a dictionary such as"):
+        with_split({"eval_args": given}, "LS")
+
+
+def test_one_model_has_no_order(toy_runs, tmp_path):
+    of_all, outcomes, *_ = toy_runs
+    alone = collect(of_all, outcomes[:2])
+    write_report(tmp_path, [under(alone, "LS", [0]), under(alone, "GT", [0])], "base")
+    report = (tmp_path / "report.md").read_text()
+    assert "Kendall" not in report and "nan" not in report

@@ -72,6 +72,15 @@ def test_paired_tests_are_those_of_scipy():
     assert paired_test(baseline, model).p_t == pytest.approx(result.p_t)
 
 
+@pytest.mark.parametrize("n_seeds", [3, 5])
+def test_users_who_gain_the_same_in_other_seeds_share_a_rank(n_seeds):
+    rng = np.random.default_rng(0)
+    ours, theirs = (rng.random((n_seeds, 300)) < share for share in (0.35, 0.3))
+    means = [sum(of_seed / n_seeds for of_seed in hits) for hits in (ours, theirs)]
+    exact = stats.wilcoxon(ours.sum(0) - theirs.sum(0)).pvalue
+    assert paired_test(*means).p_wilcoxon == pytest.approx(exact)
+
+
 def test_models_without_a_difference():
     values = np.array([0.0, 0.5, 1.0])
     result = paired_test(values, values)

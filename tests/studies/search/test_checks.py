@@ -65,6 +65,10 @@ def test_a_setting_is_not_asked_for_and_searched_over(space_of):
     with pytest.raises(PerPEFTError, match="learning_rate is searched over and fixed at 0.1: choose one"):
         NewSearch("SASRec", "aspects", {"learning_rate": {"choice": [0.001]}}, None, {"learning_rate": 0.1}).estimate()
     check_fixed(space, {"epochs": 3})
+    of_entries = space_of("peft_config.r: {choice: [4, 8]}")
+    check_fixed(of_entries, {"peft_config": {"lora_alpha": 3}})
+    with pytest.raises(PerPEFTError, match="peft_config.r is searched over and fixed at {'r': 8}"):
+        check_fixed(of_entries, {"peft_config": {"r": 8}})
 
 
 def test_a_search_begins_with_what_files_and_presets_say():
@@ -173,3 +177,15 @@ def test_a_search_that_was_killed_before_its_settings_were_written_starts_anew(
     assert main(["search", *words, f"--output={output}"]) == 1 and "ZeroDivisionError" in capsys.readouterr().err
     assert (output / "space.yaml").read_text() == (tmp_path / "space.yaml").read_text()
     assert sorted(path.name for path in output.iterdir()) == ["search.yaml", "space.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("eval_args.mode: {choice: [full, uni10]}", "cannot search over eval_args.mode: .*one protocol"),
+        ("learning_rate: {choice: [0.1]}\nmodel: Pop", "the search space names the model Pop: name it by --model"),
+    ],
+)
+def test_trials_are_of_one_model_and_one_protocol(space_of, text, message):
+    with pytest.raises(PerPEFTError, match=message):
+        check_search(space_of(text), {"model": "BPR", "dataset": "aspects"})

@@ -142,3 +142,13 @@ def test_a_search_without_a_model_is_an_error(tmp_path, search):
     with pytest.raises(PerPEFTError, match="found nothing: it broke"):
         write_report(folder, empty, config, n_trials=1, ended=True)
     assert (folder / "report.html").is_file()
+
+
+def test_epochs_can_be_searched_over(search, tmp_path):
+    folder, plan, config = search
+    (tmp_path / "space.yaml").write_text("epochs: {choice: [1, 3]}\n")
+    for name, epochs in (("a", 1), ("b", 3)):
+        TrialEntry(name, {"epochs": epochs}, "finished", 1, ["node"]).write(plan.folder / name)
+    searched = dataclasses.replace(plan, space=read_space(tmp_path / "space.yaml"))
+    table = write_report(folder, searched, config, n_trials=4, ended=False).table.set_index("trial")
+    assert table.loc["a", "epochs"] == 1 and table.loc["a", "trained_epochs"] == 3

@@ -241,7 +241,7 @@ def test_a_trial_on_two_devices_ends_as_one_process_that_takes_two_batches_a_ste
     alone = run("PerPEFT", config_dict=chosen | report.best["parameters"] | {"batches_a_step": 2})
     assert report.best["test_result"] == alone["test_result"]
     assert report.table["score"].tolist() == [alone["best_valid_score"]]
-    assert report.table["epochs"].tolist() == [alone["epochs"]] and report.table["starts"].tolist() == [1]
+    assert report.table["trained_epochs"].tolist() == [alone["epochs"]] and report.table["starts"].tolist() == [1]
     assert report.best_settings["nproc"] == 2 and "max_failures" not in report.best_settings
     log = (tmp_path / "out" / "search.log").read_text()
     assert [log.count(f"epoch {epoch}, NDCG@10") for epoch in (1, 2, 3)] == [1, 1, 0]

@@ -89,6 +89,11 @@ def test_a_small_space_is_not_searched_twice(space_of):
     assert sorted((point["a"], point["b"]) for point in points) == [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
 
 
+def test_a_number_in_two_spellings_is_one_point(space_of):
+    space = space_of("weight_decay: {choice: [0, 0.0, 0.1]}")
+    assert len(space.draw(20, {"weight_decay": 0.0}, seed=0)) == 2
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_settings_as_they_are_are_tried_once(space_of, seed):
     space, defaults = space_of("a: {choice: [1, 2]}\nb: {choice: [x, y]}\n"), {"a": 1, "b": "x"}
