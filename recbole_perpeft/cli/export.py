@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recbole_perpeft.cli.flags import Flags
+from recbole_perpeft.core.errors import PerPEFTError
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -26,7 +27,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     flags.add_argument("--license", default="unknown", help="what the model card says of it (%(default)s)")
     flags.add_argument("--push_to_hub", help="upload it, without the ids of users: <owner>/<name>")
     flags.add_argument("--public", action="store_true", help="let everybody see a new repository of the hub")
-    return flags.parse(words)
+    options = flags.parse(words)
+    if options.public and not options.push_to_hub:
+        raise PerPEFTError("--public says who may see what --push_to_hub uploads: give both, or neither")
+    return options
 
 
 def run(options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.settings import Setting
 
+_NEGATIVE = re.compile(r"-[0-9.][0-9.e+-]*", re.IGNORECASE)
 _SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
 
 
@@ -55,7 +57,7 @@ class Flags(argparse.ArgumentParser):
         Raises:
             PerPEFTError: A flag is unknown, missing, or has no possible value.
         """
-        options, unknown = self.parse_known_args([spelt(word) for word in words])
+        options, unknown = self.parse_known_args(_joined([spelt(word) for word in words]))
         for word in unknown:
             if not word.startswith("--"):
                 raise no_flag(word)
@@ -67,6 +69,17 @@ class Flags(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Wrong flags end as all wrong input does: in one line, without the usage."""
         raise PerPEFTError(f"{message}; see {self.prog} --help")
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """Words with a negative number joined to the flag before it: argparse takes -1e-3 for a flag."""
+    found: list[str] = []
+    for word in words:
+        if _NEGATIVE.fullmatch(word) and found and found[-1].startswith("--") and "=" not in found[-1]:
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def changes_of(options: argparse.Namespace) -> dict[str, Any]:

@@ -21,6 +21,7 @@ _PARTS = ("split", *_CHOICES, "mode")
 TARGETS = ("last", "first", "random", "all", "successive")
 DEFAULT_TARGET = TARGETS[0]
 _OPTIONAL = ("target",)
+_MODE = re.compile(r"full|labeled|(uni|pop)[1-9][0-9]*")
 _INTERVAL = re.compile(r"[\[(]([^,]+),([^,]+)[\])]")
 # What a kind of split means where the settings do not say more about it.
 _USUAL_SPLITS = {"LS": "valid_and_test", "GT": 0.9, "RS": [0.8, 0.1, 0.1]}
@@ -126,6 +127,11 @@ def check_eval_args(arguments: Mapping[str, Any]) -> None:
     for name, choices in _CHOICES.items():
         if arguments[name] not in choices:
             raise PerPEFTError(f"eval_args: {name} is {shown(arguments[name])}; choose {choices[0]} or {choices[1]}")
+    for mode in _modes(arguments["mode"]).values():
+        if not isinstance(mode, str) or not _MODE.fullmatch(mode):
+            raise PerPEFTError(
+                f"eval_args: mode is {shown(mode)}; choose full, drawn candidates such as uni100 or pop100, or labeled"
+            )
     _check_split(arguments["split"])
     _check_target(arguments)
 

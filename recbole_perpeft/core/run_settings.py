@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.errors import PerPEFTError, shown
 from recbole_perpeft.core.protocol import check_eval_args, check_interval, places_of_parts
 from recbole_perpeft.core.settings import Settings, same_as, setting
 
@@ -199,10 +199,20 @@ class RunSettings(Settings):
         for column, kept in (self.val_interval or {}).items():
             if not isinstance(kept, list):  # of values of a column of tokens
                 check_interval(f"val_interval of {column}", kept)
+        self._check_clipping()
         check_eval_args(self.eval_args)
         if self.benchmark_filename is not None:
             places_of_parts(self.benchmark_filename)
         self._check_valid_metric()
+
+    def _check_clipping(self) -> None:
+        limits = self.clip_grad_norm or {}
+        numbers = {key: value for key, value in limits.items() if isinstance(value, int | float) and value > 0}
+        if limits and ("max_norm" not in limits or set(limits) - {"max_norm", "norm_type"} or numbers != limits):
+            raise PerPEFTError(
+                f"clip_grad_norm is {shown(limits)}: it must be such as {{max_norm: 5}}, a number above 0, with "
+                "norm_type beside it or not"
+            )
 
     def _check_valid_metric(self) -> None:
         if self.valid_metric is None:

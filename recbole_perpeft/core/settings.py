@@ -292,7 +292,7 @@ def _as_type(value: Any, hint: Any) -> tuple[bool, Any]:
         return value in typing.get_args(hint), value
     if origin in (int, float):
         number = Integral if origin is int else Real
-        return isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value), value
+        return isinstance(value, number) and not isinstance(value, bool) and _is_finite(value), value
     if origin is Path:
         return isinstance(value, str | Path) and value != "", Path(value) if isinstance(value, str) else value
     if origin is str:
@@ -304,6 +304,13 @@ def _as_type(value: Any, hint: Any) -> tuple[bool, Any]:
         matches = isinstance(value, list | tuple) and all(_as_type(entry, entries[0])[0] for entry in value)
         return matches, origin(value) if matches else value
     return isinstance(value, origin), value
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond those of 8 bytes
+        return False
 
 
 def _words(hint: Any) -> str:

@@ -43,8 +43,9 @@ def log_files(config) -> list[Path]:
 
 
 def is_log_there(config) -> bool:
-    """Whether a run finds its log, or makes it, as that of the bundled data set."""
-    return config["dataset"] == BUNDLED_DATASET or all(log.is_file() for log in log_files(config))
+    """Whether a run finds its log, or makes it, as that of the bundled data set where its folder is not there."""
+    is_made = config["dataset"] == BUNDLED_DATASET and not config.dataset_folder.exists()
+    return is_made or all(log.is_file() for log in log_files(config))
 
 
 def _missing_folder(folder: Path, name: str) -> str:
@@ -60,8 +61,10 @@ def _missing_folder(folder: Path, name: str) -> str:
 
 def _check_file(path: Path, suffix: str, config) -> None:
     if not path.is_file():
-        hint = "; a folder that is only half there is best deleted" if config["dataset"] == BUNDLED_DATASET else ""
-        raise PerPEFTError(f"{path} is missing; load_col asks for columns of it{hint}")
+        hint = "a folder that is only half there is best deleted"
+        if config["dataset"] != BUNDLED_DATASET:
+            hint = f"where the data set has moved, --data_path names the folder that holds {config['dataset']}/"
+        raise PerPEFTError(f"{path} is missing; load_col asks for columns of it; {hint}")
     columns = read_header(path, config["field_separator"], config["encoding"])
     wanted = (config["load_col"] or {}).get(suffix, "*")
     if wanted == "*":

@@ -304,5 +304,6 @@ def _compare_with_interactions(
         report.add(Problem.UNKNOWN, repr(token))
     if n_unused := len(known - used):
         LOGGER.warning(
-            f"{file}: {n_unused} of {len(known)} items have no interactions; they can be scored as new items."
+            f"{file}: {n_unused} of {len(known)} items have no interactions that the run keeps; they can be scored as "
+            "new items."
         )

@@ -25,7 +25,15 @@ from recbole_perpeft.core.logs import LOGGER
 from recbole_perpeft.core.plugins import load_plugins
 from recbole_perpeft.core.protocol import KEY, laid_over, without_empty_parts
 from recbole_perpeft.core.run_settings import RecBoleSettings, RunSettings
-from recbole_perpeft.core.settings import Settings, classes_of, classes_read, defaults_of, reachable, settings_from
+from recbole_perpeft.core.settings import (
+    Settings,
+    classes_of,
+    classes_read,
+    defaults_of,
+    keys_of_kind,
+    reachable,
+    settings_from,
+)
 from recbole_perpeft.core.yaml_values import PLAIN_TYPES, SettingsLoader, parse_value, read_yaml
 from recbole_perpeft.data.dataset import SequenceDataset
 from recbole_perpeft.models import get_model
@@ -48,7 +56,13 @@ REFUSED_KEYS = {
     "dataset_save_path": "data sets are built from their atomic files in seconds and are not pickled",
     "save_dataloaders": "loaders are built in seconds and are not pickled",
     "dataloaders_save_path": "loaders are built in seconds and are not pickled",
+    "config_files": "files cannot name others; give them as --config_files, or as config_file_list in Python",
+    "checkpoint_dir": "checkpoints lie in the folder of the run; name it by run_folder, or runs_folder for all",
+    "device": "it follows from use_gpu and gpu_id",
+    "valid_metric_bigger": "it follows from valid_metric",
 }
+# Text, whatever number it looks like.
+_TEXTS = frozenset({*keys_of_kind([RunSettings], "place"), "wandb_project"})
 _RECBOLE_LOSSES = ("BPR", "CE")  # of its sequential models
 COMMAND_LINE_KEYS = {
     "model",
@@ -178,7 +192,10 @@ class Config(RecBoleConfig):
 
     def _check_keys(self, settings: dict[str, Any]) -> dict[str, str]:
         for key, reason in REFUSED_KEYS.items():
-            if self.external_config_dict.get(key):
+            value = self.external_config_dict.get(key)
+            if (
+                value or key == "valid_metric_bigger" and value is not None
+            ):  # RecBole's own defaults are False and None
                 raise PerPEFTError(f"{key} is not supported: {reason}")
         known = COMMAND_LINE_KEYS.union(self.internal_config_dict, *self.parameters.values())
         return check_keys(self.external_config_dict, known, self.model_class, settings)
@@ -194,14 +211,15 @@ class Config(RecBoleConfig):
         unused = {each.name for cls, _ in reachable(declared) for each in cls.declared()}
         defaults = defaults_of((RunSettings, *self.settings_classes))
         settings = defaults | {key: value for key, value in settings.items() if key in defaults or key not in unused}
-        given = "train_neg_sample_args" in self.external_config_dict
-        if not given and self._learns_without_sampled_negatives(settings):
-            settings["train_neg_sample_args"] = None
+        self._choose_negatives(settings)
         if "peft_config" not in self.external_config_dict and self._has_another_peft_type(defaults):
             settings["peft_config"] = {}
         for key, others in getattr(self.model_class, "replaced_defaults", {}).items():
             if key not in self.external_config_dict and any(map(self.external_config_dict.get, others)):
                 settings[key] = None
+        for key in ("data_path", "valid_metric"):
+            if settings[key] in (None, ""):
+                raise PerPEFTError(f"{key} is empty: leave it out for the usual one")
         for key in ("data_path", "checkpoint_dir", "valid_metric"):
             settings[key] = str(settings[key])
         settings_from(settings, RecBoleSettings)
@@ -230,15 +248,27 @@ class Config(RecBoleConfig):
             "loss_type": f"loss_type {name} is for models of item content, {self.model_class.__name__} keeps its own"
         }
 
+    def _choose_negatives(self, settings: dict[str, Any]) -> None:
+        """Leave `train_neg_sample_args` out where RecBole's loader must draw none, and say so where it is given."""
+        key, given = "train_neg_sample_args", self.external_config_dict.get("train_neg_sample_args")
+        has_own_loader = issubclass(getattr(self.model_class, "dataset_class", type), SequenceDataset)
+        if has_own_loader and given:
+            self.unread_settings[key] = (
+                f"{key} is for RecBole's models, {self.model_class.__name__} does not read it: its loss says what is "
+                "drawn (loss_type, n_negatives, negative_distribution)"
+            )
+        if has_own_loader or given is None and self._learns_without_sampled_negatives(settings):
+            settings[key] = None
+        elif isinstance(given, dict) and given.get("sample_num", 1) in (0, None):
+            raise PerPEFTError(f"{key}: sample_num is {given['sample_num']}: it must be at least 1")
+
     def _has_another_peft_type(self, declared: dict[str, Any]) -> bool:
         """Whether `peft_type` is not that of the defaults, whose `peft_config` then means nothing."""
         default = str(self.internal_config_dict.get("peft_type", declared.get("peft_type")))
         return str(self.external_config_dict.get("peft_type", default)).lower() != default.lower()
 
     def _learns_without_sampled_negatives(self, settings: dict[str, Any]) -> bool:
-        """Whether RecBole's loader must draw no negatives: cross-entropy over the catalogue, or a loader of ours."""
-        if issubclass(getattr(self.model_class, "dataset_class", type), SequenceDataset):
-            return True
+        """Whether RecBole's loader must draw no negatives: for cross-entropy over the catalogue."""
         if settings["MODEL_TYPE"] != ModelType.SEQUENTIAL or hasattr(self.model_class, "input_type"):
             return False
         return settings.get("loss_type") == "CE"
@@ -319,7 +349,8 @@ def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 
 def _parsed(key: str, value: Any) -> Any:
-    return parse_value(key, value) if isinstance(value, str) and key not in ("model", "dataset") else value
+    is_text = key in ("model", "dataset") or key in _TEXTS and str(value).strip().lower() != "null"
+    return parse_value(key, value) if isinstance(value, str) and not is_text else value
 
 
 def _plain(value: Any) -> Any:

@@ -124,7 +124,8 @@ class RunFolder:
         self.write_settings(config)
         self.write_environment(config)
         if self.writes:
-            (self.path / RESULT_FILE).unlink(missing_ok=True)
+            for name in (RESULT_FILE, RANKS_FILE):
+                (self.path / name).unlink(missing_ok=True)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""

@@ -184,8 +184,10 @@ class RunRecord:
         last_stage = evaluated.loc[evaluated["stage"] == epochs["stage"].iloc[-1], ["epoch", column]]
         if last_stage.empty:
             return ValidScores(by_epoch)
-        place = last_stage[column].argmax() if bigger_is_better else last_stage[column].argmin()
-        epoch, score = last_stage.iloc[place]
+        # Of equal scores the last one counts, whose model RecBole keeps.
+        newest_first = last_stage.iloc[::-1]
+        place = newest_first[column].argmax() if bigger_is_better else newest_first[column].argmin()
+        epoch, score = newest_first.iloc[place]
         return ValidScores(by_epoch, float(score), int(epoch) + 1)
 
     def ranks(self) -> pd.DataFrame | None:

@@ -33,6 +33,8 @@ from recbole_perpeft.training.workers import ALONE, Workers
 
 __all__ = ["create_dataset", "data_preparation", "get_model", "get_trainer", "load", "resume", "run"]
 
+_OF_THE_WHOLE_RUN = ("seed", "eval_args", "mask_history", "valid_metric", "eval_sample")
+
 
 def run(
     model: str | type | None = None,
@@ -106,7 +108,25 @@ def _resume(folder: RunFolder, config_dict: Mapping[str, Any] | None, callback_f
     load_plugins(changes.get("plugin"))
     if "train_windows" in ways_to_read(get_model(changes.get("model", settings["model"]))):
         settings = {"train_windows": "newest"} | settings  # version 0.1.0 knew no other rows and did not write the key
-    return _start(Config(config_dict=changed(settings, changes)), folder, True, callback_fn, with_test)
+    after = changed(settings, changes)
+    _check_comparable(settings, after, folder.path)
+    return _start(Config(config_dict=after), folder, True, callback_fn, with_test)
+
+
+def _check_comparable(before: Mapping[str, Any], after: Mapping[str, Any], folder: Path) -> None:
+    """Epochs that were evaluated before are compared with those that follow, and draw from one seed.
+
+    Raises:
+        PerPEFTError: a setting is another on which that depends.
+    """
+    for key in _OF_THE_WHOLE_RUN:
+        if key in before and after.get(key) != before[key]:
+            raise PerPEFTError(
+                f"{folder} is a run with {key} {before[key]}, not {after.get(key)}: its epochs would not compare; "
+                "start another run"
+            )
+    if Path(after.get("run_folder") or folder).resolve() != folder.resolve():
+        raise PerPEFTError(f"{folder} is resumed in its own folder: leave out run_folder")
 
 
 def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None, needs_log: bool = True) -> tuple:

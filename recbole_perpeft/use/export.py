@@ -63,7 +63,7 @@ def export(
     if not banks:
         raise PerPEFTError(
             f"{run} is a run of {config['model']} with peft_type {config['peft_type']}, which has no adapters of "
-            "peft; PerPEFT and GlobalPEFT have, with every peft_type but adapter, bitfit, full, iisan and none"
+            "peft; PerPEFT and GlobalPEFT have, with every peft_type but adapter, bitfit, full, ids, iisan and none"
         )
     has_onnx = can_write_onnx() if onnx is None else onnx
     folder = Path(run) if Path(run).is_dir() else Path(run).parent

@@ -44,7 +44,12 @@ def _csv(path: Path, separator: str = ",") -> Iterator[_Write]:
 @contextmanager
 def _json_lines(path: Path) -> Iterator[_Write]:
     with open(path, "w", encoding="utf-8") as file:
-        yield lambda table: table.to_json(file, orient="records", lines=True, force_ascii=False)
+
+        def write(table: pd.DataFrame) -> None:
+            if len(table):  # pandas writes an empty line for none
+                table.to_json(file, orient="records", lines=True, force_ascii=False)
+
+        yield write
 
 
 @contextmanager

@@ -349,10 +349,10 @@ class Recommender:
         """
         if wanted.k < 1:
             raise PerPEFTError(f"k is {wanted.k}: a list has at least one item")
-        if wanted.include_new_items and not hasattr(self.model, "item_tokens_with_content"):
+        if wanted.include_new_items and not self.scorer.scores_new_items:
             raise PerPEFTError(
-                f"include_new_items: {type(self.model).__name__} knows items by their interactions alone; models that "
-                "read content recommend others"
+                f"include_new_items: this {type(self.model).__name__} scores the items of its log alone; PerPEFT, "
+                "GlobalPEFT, IISAN and MoRec score others by their content, if they read any"
             )
         is_everything = wanted.candidates is None and not len(wanted.exclude)
         if is_everything and wanted.include_new_items in self._everything:

@@ -42,8 +42,8 @@ class Requests:
         """
         path = Path(given)
         if path.suffix.lower() not in (*_TABLES, ".gz"):
-            return self.recommender.people_of_log(given.split(","))
-        tokens, lines = _column(path, USER)
+            return self.recommender.people_of_log(list(dict.fromkeys(given.split(","))))
+        tokens, lines = _first_of_each(*_column(path, USER))
         ids = self.recommender.user_ids(tokens)
         if not len(tokens):
             raise PerPEFTError(f"{path} has no rows: nobody to recommend to")
@@ -114,6 +114,12 @@ def _column(path: Path, name: str) -> tuple[list[str], np.ndarray]:
         tokens.append(_id(path, line, value, name))
         lines.append(line)
     return tokens, np.asarray(lines)
+
+
+def _first_of_each(tokens: list[str], lines: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Each user once, as in a table of orders."""
+    firsts = np.flatnonzero(~pd.Series(tokens, dtype=object).duplicated().to_numpy())
+    return [tokens[place] for place in firsts], lines[firsts]
 
 
 def _id(path: Path, line: int, value: object, column: str) -> str:

@@ -41,13 +41,15 @@ class Scorer(Protocol):
         keeps_all: Whether what is computed once a group stays for later lists.
         takes_histories: Whether it reads what users had, so that anybody can be served.
         users_at_once: Users of a batch at most.
-        new_items: Items without interactions that it can score; they follow the known ones.
+        scores_new_items: Whether items without interactions can be scored, as by their content.
+        new_items: Those that there are; they follow the known ones.
     """
 
     n_groups: int
     keeps_all: bool
     takes_histories: bool
     users_at_once: int
+    scores_new_items: bool
     new_items: Sequence[str]
 
     def groups_of(self, users: np.ndarray) -> np.ndarray:
@@ -95,6 +97,7 @@ class VectorScorer:
         encoder = getattr(model, "item_encoder", None)
         known = set(dataset.field2id_token[dataset.iid_field])
         has_content = encoder is not None and encoder.content_encoder.content_size > 0
+        self.scores_new_items = has_content
         self.new_items: Sequence[str] = sorted(set(model.item_tokens_with_content) - known) if has_content else []
         self._n_known = len(known)
         self._vectors: dict[int | None, Tensor] = {}
@@ -203,6 +206,7 @@ class RowScorer:
 
     n_groups = 0
     keeps_all = True
+    scores_new_items = False
     new_items: Sequence[str] = ()
 
     def __init__(self, model: Any, dataset: Any) -> None:

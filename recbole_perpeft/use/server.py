@@ -64,18 +64,19 @@ def app_of(service: Service) -> FastAPI:
         future = service.submit(await _json(request))
         return JSONResponse({"lists": await asyncio.wrap_future(future)})
 
-    @app.get("/items/{item_id:path}/similar", responses={400: _ERRORS[400]})
+    @app.get("/items/{item_id:path}/similar", responses=_ERRORS)
     def similar(item_id: str, group: int | None = None, k: int = 10) -> JSONResponse:
         """Items like one, in the eyes of a group."""
         return JSONResponse({"items": service.similar(item_id, group, k)})
 
+    # These are answered by the loop itself: they must not wait for threads that are at work.
     @app.get("/groups")
-    def groups() -> dict[str, Any]:
+    async def groups() -> dict[str, Any]:
         """Groups of users."""
         return {"groups": service.groups()}
 
     @app.get("/health")
-    def health() -> dict[str, Any]:
+    async def health() -> dict[str, Any]:
         """What is served."""
         return service.health()
 
@@ -145,15 +146,27 @@ def bound(host: str, port: int) -> socket.socket:
         except OSError:
             taken.close()
             raise
-    except OSError as error:
-        raise PerPEFTError(
-            f"cannot listen at {host}, port {port}: {error.strerror}; give another --host or --port"
-        ) from error
+    except (OSError, UnicodeError) as error:
+        raise _cannot_listen(host, port, error) from error
     return taken
 
 
+def _cannot_listen(host: str, port: int, error: Exception) -> PerPEFTError:
+    reason = getattr(error, "strerror", None) or error
+    return PerPEFTError(f"cannot listen at {host}, port {port}: {reason}; give another --host or --port")
+
+
 def serve(service: Service, address: socket.socket) -> None:
-    """Answer until Ctrl-C or SIGTERM; requests that are at work then are still answered."""
+    """Answer until Ctrl-C or SIGTERM; requests that are at work then are still answered.
+
+    Raises:
+        PerPEFTError: Another program listens there by now.
+    """
+    try:
+        address.listen()
+    except OSError as error:
+        host, port = address.getsockname()[:2]
+        raise _cannot_listen(host, port, error) from error
     # Its own settings of logs would close the handlers that are there.
     config = uvicorn.Config(
         app_of(service),

@@ -21,6 +21,7 @@ from recbole_perpeft.use.topk import best_items
 
 MAX_BODY_BYTES = 2**20
 MAX_LISTS, MAX_K, MAX_HISTORY, MAX_WAITING = 256, 1000, 1000, 1024
+MAX_SIMILAR = 32  # requests for similar items at a time, each of which holds a thread
 _AT_ONCE = 1024  # lists that are computed together
 _SWITCHES = ("include_seen", "include_new_items")
 KEYS = {"users", "histories", "k", *_SWITCHES}
@@ -67,6 +68,7 @@ class Service:
         self.recommender = recommender
         self._waiting: queue.Queue[_Waiting | None] = queue.Queue(MAX_WAITING)
         self._lengths: dict[int | None, Tensor] = {}
+        self._places = threading.BoundedSemaphore(MAX_SIMILAR)
         self._at_work = threading.Lock()  # a model is asked by one thread at a time
         self._worker = threading.Thread(target=self._work, name="lists", daemon=True)
 
@@ -113,6 +115,7 @@ class Service:
 
         Raises:
             PerPEFTError: there is no such item or group, or the model has no item vectors.
+            TooBusyError: too many wait already.
         """
         scorer = self.recommender.scorer
         _check_range("k", k, 1, MAX_K)
@@ -121,6 +124,15 @@ class Service:
         if group is not None and not 0 <= group < scorer.n_groups:
             raise PerPEFTError(f"there is no group {group} among {scorer.n_groups}")
         ids = self._ids([item])
+        if not self._places.acquire(blocking=False):
+            raise TooBusyError(f"{MAX_SIMILAR} requests for similar items wait already; try again later")
+        try:
+            return self._similar(item, ids, group, k)
+        finally:
+            self._places.release()
+
+    def _similar(self, item: str, ids: np.ndarray, group: int | None, k: int) -> list[dict[str, Any]]:
+        scorer: Any = self.recommender.scorer
         with self._at_work, torch.no_grad():
             candidates = self.recommender.candidates(Wanted(k, exclude=[item]))
             vectors = scorer.vectors(group)

@@ -80,3 +80,10 @@ def test_wrong_flags_are_one_line(flags, words, message):
 def test_a_flag_without_a_name_is_told_as_it_was_written(word):
     with pytest.raises(PerPEFTError, match=f"cannot make sense of '{word}'"):
         settings_of([word])
+
+
+@pytest.mark.parametrize("words", [["--least", "-1e-3"], ["--least=-1e-3"], ["--least", "-.001"]])
+def test_negative_numbers_are_no_flags(words):
+    flags = Flags("verb", "It does.")
+    flags.add_argument("--least", type=float)
+    assert flags.parse(words).least == -0.001

@@ -293,3 +293,44 @@ def test_the_defaults_of_a_peft_method_do_not_outlive_it(settings, peft_config, 
     (properties / "dataset" / "toy.yaml").write_text("peft_config: {lora_dropout: 0.0}\n")
     monkeypatch.setattr("recbole_perpeft.runs.config.properties_folder", lambda: properties)
     assert Config("PerPEFT", "toy", config_dict=settings)["peft_config"] == peft_config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"config_files": "strong"}, "config_files is not supported: files cannot name others"),
+        ({"checkpoint_dir": "x"}, "checkpoint_dir is not supported: .*run_folder"),
+        ({"device": "cuda:1"}, "device is not supported: it follows from use_gpu"),
+        ({"valid_metric_bigger": False}, "valid_metric_bigger is not supported"),
+        ({"data_path": None}, "data_path is empty"),
+        ({"valid_metric": ""}, "valid_metric is empty"),
+        ({"eval_args": {"mode": "uni0"}}, "mode is 'uni0'; choose full, drawn candidates"),
+        ({"eval_args": {"mode": {"valid": "pop-5"}}}, "mode is 'pop-5'"),
+        ({"clip_grad_norm": {"max_nrm": 5}}, "clip_grad_norm is .*max_norm: 5"),
+        ({"clip_grad_norm": {"max_norm": -1}}, "clip_grad_norm is"),
+        ({"learning_rate": 10**400}, "learning_rate is"),
+    ],
+    ids=str,
+)
+def test_what_would_be_left_out_or_fail_later_is_refused(settings, message):
+    with pytest.raises(PerPEFTError, match=message):
+        Config("SASRec", "aspects", config_dict=settings)
+
+
+def test_negatives_of_our_loaders_are_their_own(caplog):
+    config = Config(
+        "GlobalPEFT", "aspects", config_dict={"train_neg_sample_args": {"sample_num": 50, "dynamic": True}}
+    )
+    assert config["train_neg_sample_args"]["distribution"] == "none"
+    assert "GlobalPEFT does not read it" in caplog.text
+    with pytest.raises(PerPEFTError, match="sample_num is 0"):
+        Config("BPR", "aspects", config_dict={"train_neg_sample_args": {"sample_num": 0}})
+
+
+@pytest.mark.parametrize("text", ["2024.10", "1e3", "007", "true"])
+def test_names_that_look_like_numbers_stay_text(text, tmp_path):
+    given = {"data_path": text, "runs_folder": text, "cache_folder": text, "run_folder": text}
+    (tmp_path / "a.yaml").write_text("".join(f"{key}: '{value}'\n" for key, value in given.items()))
+    for config in (Config("Pop", "x", config_dict=given), Config("Pop", "x", [str(tmp_path / "a.yaml")])):
+        assert config.dataset_folder == Path(text) / "x" and config["run_folder"] == text
+    assert Config("Pop", "x", config_dict={"run_folder": "null"})["run_folder"] is None

@@ -10,6 +10,7 @@ import pytest
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs.record import DamagedFileError, RunRecord
 from recbole_perpeft.runs.run import resume, run
+from recbole_perpeft.training.checkpoint import load_checkpoint
 from support.finished_run import write_run
 
 
@@ -165,3 +166,18 @@ def test_the_remedy_works(toy_settings, tmp_path):
     assert RunRecord(path).damage() is None
     assert {name: (path / name).read_bytes() for name in files} == files
     assert json.loads((path / "result.json").read_text())["parameters"] == before["parameters"]
+
+
+@pytest.mark.parametrize("bigger", [True, False])
+def test_of_equal_scores_the_last_epoch_is_the_one_whose_model_is_kept(toy_settings, bigger):
+    metric = "Hit@5" if bigger else "AveragePopularity@5"
+    more = {
+        "learning_rate": 0.0,
+        "epochs": 3,
+        "metrics": [metric.partition("@")[0]],
+        "topk": [5],
+        "valid_metric": metric,
+    }
+    folder = run("BPR", config_dict=toy_settings | more)["run_folder"]
+    kept = load_checkpoint(f"{folder}/best.pth")["epoch"] + 1
+    assert RunRecord(folder).valid_scores(metric, bigger).best_epoch == kept == 3

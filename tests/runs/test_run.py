@@ -19,6 +19,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.models import list_models, list_recbole_models
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.folder import RunFolder
+from recbole_perpeft.runs.record import RunRecord
 from recbole_perpeft.runs.run import create_dataset, load, resume, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,7 +112,19 @@ def test_a_run_that_was_killed_before_its_first_epoch_starts_again(toy_settings)
     assert resume(folder.path)["test_result"] == whole["test_result"]
 
 
-@pytest.mark.parametrize("change", [{"embedding_size": 32}, {"data_path": "/nowhere"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"embedding_size": 32}, {"data_path": "/nowhere"}, {"seed": 7}, {"valid_metric": "Hit@5"}),
+        *(
+            {"eval_args": {"mode": "uni10"}},
+            {"mask_history": "none"},
+            {"eval_sample": 5},
+            {"run_folder": "/elsewhere"},
+        ),
+    ],
+    ids=str,
+)
 def test_settings_that_do_not_fit_leave_a_run_as_it_was(toy_settings, change):
     folder = Path(run("BPR", config_dict=toy_settings)["run_folder"])
     before = {name: (folder / name).read_bytes() for name in ("config.yaml", "result.json", "environment.json")}
@@ -125,6 +138,8 @@ def test_a_run_that_goes_on_is_not_finished(toy_settings):
     folder, seen = Path(run("BPR", config_dict=toy_settings)["run_folder"]), []
     resume(folder, {"epochs": 5}, callback_fn=lambda *_: seen.append((folder / "result.json").exists()))
     assert seen == [False, False] and (folder / "result.json").exists()
+    resume(folder, {"epochs": 6}, with_test=False)
+    assert not (folder / "test_ranks.parquet").exists() and RunRecord(folder).damage() is None
 
 
 def test_numbers_of_numpy_are_numbers(toy_settings):

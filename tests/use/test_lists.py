@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -106,7 +107,7 @@ def test_the_stock_what_is_excluded_and_the_least_score(toy_run, tmp_path):
         ("BPR", ["--history=i1"], "BPR does not read histories"),
         ("BPR", ["--histories={}/h.csv"], "BPR does not read histories"),
         ("Caser", ["--history=i1"], "Caser learns who each user is"),
-        ("BPR", ["--users=u1", "--include_new_items"], "knows items by their interactions alone"),
+        ("BPR", ["--users=u1", "--include_new_items"], "this BPR scores the items of its log alone"),
         ("BPR", ["--users=u1,nobody"], "1 users are not in the data set: nobody"),
         ("BPR", ["--users={}/u.csv"], "u.csv: 1 row(s) name users that are not in the data set"),
         ("BPR", ["--users={}/missing.csv"], "missing.csv"),
@@ -242,3 +243,17 @@ def test_a_log_in_parts_is_a_log(tmp_path, parts, names):
         assert not is_log_there(config)
         (tmp_path / name).touch()
     assert is_log_there(config)
+
+
+def test_each_user_has_one_list(toy_run, tmp_path):
+    (tmp_path / "orders.csv").write_text("user_id,item_id\nu1,i1\nu2,i1\nu1,i2\n")
+    for users in (tmp_path / "orders.csv", "u1,u2,u1"):
+        output = tmp_path / f"{Path(users).stem}.jsonl"
+        assert recommend(f"--run={toy_run('BPR')}", f"--users={users}", "--k=1", f"--output={output}") == 0
+        assert [json.loads(line)["user_id"] for line in output.read_text().splitlines()] == ["u1", "u2"]
+
+
+def test_lists_of_nothing_are_an_empty_file(toy_run, tmp_path):
+    words = [f"--run={toy_run('BPR')}", "--users=u1", f"--output={tmp_path / 'l.jsonl'}"]
+    assert recommend(*words, "--min_score", "1e9") == 0
+    assert (tmp_path / "l.jsonl").read_text() == ""

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from recbole_perpeft.cli import serve as verb
 from recbole_perpeft.cli.main import main
+from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.use import service as service_module
 from recbole_perpeft.use.recommend import Recommender
+from recbole_perpeft.use.service import Service
 from support.answers import rows_of
 
 needs_packages = pytest.mark.skipif(not verb.has_packages(), reason="fastapi and uvicorn are not installed")
@@ -213,3 +215,42 @@ def test_without_its_packages_and_with_a_wrong_port(capsys, monkeypatch):
     assert main(["serve", "--run=somewhere"]) == 2
     assert "pip install 'recbole-perpeft[serve]'" in capsys.readouterr().err
     assert main(["serve", "--run=somewhere", "--port=0"]) == 2
+
+
+@needs_packages
+def test_whoever_asks_for_health_does_not_wait_for_similar_items(recommender, serving, monkeypatch):
+    monkeypatch.setattr(service_module, "MAX_SIMILAR", 3)
+    item, entered, may_go_on = str(recommender.item_tokens[1]), threading.Semaphore(0), threading.Event()
+    whole = Service._similar
+
+    def slow(self, *arguments):
+        entered.release()
+        may_go_on.wait(20)
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(Service, "_similar", slow)
+
+    def asks(port):
+        with ThreadPoolExecutor(3) as pool:
+            waiting = [pool.submit(ask, port, "GET", f"/items/{item}/similar") for _ in range(3)]
+            for _ in waiting:
+                assert entered.acquire(timeout=20)
+            assert ask(port, "GET", f"/items/{item}/similar")[0] == 503
+            found = [ask(port, "GET", path)[0] for path in ("/health", "/groups")]
+            may_go_on.set()
+            return found, [answer.result()[0] for answer in waiting]
+
+    assert serving(asks) == ([200, 200], [200, 200, 200])
+
+
+@needs_packages
+def test_two_servers_that_took_one_port_are_told(recommender, monkeypatch, capsys):
+    monkeypatch.setattr(Recommender, "from_file", lambda *_, **__: recommender)
+    server, port = pytest.importorskip("recbole_perpeft.use.server"), free_port()
+    first = server.bound("127.0.0.1", port)
+    second = server.bound("127.0.0.1", port)  # neither listens yet
+    with first, second, pytest.raises(PerPEFTError, match=f"cannot listen at 127.0.0.1, port {port}"):
+        first.listen()
+        server.serve(Service(recommender), second)
+    with pytest.raises(PerPEFTError, match="cannot listen at"):
+        server.bound("x" * 64 + ".org", 80)
