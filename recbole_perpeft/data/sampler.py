@@ -153,18 +153,8 @@ class GroupAwareSampler:
         return items.view(-1, n_positions)
 
     def sample_at(self, users: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Negatives from the catalogue that random numbers stand for: equal numbers, equal items.
-
-        Args:
-            users: LongTensor [B] user ids on the CPU.
-            points: LongTensor [B, L] of numbers from 0 to 2**62 - 1.
-
-        Returns:
-            LongTensor [B, L] of item ids.
-        """
-        flat = users.repeat_interleave(points.shape[1])
-        places = points.flatten() % self._catalogue.free_weight[flat]
-        return self._catalogue.items_at(flat, places).view(points.shape)
+        """Negatives [B, L] of users [B] from the catalogue; equal points (LongTensor [B, L]) are equal items."""
+        return self._catalogue.items_at(users.repeat_interleave(points.shape[1]), points.flatten()).view(points.shape)
 
     def candidates(self, users: torch.Tensor, n: int) -> Candidates:
         """Items for all targets of a batch together, from the pool of its group and the catalogue.
@@ -212,7 +202,7 @@ class GroupAwareSampler:
 
     def _draw(self, pools: "_Pools", users: torch.Tensor) -> torch.Tensor:
         points = torch.randint(0, 2**KEY_BITS, users.shape, generator=self._generator)
-        return pools.items_at(users, points % pools.free_weight[users])
+        return pools.items_at(users, points)
 
     def _catalogue_pools(self, counts: np.ndarray | None) -> "_Pools":
         owned = self._owned
@@ -375,7 +365,8 @@ class _Pools:
         return slots if self.line is None else self.line[(slots - 1).clamp(min=0)].where(slots > 0, 0)
 
     def items_at(self, users: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Items at points [n] of what remains of the users' [n] pools, `0 <= point < free_weight[user]`."""
+        """Items at points [n], taken modulo the weight of what remains of the users' [n] pools."""
+        points = points % self.free_weight[users]
         n_cut = torch.searchsorted(self.border_keys, users * self.stride + points, right=True)
         places = points + self.cut[n_cut] + self.shift[users]
         slots = places if self.line is None else torch.searchsorted(self.line, places, right=True)

@@ -312,10 +312,7 @@ class RankCollector(Collector):
         return torch.topk(scores, max(self.topk), dim=-1).indices
 
     def _hits_of_many(self, scores: Tensor, positive_u: Tensor, positive_i: Tensor) -> Tensor:
-        """[n, K + 1] as RecBole's metrics take it: whether places 1..K are positives, and the number of positives.
-
-        What is found of a row does not depend on the rows beside it.
-        """
+        """[n, K + 1] as RecBole's metrics take it: whether places 1..K are positives, and the number of positives."""
         n_rows, n_items = scores.shape
         n_positives = torch.bincount(positive_u, minlength=n_rows)
         order = torch.randperm(n_items, generator=torch.Generator().manual_seed(0)).to(scores.device)
@@ -323,7 +320,7 @@ class RankCollector(Collector):
         rows = torch.arange(n_rows, device=scores.device).unsqueeze(1)
         hits = torch.isin(rows * n_items + top_items, positive_u * n_items + positive_i)
         hits = torch.cat([hits.int(), n_positives.unsqueeze(1).int()], dim=1)
-        is_single = n_positives[positive_u] == 1
+        is_single = n_positives[positive_u] == 1  # as in a batch of such rows alone
         single = positive_u[is_single]
         if len(single):
             ranks = target_ranks(scores[single], positive_i[is_single])

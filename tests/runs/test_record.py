@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -171,13 +172,8 @@ def test_the_remedy_works(toy_settings, tmp_path):
 @pytest.mark.parametrize("bigger", [True, False])
 def test_of_equal_scores_the_last_epoch_is_the_one_whose_model_is_kept(toy_settings, bigger):
     metric = "Hit@5" if bigger else "AveragePopularity@5"
-    more = {
-        "learning_rate": 0.0,
-        "epochs": 3,
-        "metrics": [metric.partition("@")[0]],
-        "topk": [5],
-        "valid_metric": metric,
-    }
-    folder = run("BPR", config_dict=toy_settings | more)["run_folder"]
-    kept = load_checkpoint(f"{folder}/best.pth")["epoch"] + 1
+    more = {"metrics": [metric.partition("@")[0]], "topk": [5], "valid_metric": metric}
+    settings = toy_settings | more | {"learning_rate": 0.0, "epochs": 3}
+    folder = Path(run("BPR", config_dict=settings)["run_folder"])
+    kept = load_checkpoint(folder / "best.pth")["epoch"] + 1
     assert RunRecord(folder).valid_scores(metric, bigger).best_epoch == kept == 3
