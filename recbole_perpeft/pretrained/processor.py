@@ -248,6 +248,8 @@ class Processor:
         if self._image_processor is not None:
             image = {key: value for key, value in self._image_processor.to_dict().items() if key != "processor_class"}
             description["image"] = json.loads(json.dumps(image, default=dict))
+            if image.get("rescale_offset") or image.get("include_top"):  # version 0.1.0 left them out
+                description["image"]["read_as"] = "rescaled with its offset, divided by deviations as often as said"
         if self._tokenizer is not None:
             description |= {"tokenizer": self._tokenizer_digest(), "text_length": self.text_length}
         if self._moves_text:

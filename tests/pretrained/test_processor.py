@@ -111,6 +111,8 @@ def test_pixels_of_efficientnet_are_those_of_its_own_processor(tmp_path, more):
     expected = torch.as_tensor(np.asarray(images(photo, return_tensors="np")["pixel_values"][0]))
     found = FrozenModel(torch.nn.Identity(), pixels_of(images)).normalised(ours)[0]
     torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+    description = Processor(images, None, None, False).description["image"]
+    assert ("read_as" in description) == (more["include_top"] or "rescale_offset" in more)
 
 
 def test_padding_stands_at_the_right_whatever_side_the_tokenizer_prefers(tmp_path):
