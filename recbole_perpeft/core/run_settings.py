@@ -32,6 +32,9 @@ class PhotoLimits(Settings):
 USUAL_LIMITS = PhotoLimits()
 
 
+_OF_CLIPPING = ("norm_type", "error_if_nonfinite", "foreach")  # of `clip_grad_norm_`
+
+
 @dataclass(frozen=True)
 class RunSettings(Settings):
     """What every run reads, whatever the model.
@@ -207,11 +210,11 @@ class RunSettings(Settings):
 
     def _check_clipping(self) -> None:
         limits = self.clip_grad_norm or {}
-        numbers = {key: value for key, value in limits.items() if isinstance(value, int | float) and value > 0}
-        if limits and ("max_norm" not in limits or set(limits) - {"max_norm", "norm_type"} or numbers != limits):
+        largest, others = limits.get("max_norm"), set(limits) - {"max_norm", *_OF_CLIPPING}
+        if limits and (others or not isinstance(largest, int | float) or not largest > 0):
             raise PerPEFTError(
                 f"clip_grad_norm is {shown(limits)}: it must be such as {{max_norm: 5}}, a number above 0, with "
-                "norm_type beside it or not"
+                f"{', '.join(_OF_CLIPPING)} beside it or not"
             )
 
     def _check_valid_metric(self) -> None:

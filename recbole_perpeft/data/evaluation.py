@@ -278,7 +278,7 @@ def _check_labels(config, dataset) -> None:
             "eval_args: mode labeled measures scores of rows, not ranks: set metrics to AUC, LogLoss, MAE or RMSE, or "
             "mode to full"
         )
-    if label not in dataset.inter_feat:
+    if label not in dataset.inter_feat and not getattr(dataset, "is_without_log", False):
         raise PerPEFTError(
             f"eval_args: mode labeled needs labels, and {dataset.dataset_name} has no {label!r}: load that column, or "
             "make it of another one, as threshold: {rating: 4} does"

@@ -254,11 +254,12 @@ def _json_of(path: Path, key: str) -> dict[str, Any]:
 
 def _without_origins(values: dict) -> dict:
     """Without entries that differ between equal models; of a dual encoder, those of its towers too."""
-    return {
+    kept = {
         key: _without_origins(value) if isinstance(value, dict) else value
         for key, value in values.items()
         if key not in _ORIGINS
     }
+    return kept | ({"mask_ratio": 0.0} if "mask_ratio" in kept else {})  # as ViT-MAE is read (`Backbone`)
 
 
 def _weight_files(name: str, key: str) -> list[Path]:

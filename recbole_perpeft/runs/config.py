@@ -57,10 +57,10 @@ REFUSED_KEYS = {
     "save_dataloaders": "loaders are built in seconds and are not pickled",
     "dataloaders_save_path": "loaders are built in seconds and are not pickled",
     "config_files": "files cannot name others; give them as --config_files, or as config_file_list in Python",
-    "checkpoint_dir": "checkpoints lie in the folder of the run; name it by run_folder, or runs_folder for all",
     "device": "it follows from use_gpu and gpu_id",
     "valid_metric_bigger": "it follows from valid_metric",
 }
+_NOTHING = ("~", "null", "none")
 # Text, whatever number it looks like.
 _TEXTS = frozenset({*keys_of_kind([RunSettings], "place"), "wandb_project"})
 _RECBOLE_LOSSES = ("BPR", "CE")  # of its sequential models
@@ -349,7 +349,9 @@ def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 
 def _parsed(key: str, value: Any) -> Any:
-    is_text = key in ("model", "dataset") or key in _TEXTS and str(value).strip().lower() != "null"
+    if key in _TEXTS and str(value).strip().lower() not in _NOTHING:
+        return str(value) if isinstance(value, int) else value
+    is_text = key in ("model", "dataset")
     return parse_value(key, value) if isinstance(value, str) and not is_text else value
 
 

@@ -69,6 +69,10 @@ def run(
         PerPEFTError: wrong settings or data.
     """
     config = Config(model, dataset, config_file_list, config_dict)
+    if "checkpoint_dir" in config.external_config_dict:
+        LOGGER.warning(
+            "checkpoint_dir is not read: checkpoints lie in the folder of the run (run_folder, runs_folder)"
+        )
     folder = RunFolder.create(config)
     with full_disk(folder.path), folder.alone():
         return _start(config, folder, saved, callback_fn, with_test)
@@ -109,8 +113,11 @@ def _resume(folder: RunFolder, config_dict: Mapping[str, Any] | None, callback_f
     if "train_windows" in ways_to_read(get_model(changes.get("model", settings["model"]))):
         settings = {"train_windows": "newest"} | settings  # version 0.1.0 knew no other rows and did not write the key
     after = changed(settings, changes)
-    _check_comparable(settings, after, folder.path)
-    return _start(Config(config_dict=after), folder, True, callback_fn, with_test)
+    if Path(after.get("run_folder") or folder.path).resolve() != folder.path.resolve():
+        raise PerPEFTError(f"{folder.path} is resumed in its own folder: leave out run_folder")
+    config = Config(config_dict=after)
+    _check_comparable(settings, config.to_dict(), folder.path)
+    return _start(config, folder, True, callback_fn, with_test)
 
 
 def _check_comparable(before: Mapping[str, Any], after: Mapping[str, Any], folder: Path) -> None:
@@ -125,8 +132,6 @@ def _check_comparable(before: Mapping[str, Any], after: Mapping[str, Any], folde
                 f"{folder} is a run with {key} {before[key]}, not {after.get(key)}: its epochs would not compare; "
                 "start another run"
             )
-    if Path(after.get("run_folder") or folder).resolve() != folder.resolve():
-        raise PerPEFTError(f"{folder} is resumed in its own folder: leave out run_folder")
 
 
 def load(model_file: str | Path, config_dict: Mapping[str, Any] | None = None, needs_log: bool = True) -> tuple:

@@ -154,6 +154,9 @@ def test_columns_and_items_that_are_nowhere_are_told(tmp_path):
         source.texts(["1"])
     with pytest.raises(PerPEFTError, match=r"no item_id is that of an item of .*orders.csv, as '01' is"):
         TableSource(tmp_path / "orders.csv", items).texts(["01"])
+    photos = table(tmp_path / "photos.jsonl", ['{"item_id": "1", "photo": "a.jpg"}'])
+    source = TableSource(tmp_path / "orders.csv", photos, tmp_path, columns=TableColumns(image="photo"))
+    assert source.texts(["1"]) == {"title": {"1": ""}} and source.images(["1"])
     source = TableSource(tmp_path / "orders.csv", items, tmp_path, columns=TableColumns(image="phto"))
     with pytest.raises(PerPEFTError, match="no row has 'phto'"):
         source.images(["1"])

@@ -134,6 +134,14 @@ def test_settings_that_do_not_fit_leave_a_run_as_it_was(toy_settings, change):
     assert resume(folder, {"epochs": 4})["epochs"] == 4
 
 
+def test_all_settings_of_a_run_may_be_given_again(toy_settings, caplog):
+    shares = {"split": {"RS": (0.8, 0.1, 0.1)}, "order": "TO", "group_by": "user", "target": None}
+    settings = toy_settings | {"eval_args": shares, "checkpoint_dir": "elsewhere"}
+    folder = run("BPR", config_dict=settings)["run_folder"]
+    assert "checkpoint_dir is not read" in caplog.text
+    assert resume(folder, settings | {"epochs": 4})["epochs"] == 4
+
+
 def test_a_run_that_goes_on_is_not_finished(toy_settings):
     folder, seen = Path(run("BPR", config_dict=toy_settings)["run_folder"]), []
     resume(folder, {"epochs": 5}, callback_fn=lambda *_: seen.append((folder / "result.json").exists()))

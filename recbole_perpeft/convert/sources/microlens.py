@@ -14,7 +14,7 @@ from recbole_perpeft.convert.source import ExpectedCounts, Source
 from recbole_perpeft.convert.sources.iisan import sequence_rows
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.lines import csv_rows, find_file, line_error
-from recbole_perpeft.data.files.tables import delimiter_of, number
+from recbole_perpeft.data.files.tables import number
 
 EXPECTED = {"MicroLens-100k": ExpectedCounts(100_000, 19_738, 719_405)}
 
@@ -60,7 +60,7 @@ class MicroLensSource(Source):
         return [self._pairs, *self._texts.values()]
 
     def events(self) -> Iterator[Events]:
-        if delimiter_of(self._pairs) == "\t":
+        if _delimiter(self._pairs) == "\t":
             return batched_events(self._pairs, sequence_rows(self._pairs, self._show_progress))
         return batched_events(self._pairs, self._timed_rows())
 
@@ -69,7 +69,7 @@ class MicroLensSource(Source):
             if len(row) != 3:
                 raise line_error(self._pairs, line, f"{len(row)} cells instead of user, item and time")
             user, item, time = row
-            if line == 1 and time.strip().isidentifier() and not user.strip().isdigit():
+            if line == 1 and time.strip()[:1].isalpha() and not user.strip().isdigit():
                 continue  # the header
             yield line, user, item, number(self._pairs, line, time, "time")
 
@@ -85,10 +85,15 @@ class MicroLensSource(Source):
         return next(found, ExpectedCounts())
 
 
+def _delimiter(path: Path) -> str:
+    """Tabs in `.tsv` and `.tsv.gz`, commas in all else."""
+    return "\t" if ".tsv" in path.suffixes[-2:] else ","
+
+
 def _texts_of(path: Path, wanted: set[str]) -> dict[str, str]:
     """Text by item of a file of item and text. A header is no wanted item; a line may have no text."""
     texts: dict[str, str] = {}
-    for line, row in csv_rows(path, delimiter_of(path)):
+    for line, row in csv_rows(path, _delimiter(path)):
         if len(row) > 2:
             raise line_error(path, line, f"{len(row)} cells instead of item and text; quote texts with delimiters")
         if row[0] not in wanted:

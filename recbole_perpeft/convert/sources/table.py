@@ -175,7 +175,7 @@ class TableSource(Source):
             PerPEFTError: none of them has a row, or no row has one of the columns.
         """
         item, wanted = self._columns.item_of_items or self._columns.item, set(tokens)
-        is_known, unseen = False, set(names)
+        is_known, unseen = False, set(names) - {TableColumns.title}  # photos may be all that there is
         for line, (given, *cells) in table_rows(path, [item, *names]):
             if unseen:
                 unseen -= {name for name, cell in zip(names, cells, strict=True) if cell is not None}

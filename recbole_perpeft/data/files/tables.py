@@ -71,18 +71,6 @@ def may_lack_columns(path: Path) -> bool:
     return _kind(path) in JSON_LINES
 
 
-def delimiter_of(path: Path) -> str:
-    """What stands between the cells of a `.csv` or `.tsv` (also .gz).
-
-    Raises:
-        PerPEFTError: the file has another suffix.
-    """
-    kind = _kind(path)
-    if kind not in DELIMITERS:
-        raise PerPEFTError(f"{path}: the suffix tells the format; here it must be one of {', '.join(DELIMITERS)}")
-    return DELIMITERS[kind]
-
-
 def _kind(path: Path) -> str:
     suffixes = path.suffixes[:-1] if path.suffix == ".gz" else path.suffixes
     kind = suffixes[-1].lower() if suffixes else ""

@@ -101,7 +101,7 @@ _NORMS = ("layer_norm.weight", "final_layer_norm.weight")
 # Of a configuration; weights of the same shapes compute something else under others.
 _NOT_IN_WEIGHTS = (
     *("num_heads", "feed_forward_proj", "layer_norm_epsilon", "relative_attention_max_distance"),
-    *("tie_word_embeddings", "scale_decoder_outputs", "decoder_start_token_id", "pad_token_id"),
+    *("decoder_start_token_id", "pad_token_id"),
 )
 
 
@@ -201,9 +201,7 @@ class T5Backbone(FrozenModel):
     @property
     def output_scale(self) -> float:
         """What hidden states are multiplied by before the output vectors: 1 / sqrt(d) if these are the input's."""
-        config = self.model.config
-        is_scaled = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
-        return self.width**-0.5 if is_scaled else 1.0
+        return self.width**-0.5 if _scales_outputs(self.model.config) else 1.0
 
     def encode(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """Encoder.
@@ -258,6 +256,11 @@ class T5Backbone(FrozenModel):
         return (by_depth - by_position).masked_fill(~ancestors.unsqueeze(1), hidden)
 
 
+def _scales_outputs(config: T5Config) -> bool:
+    """Whether hidden states of the decoder are scaled; transformers 4 tells it by whether words are tied."""
+    return bool(getattr(config, "scale_decoder_outputs", config.tie_word_embeddings))
+
+
 def _pretrained(name_or_path: str) -> tuple[T5ForConditionalGeneration, PreTrainedTokenizerBase]:
     name = locate_model(name_or_path, "backbone", ("text",))
     kind = load_part("configuration", AutoConfig, name, "backbone").model_type
@@ -291,5 +294,5 @@ def _fingerprint(tensors: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase,
     parts = [repr(sorted(tokenizer.get_vocab().items())).encode()]
     for name, tensor in sorted(tensors.items()):
         parts += [repr((name, tuple(tensor.shape))).encode(), tensor_sample(tensor.float())]
-    configuration = value_hash([getattr(config, name, None) for name in _NOT_IN_WEIGHTS])
+    configuration = value_hash([_scales_outputs(config), *(getattr(config, name, None) for name in _NOT_IN_WEIGHTS)])
     return f"{sha256(b''.join(parts))[:16]}.{configuration[:8]}"

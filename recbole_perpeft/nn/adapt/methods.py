@@ -40,6 +40,7 @@ _WITHOUT_EFFECT: Mapping[str, Mapping[str, str]] = {
     "init_lora_weights": {"eva": _NEEDS_A_PASS, "lora_ga": _NEEDS_A_PASS},
     "alora_invocation_tokens": {"": "its adapter waits for tokens of a language model's prompt, and never acts here"},
 }
+_CHOOSES_PLACES = frozenset({"target_modules", "target_parameters", "exclude_modules", "layers_to_transform"})
 # The settings of PerPEFT's authors for lora; elsewhere what peft leaves open. What is adapted depends on the model.
 _DEFAULTS: Mapping[str, dict] = {
     "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "bias": "none"},
@@ -89,7 +90,7 @@ class PeftMethod:
                 f"peft_config: {self.peft_type} cannot be put into {type(model).__name__}: {error}; "
                 f"the model has modules named {module_names(model)}"
             ) from error
-        if "target_modules" not in (self.peft_config or {}):
+        if _CHOOSES_PLACES.isdisjoint(self.peft_config or {}):
             self._check_towers(encoder, model)
 
     def _check_towers(self, encoder: Encoder, model: nn.Module) -> None:

@@ -110,6 +110,7 @@ def compare(
         raise PerPEFTError(f"--tune is {n_trials}: it must be at least 0")
     specs = parse_models(models)
     baseline = choose(specs, [baseline or specs[0].name])[0].name
+    _check_folder(Path(output))
     of_all: dict[str, Any] = {
         "n_seeds": n_seeds,
         "config_file_list": config_file_list,
@@ -138,7 +139,6 @@ def compare(
         done.append(outcome)
         when_done(len(done), total, outcome)
 
-    _check_folder(Path(output))
     with full_disk(Path(output)), alone(Path(output), patience=0):
         with placed_by_ray(jobs) if workers == "ray" else nullcontext() as start:
             outcomes = carry_out_all(jobs, n_parallel, tell, start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial, reduce
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -155,13 +156,15 @@ def collect(
 
 
 def _without_ranks(models: Sequence[ModelRecord]) -> list[str]:
-    """A remark about runs whose ranks are gone: tests and breakdowns need those of all."""
-    runs = [run for model in models if model.is_trained for run in model.runs.values()]
-    lost = [run.folder for run in runs if not (run.folder / RANKS_FILE).is_file()]
-    if not lost or len(lost) == len(runs):  # none has them where users have several targets
+    """A remark about runs whose ranks are gone, which other seeds of the model have: tests need those of all."""
+    lost: list[Path] = []
+    for model in (model for model in models if model.is_trained):
+        of_model = [run.folder for run in model.runs.values() if not (run.folder / RANKS_FILE).is_file()]
+        lost += of_model if len(of_model) < len(model.runs) else []  # else users have several targets
+    if not lost:
         return []
     return [
-        f"Tests, intervals and breakdowns are left out, as {len(lost)} of {len(runs)} runs lack {RANKS_FILE}: delete "
+        f"Tests, intervals and breakdowns are left out, as runs lack {RANKS_FILE} that other seeds have: delete "
         f"{lost[0]}{' and the like' if len(lost) > 1 else ''}, and compare again."
     ]
 

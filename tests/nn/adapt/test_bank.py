@@ -354,5 +354,5 @@ def test_a_tower_that_nothing_would_adapt_is_told():
     config = AltCLIPConfig(text_config=text | {"project_dim": 16}, vision_config=images, projection_dim=12)
     with pytest.raises(PerPEFTError, match="the text tower of AltCLIPModel has no modules that lora usually adapts"):
         AdapterBank(FoundationModel(AltCLIPModel(config)), PeftMethod("lora"))
-    named = PeftMethod("lora", {"target_modules": ["q_proj"]})
-    assert AdapterBank(FoundationModel(AltCLIPModel(config)), named).parameters_of(None)
+    for chosen in {"target_modules": ["q_proj"]}, {"layers_to_transform": [1], "target_modules": ["q_proj"]}:
+        assert AdapterBank(FoundationModel(AltCLIPModel(config)), PeftMethod("lora", chosen)).parameters_of(None)
