@@ -13,7 +13,15 @@ from recbole.data.interaction import Interaction
 from recbole.utils import EvaluatorType, FeatureSource, FeatureType, ModelType
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.data.history import PHASES, HistoryIndex, history_of, ranges, rows_of_sample, union_of
+from recbole_perpeft.data.history import (
+    PHASES,
+    HistoryIndex,
+    history_of,
+    numbers_of_ids,
+    ranges,
+    rows_of_sample,
+    union_of,
+)
 from recbole_perpeft.data.sampler import GroupAwareSampler
 
 __all__ = ["DrawnCandidatesLoader", "MaskedFullSortEvalDataLoader", "evaluation_loader", "part_of"]
@@ -148,7 +156,7 @@ class DrawnCandidatesLoader(AbstractDataLoader):
         dataset, n_items = built_datasets[place], built_datasets[place].item_num
         self.uid_field, self.iid_field, self.label_field = dataset.uid_field, dataset.iid_field, config["LABEL_FIELD"]
         dataset.set_field_property(self.label_field, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
-        self._seed = np.random.SeedSequence([config["seed"], place]).generate_state(1, np.uint64)
+        self._seeds = (config["seed"], place)
         arguments = config[f"{phase}_neg_sample_args"]
         self._n_drawn = arguments["sample_num"]
         users, items = (dataset.inter_feat[field].numpy() for field in (self.uid_field, self.iid_field))
@@ -215,8 +223,7 @@ class DrawnCandidatesLoader(AbstractDataLoader):
 
     def _points(self, users: np.ndarray, targets: np.ndarray) -> torch.Tensor:
         """Random numbers for each target of a user, int64 [n, N] below 2**62."""
-        states = hash_array(hash_array(users.astype(np.uint64) ^ self._seed) ^ targets.astype(np.uint64))
-        numbers = states[:, None] + np.arange(self._n_drawn, dtype=np.uint64)
+        numbers = numbers_of_ids(self._seeds, users, targets)[:, None] + np.arange(self._n_drawn, dtype=np.uint64)
         return torch.from_numpy((hash_array(numbers.ravel()) >> np.uint64(2)).astype(np.int64)).view(numbers.shape)
 
 

@@ -219,6 +219,19 @@ def by_user_and_time(users: np.ndarray, times: np.ndarray, n_users: int) -> np.n
     return order
 
 
+def numbers_of_ids(seeds: Sequence[int], *ids: np.ndarray) -> np.ndarray:
+    """A random number for each row of ids, which follows from these and the seeds alone: uint64 [n].
+
+    Args:
+        seeds: as for NumPy's `SeedSequence`.
+        ids: columns, int64 [n] each, at least one.
+    """
+    numbers = np.random.SeedSequence(list(seeds)).generate_state(1, np.uint64)
+    for column in ids:
+        numbers = hash_array(column.astype(np.uint64) ^ numbers)
+    return numbers
+
+
 def rows_of_sample(users: np.ndarray, n_users: int, seed: int) -> np.ndarray:
     """Rows of some users, drawn by a seed, in their order; the same users for every model that has them.
 
@@ -231,6 +244,5 @@ def rows_of_sample(users: np.ndarray, n_users: int, seed: int) -> np.ndarray:
     if not n_users or n_users >= len(known):
         return np.arange(len(users))
     # Whether a user is drawn must not depend on which others a model tests: those of the smallest random numbers are.
-    state = np.random.SeedSequence(seed).generate_state(1, np.uint64)
-    order = np.argpartition(hash_array(known.astype(np.uint64) ^ state), n_users)
+    order = np.argpartition(numbers_of_ids((seed,), known), n_users)
     return np.flatnonzero(np.isin(users, known[order[:n_users]]))

@@ -220,7 +220,10 @@ class Processor:
                 f"{self._n_words} words; take tokenizer and weights of one model"
             )
         mask = encoded["attention_mask"].astype(np.uint8)
-        return (_moved(ids, mask), _moved(mask, mask)) if self._moves_text else (ids, mask)
+        if not self._moves_text:
+            return ids, mask
+        order = _padding_last(mask)
+        return np.take_along_axis(ids, order, axis=1), np.take_along_axis(mask, order, axis=1)
 
     def offsets(self, title: str) -> np.ndarray:
         """Where in a title each of its tokens begins and ends, int64 [text_length, 2]; equal for special tokens.
@@ -239,7 +242,7 @@ class Processor:
             return_offsets_mapping=True,
         )
         offsets, mask = (np.asarray(encoded[name], dtype=np.int64) for name in ("offset_mapping", "attention_mask"))
-        return offsets[np.argsort(mask == 0, kind="stable")] if self._moves_text else offsets
+        return offsets[_padding_last(mask)] if self._moves_text else offsets
 
     @property
     def description(self) -> dict:
@@ -264,9 +267,9 @@ class Processor:
         return value_hash([state, self._tokenizer.pad_token_id, self._tokenizer.padding_side])
 
 
-def _moved(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Numbers of tokens [n, T] in their order, those of padding behind them."""
-    return np.take_along_axis(values, np.argsort(mask == 0, axis=1, kind="stable"), axis=1)
+def _padding_last(mask: np.ndarray) -> np.ndarray:
+    """Places of the tokens of texts in their order, padding behind them, [..., T]."""
+    return np.argsort(mask == 0, axis=-1, kind="stable")
 
 
 def _n_words(config: PretrainedConfig) -> int | None:

@@ -193,9 +193,8 @@ class Config(RecBoleConfig):
     def _check_keys(self, settings: dict[str, Any]) -> dict[str, str]:
         for key, reason in REFUSED_KEYS.items():
             value = self.external_config_dict.get(key)
-            if (
-                value or key == "valid_metric_bigger" and value is not None
-            ):  # RecBole's own defaults are False and None
+            # Of the others, RecBole's own defaults are False and None.
+            if value or (key == "valid_metric_bigger" and value is not None):
                 raise PerPEFTError(f"{key} is not supported: {reason}")
         known = COMMAND_LINE_KEYS.union(self.internal_config_dict, *self.parameters.values())
         return check_keys(self.external_config_dict, known, self.model_class, settings)
@@ -251,7 +250,7 @@ class Config(RecBoleConfig):
     def _choose_negatives(self, settings: dict[str, Any]) -> None:
         """Leave `train_neg_sample_args` out where RecBole's loader must draw none, and say so where it is given."""
         key, given = "train_neg_sample_args", self.external_config_dict.get("train_neg_sample_args")
-        has_own_loader = issubclass(getattr(self.model_class, "dataset_class", type), SequenceDataset)
+        has_own_loader = _has_own_loader(self.model_class)
         if has_own_loader and given:
             self.unread_settings[key] = (
                 f"{key} is for RecBole's models, {self.model_class.__name__} does not read it: its loss says what is "
@@ -286,11 +285,15 @@ class Config(RecBoleConfig):
         settings |= {"single_spec": True, "local_rank": 0, "device": _device(settings)}
 
 
+def _has_own_loader(model_class: type) -> bool:
+    """Whether a model's train rows come from this package's loader."""
+    return issubclass(getattr(model_class, "dataset_class", type), SequenceDataset)
+
+
 def _batches_a_step(model_class: type, settings: Mapping[str, Any]) -> int:
     """Batches whose mean gradient makes a step: a resumed run keeps them, whatever number of processes it has."""
     nproc, several = settings["nproc"], settings["batches_a_step"] or settings["nproc"]
-    has_loader = issubclass(getattr(model_class, "dataset_class", type), SequenceDataset)
-    if several > 1 and not (has_loader and hasattr(model_class, "trainer_class")):
+    if several > 1 and not (_has_own_loader(model_class) and hasattr(model_class, "trainer_class")):
         raise PerPEFTError(
             f"{model_class.__name__} trains in one process, a batch a step: nproc and batches_a_step are for the "
             "models of this package that train (RecBole's loaders draw one batch after another)"
@@ -349,9 +352,9 @@ def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 
 def _parsed(key: str, value: Any) -> Any:
-    if key in _TEXTS and str(value).strip().lower() not in _NOTHING:
-        return str(value) if isinstance(value, int) else value
-    is_text = key in ("model", "dataset")
+    if key in _TEXTS and isinstance(value, int):
+        return str(value)
+    is_text = key in ("model", "dataset") or (key in _TEXTS and str(value).strip().lower() not in _NOTHING)
     return parse_value(key, value) if isinstance(value, str) and not is_text else value
 
 

@@ -21,7 +21,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import check_regular
 from recbole_perpeft.core.run_settings import USUAL_LIMITS, PhotoLimits
 from recbole_perpeft.data.photos.decode import DamagedImageError, decode_image
-from recbole_perpeft.data.photos.images import MAX_FILE_BYTES, choose_images
+from recbole_perpeft.data.photos.images import MAX_FILE_BYTES, choose_images, file_stamp
 
 MAX_MEMBER_BYTES = 64 * 2**30
 MAX_RATIO = 250  # text and photos stay below 30
@@ -92,8 +92,7 @@ class ZippedImage:
 
     def load(self, limits: PhotoLimits = USUAL_LIMITS) -> tuple[bytes | None, Image.Image]:
         try:
-            status = self.archive.stat()
-            archive = _open_in_worker(self.archive, (status.st_ino, status.st_size, status.st_mtime_ns))
+            archive = _open_in_worker(self.archive, file_stamp(self.archive))
             if archive.getinfo(self.member).file_size > MAX_FILE_BYTES:
                 raise DamagedImageError("unpacks to too many bytes")
             data = archive.read(self.member)
@@ -109,7 +108,7 @@ class ZippedImage:
 
 
 @lru_cache(maxsize=1)
-def _open_in_worker(path: Path, stamp: tuple[int, ...]) -> zipfile.ZipFile:
+def _open_in_worker(path: Path, stamp: tuple[int, int, int]) -> zipfile.ZipFile:
     """An archive that stays open; another file of its name has another stamp."""
     return zipfile.ZipFile(path)
 

@@ -20,12 +20,6 @@ from recbole_perpeft.studies.report.escape import in_csv, in_latex, in_markdown
 from recbole_perpeft.studies.report.page import Chapter, to_html
 
 TITLE = "Comparison of recommenders"
-_TABLES = frozenset(
-    {
-        *("runs", "quality", "intervals", "significance", "cost", "tuning", "beyond", "beyond_groups"),
-        *("history", "popularity", "slices", "groups", "stability", "splits"),
-    }
-)
 
 
 def write_report(folder: Path, records: Sequence[DatasetRecord], baseline: str) -> dict[str, pd.DataFrame]:
@@ -58,13 +52,15 @@ def write_report(folder: Path, records: Sequence[DatasetRecord], baseline: str) 
     _write(folder / "tables.tex", to_latex(chapters))
     _write(folder / "report.html", to_html(TITLE, chapters))
     numbers = _numbers(records, baseline)
-    for name in _TABLES - numbers.keys():  # of an earlier comparison
-        (folder / f"{name}.csv").unlink(missing_ok=True)
     for name, table in numbers.items():
-        with written_whole(folder / f"{name}.csv") as draft:
+        path = folder / f"{name}.csv"
+        if table.empty:
+            path.unlink(missing_ok=True)  # of an earlier comparison
+            continue
+        with written_whole(path) as draft:
             in_csv(table).to_csv(draft, index=False)
     _write_ranks(folder / "ranks.parquet", records)
-    return numbers
+    return {name: table for name, table in numbers.items() if not table.empty}
 
 
 def _chapter(record: DatasetRecord, baseline: str) -> Chapter:
@@ -94,6 +90,7 @@ def to_latex(chapters: Sequence[Chapter]) -> str:
 
 
 def _numbers(records: Sequence[DatasetRecord], baseline: str) -> dict[str, pd.DataFrame]:
+    """All tables by name, empty where there is nothing to tell."""
     kinds = {
         "runs": _runs,
         "quality": analysis.quality,
@@ -113,13 +110,12 @@ def _numbers(records: Sequence[DatasetRecord], baseline: str) -> dict[str, pd.Da
     }
     made = {name: [(record, of(record)) for record in records] for name, of in kinds.items()}
     made |= {name: [(record, of(record)) for record in records if record.has_parts] for name, of in with_rows.items()}
-    numbers = {
-        name: pd.concat([_with_dataset(record, table) for record, table in parts if len(table)], ignore_index=True)
-        for name, parts in made.items()
-        if any(len(table) for _, table in parts)
-    }
-    agreement = kendall(records)
-    return numbers if agreement.empty else numbers | {"splits": agreement}
+    return {name: _together(parts) for name, parts in made.items()} | {"splits": kendall(records)}
+
+
+def _together(parts: Sequence[tuple[DatasetRecord, pd.DataFrame]]) -> pd.DataFrame:
+    tables = [_with_dataset(record, table) for record, table in parts if len(table)]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def _with_dataset(record: DatasetRecord, table: pd.DataFrame) -> pd.DataFrame:
