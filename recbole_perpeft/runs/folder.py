@@ -144,7 +144,7 @@ class RunFolder:
 
         Args:
             dataset: gives the tokens of internal ids.
-            target_ranks: `evaluation.TargetRanks`.
+            target_ranks: `TargetRanks`.
             user_group: int64 [n_users], the group of every user where the model has groups: a further column `group`.
                 Where all are -1 there are none.
         """

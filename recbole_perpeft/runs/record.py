@@ -18,7 +18,7 @@ from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.files import read_regular
 from recbole_perpeft.core.yaml_values import read_yaml
 from recbole_perpeft.runs.folder import ENVIRONMENT_FILE, METRICS_FILE, RANKS_FILE, RESULT_FILE, SETTINGS_FILE
-from recbole_perpeft.training.ranks import is_rank_metric, metric_of_ranks
+from recbole_perpeft.training.rank_metrics import is_rank_metric, metric_of_ranks
 
 Schema = Mapping[str, tuple[type, ...]]  # types of the entries of a file by name; it may have others
 

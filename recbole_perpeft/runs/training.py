@@ -22,7 +22,7 @@ from recbole_perpeft.runs.folder import RunFolder, peak_gpu_memory_mb, peak_memo
 from recbole_perpeft.runs.groups import is_placed_by_ray, train_groups
 from recbole_perpeft.runs.ids import write_ids
 from recbole_perpeft.store.catalogues import CATALOGUES_FILE
-from recbole_perpeft.training.slices import metrics_by_slice
+from recbole_perpeft.training.rank_metrics import metrics_by_slice
 from recbole_perpeft.training.trackers import Trackers
 from recbole_perpeft.training.workers import Workers
 

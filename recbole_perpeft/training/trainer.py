@@ -22,8 +22,8 @@ from recbole_perpeft.core.whole import written_whole
 from recbole_perpeft.data.evaluation import part_of
 from recbole_perpeft.data.log import check_same_data
 from recbole_perpeft.training import checkpoint as checkpoints
+from recbole_perpeft.training.collector import RankCollector
 from recbole_perpeft.training.optimisers import fused
-from recbole_perpeft.training.ranks import RankCollector
 from recbole_perpeft.training.steps import StepTrainer
 from recbole_perpeft.training.trackers import Trackers, chosen_trackers
 from recbole_perpeft.training.workers import ALONE, Workers, share_of_batches
@@ -232,7 +232,7 @@ class RunTrainer(StepTrainer):
 
     @property
     def target_ranks(self):
-        """Ranks of the latest evaluation (`evaluation.TargetRanks`); None where users had several targets."""
+        """Ranks of the latest evaluation (`TargetRanks`); None where users had several targets."""
         return self.eval_collector.target_ranks
 
     def load_model(self, model_file: str | Path | None = None) -> None:

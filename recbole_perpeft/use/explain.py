@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.explanations import are_interactions
+from recbole_perpeft.models.vip5.text_metrics import chance_share, named_share, text_scores
 from recbole_perpeft.runs.run import load
-from recbole_perpeft.training.text_metrics import chance_share, named_share, text_scores
 
 SPLITS = ("train", "valid", "test")
 

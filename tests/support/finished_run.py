@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 
-from recbole_perpeft.training.ranks import metric_of_ranks
+from recbole_perpeft.training.rank_metrics import metric_of_ranks
 
 NAMES = ("hit@5", "ndcg@5")
 

@@ -9,7 +9,8 @@ from recbole.evaluator import Collector, Evaluator
 from recbole_perpeft.core import compat
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.runs.config import Config
-from recbole_perpeft.training.ranks import RankCollector, target_ranks
+from recbole_perpeft.training.collector import RankCollector
+from recbole_perpeft.training.ranks import target_ranks
 
 compat.apply()
 RANKING = ["Recall", "Precision", "Hit", "MRR", "NDCG", "MAP"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.nn.adapt.groups import group_state, load_group_state
-from recbole_perpeft.training.ranks import is_rank_metric, mean_of_ranks
+from recbole_perpeft.training.rank_metrics import is_rank_metric, mean_of_ranks
 
 FALLBACK = -1  # the epoch of modules that are still those of the global stage
 

@@ -33,7 +33,7 @@ from recbole_perpeft.models.perpeft.grouping import (
 )
 from recbole_perpeft.nn.adapt.groups import freeze_shared
 from recbole_perpeft.training.checkpoint import restored
-from recbole_perpeft.training.ranks import mean_of_ranks, metric_of_ranks
+from recbole_perpeft.training.rank_metrics import mean_of_ranks, metric_of_ranks
 from recbole_perpeft.training.rates import ContentTrainer, LearningRateSettings
 from recbole_perpeft.training.workers import ALONE, Workers
 

@@ -16,7 +16,7 @@ from recbole_perpeft.studies.compare.statistics import (
     paired_test,
     tpme,
 )
-from recbole_perpeft.training.slices import SLICES, slice_of
+from recbole_perpeft.training.rank_metrics import SLICES, slice_of
 
 N_HISTORY_BINS = 4
 # Shares of the catalogue, by interactions in the train part. The rest is the tail; items without any are cold.

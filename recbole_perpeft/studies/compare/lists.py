@@ -16,7 +16,7 @@ from pyarrow import csv
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.data.history import HistoryIndex
 from recbole_perpeft.studies.compare.jobs.plan import DataDescription, DatasetPlan, TestRows
-from recbole_perpeft.training.ranks import is_rank_metric, metric_of_ranks
+from recbole_perpeft.training.rank_metrics import is_rank_metric, metric_of_ranks
 
 _COLUMNS = ("user", "item", "score")
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}

@@ -18,7 +18,7 @@ from recbole_perpeft.runs.record import RunRecord
 from recbole_perpeft.studies.compare.jobs.plan import DataDescription, DatasetPlan
 from recbole_perpeft.studies.compare.jobs.runs import Outcome
 from recbole_perpeft.studies.compare.lists import ListRun
-from recbole_perpeft.training.ranks import is_rank_metric, metric_of_ranks
+from recbole_perpeft.training.rank_metrics import is_rank_metric, metric_of_ranks
 
 
 @dataclass

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from recbole_perpeft.data.history import HistoryIndex
 from recbole_perpeft.models.perpeft.model import PerPEFT
-from recbole_perpeft.training.ranks import metric_of_ranks, target_ranks
+from recbole_perpeft.training.rank_metrics import metric_of_ranks
+from recbole_perpeft.training.ranks import target_ranks
 
 _PRIOR = 500.0  # weight of the whole shop in the smoothed rates of a group, in interactions
 _WORD = r"(?u)\b[^\W\d_]{2,}\b"

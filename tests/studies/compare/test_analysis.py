@@ -10,7 +10,7 @@ from scipy import stats
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.studies.compare import analysis
 from recbole_perpeft.studies.compare.records import collect
-from recbole_perpeft.training.slices import SLICES
+from recbole_perpeft.training.rank_metrics import SLICES
 
 MODELS = ("base", "good", "<b>|&_{odd}")
 

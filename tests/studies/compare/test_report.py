@@ -9,7 +9,7 @@ from recbole_perpeft.studies.compare.records import collect
 from recbole_perpeft.studies.compare.report import write_report
 from recbole_perpeft.studies.compare.sections import plots, protocol_sentence, tables
 from recbole_perpeft.studies.compare.statistics import paired_test
-from recbole_perpeft.training.ranks import metric_of_ranks
+from recbole_perpeft.training.rank_metrics import metric_of_ranks
 from support.browser import needs_browser, shown
 
 

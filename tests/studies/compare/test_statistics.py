@@ -15,7 +15,7 @@ from recbole_perpeft.studies.compare.statistics import (
     paired_test,
     tpme,
 )
-from recbole_perpeft.training.ranks import is_rank_metric, metric_of_ranks
+from recbole_perpeft.training.rank_metrics import is_rank_metric, metric_of_ranks
 
 RANKS = np.array([1, 2, 3, 10, 11, 500])
 OF_ONE = {

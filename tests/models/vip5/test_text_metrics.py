@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from recbole_perpeft.training.text_metrics import chance_share, named_share, text_scores
+from recbole_perpeft.models.vip5.text_metrics import chance_share, named_share, text_scores
 
 
 def test_equal_sentences_score_all():

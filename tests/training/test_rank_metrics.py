@@ -7,8 +7,7 @@ import torch
 from recbole_perpeft.data.history import HistoryIndex
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.run import run
-from recbole_perpeft.training.ranks import TargetRanks
-from recbole_perpeft.training.slices import metrics_by_slice
+from recbole_perpeft.training.rank_metrics import TargetRanks, metrics_by_slice
 
 
 def test_each_target_is_in_one_slice():
