@@ -255,6 +255,9 @@ class RecBoleSettings(Settings):
     require_pow: bool = setting(False)
     world_size: int = setting(-1)
     encoding: str = setting("utf-8")
+    transform: str | None = setting(
+        None, choices=("mask_itemseq", "inverse_itemseq", "crop_itemseq", "reorder_itemseq", "user_defined")
+    )
 
     field_separator: str = setting("\t")
     seq_separator: str = setting(" ")

@@ -216,8 +216,8 @@ class Config(RecBoleConfig):
         for key, others in getattr(self.model_class, "replaced_defaults", {}).items():
             if key not in self.external_config_dict and any(map(self.external_config_dict.get, others)):
                 settings[key] = None
-        for key in ("data_path", "valid_metric"):
-            if settings[key] in (None, ""):
+        for key in ("data_path", "valid_metric", "metrics", "topk"):
+            if settings[key] in (None, "", []):
                 raise PerPEFTError(f"{key} is empty: leave it out for the usual one")
         for key in ("data_path", "checkpoint_dir", "valid_metric"):
             settings[key] = str(settings[key])
