@@ -21,11 +21,11 @@ from tqdm import tqdm
 from recbole_perpeft.convert.reading.image_files import ImageReference
 from recbole_perpeft.core.digest import sha256
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.processes.workers import finished_tasks, process_pool
 from recbole_perpeft.core.run_settings import USUAL_LIMITS, PhotoLimits
 from recbole_perpeft.core.whole import Journal, remove, written_whole
 from recbole_perpeft.data.photos.apart import Apart, ApartError, damaged
 from recbole_perpeft.data.photos.decode import DECODING, DamagedImageError
-from recbole_perpeft.store.workers import finished_tasks, process_pool
 
 JOURNAL = "journal.jsonl"
 CHUNK_IMAGES = 32

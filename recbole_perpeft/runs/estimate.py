@@ -23,8 +23,8 @@ from tabulate import tabulate
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.core.processes.children import child_environment
 from recbole_perpeft.runs.build import build, get_trainer
-from recbole_perpeft.runs.cluster import child_environment
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.folder import peak_gpu_memory_mb, peak_memory_mb
 from recbole_perpeft.runs.training import watched_part

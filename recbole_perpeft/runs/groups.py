@@ -12,6 +12,7 @@ from joblib import cpu_count
 
 from recbole_perpeft.core.errors import PerPEFTError, one_line
 from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.core.processes import ray_session
 from recbole_perpeft.core.whole import alone
 from recbole_perpeft.models.perpeft.side_by_side import folder_of_group
 from recbole_perpeft.runs import cluster
@@ -78,7 +79,7 @@ def train_groups(config: Config, folder: RunFolder, groups: Sequence[int]) -> It
     if not groups:
         return
     run_folder, address, at_once = folder.path.absolute(), config["ray_address"], config["groups_at_once"]
-    with cluster.running_ray(address):
+    with ray_session.running_ray(address):
         import ray
 
         gpus = int(bool(config["use_gpu"] and cluster.n_gpus()))

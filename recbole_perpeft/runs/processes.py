@@ -25,6 +25,7 @@ from torch import distributed
 
 from recbole_perpeft.core.errors import PerPEFTError, one_line
 from recbole_perpeft.core.logs import LOGGER, followed, level_of
+from recbole_perpeft.core.processes import ray_session
 from recbole_perpeft.runs import cluster
 from recbole_perpeft.runs.config import Config
 from recbole_perpeft.runs.folder import LOG_FILE, RESULT_FILE, RunFolder
@@ -79,7 +80,7 @@ def run_together(config: Config, folder: RunFolder, work: Work, callback_fn: Cal
     processors = cpu_count()
     with folder.logged(level_of(config["state"])):
         LOGGER.info(f"{nproc} processes start, which takes a while")
-    with cluster.running_ray(address, n_cpus=max(nproc, processors)):
+    with ray_session.running_ray(address, n_cpus=max(nproc, processors)):
         gpus = int(bool(config["use_gpu"] and cluster.n_gpus()))
         cpus = config["cpus"] or (1 if address else max(1, processors // nproc))
         resources = {"CPU": cpus, "memory": cluster.mark_of(plan.folder)} | ({"GPU": gpus} if gpus else {})

@@ -15,13 +15,13 @@ from torch import Tensor
 from recbole_perpeft.core.digest import DIGEST_BYTES
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER
+from recbole_perpeft.core.processes.workers import finished_tasks, process_pool
 from recbole_perpeft.core.whole import remove
 from recbole_perpeft.data.content import IMAGE, ItemContent
 from recbole_perpeft.data.photos.images import process_images
 from recbole_perpeft.store.recipe import STAMP, Chunk, ComputedChunk, FinishedChunk, Recipe
 from recbole_perpeft.store.rows import Layout, RowFiles
 from recbole_perpeft.store.table import Table
-from recbole_perpeft.store.workers import finished_tasks, process_pool
 
 FORMAT = "recbole_perpeft content cache, version 1"
 PIXELS, IDS, MASK, DIGEST = "pixel_values", "input_ids", "attention_mask", "image_digest"

@@ -4,21 +4,17 @@ Workers read images by their paths and encoders by their name: on several machin
 travel back to the process that writes the cache.
 """
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
-from joblib import cpu_count
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.processes import ray_session
 from recbole_perpeft.pretrained.families import Family, added_families, register_family
 from recbole_perpeft.store.encode import HiddenStateSettings, StateEncoder
 from recbole_perpeft.store.recipe import Chunk, ComputedChunk
-from recbole_perpeft.store.workers import RAY_OF_THIS_MACHINE
 
 
 class _Worker:
@@ -44,19 +40,15 @@ def encode_with_ray(kind: str, settings: HiddenStateSettings, chunks: list[Chunk
     Connects to the cluster that `RAY_ADDRESS` names, or starts Ray on this machine and stops it afterwards.
 
     Raises:
-        PerPEFTError: Ray is not installed, or as `StateEncoder.encode`.
+        PerPEFTError: Ray cannot be imported, started or joined, or as `StateEncoder.encode`.
     """
-    try:
-        own = {} if "RAY_ADDRESS" in os.environ else RAY_OF_THIS_MACHINE
-        for key, value in ({"RAY_USAGE_STATS_ENABLED": "0"} | own).items():
-            os.environ.setdefault(key, value)
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise PerPEFTError(
-            f"engine: ray cannot be imported ({error}); pip install 'ray[data]', or use local"
-        ) from error
-    with _running(ray):
+    with ray_session.running_ray(os.environ.get("RAY_ADDRESS"), store_bytes=None):
+        try:
+            import ray.data
+        except ImportError as error:
+            raise PerPEFTError(
+                f"engine: ray cannot be imported ({error}); pip install 'ray[data]', or use local"
+            ) from error
         ray.data.DataContext.get_current().enable_progress_bars = False
         resources = ray.cluster_resources()
         has_gpus = settings.device != "cpu" and resources.get("GPU", 0) >= 1
@@ -75,24 +67,3 @@ def encode_with_ray(kind: str, settings: HiddenStateSettings, chunks: list[Chunk
             if row["error"]:
                 raise PerPEFTError(row["error"])
             yield row["encoded"]
-
-
-@contextmanager
-def _running(ray: Any) -> Iterator[None]:
-    if ray.is_initialized():
-        yield
-        return
-    is_cluster = "RAY_ADDRESS" in os.environ
-    # Without an address Ray would join whatever cluster was last started on this machine.
-    own = {} if is_cluster else {"address": "local", "num_cpus": cpu_count(), "include_dashboard": False}
-    # Ray's workers yield to all other processes, as if this one had work of its own: it only waits for them.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    ray.init(log_to_driver=False, logging_level="ERROR", **own)
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        ray.shutdown()

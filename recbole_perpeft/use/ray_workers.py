@@ -20,6 +20,7 @@ import torch
 from joblib import cpu_count
 
 from recbole_perpeft.core.errors import PerPEFTError, one_line
+from recbole_perpeft.core.processes import ray_session
 from recbole_perpeft.runs import cluster
 from recbole_perpeft.use.lists import Work
 from recbole_perpeft.use.recommend import Batch, Part, People, Recommender, Wanted
@@ -100,7 +101,7 @@ def ray_workers(
         PerPEFTError: There is no Ray, no place for so many workers, or a machine does not see the files.
     """
     settings = cluster.settings_anywhere(config)
-    with cluster.running_ray(address, n_cpus=max(n_workers or 1, cpu_count())):
+    with ray_session.running_ray(address, n_cpus=max(n_workers or 1, cpu_count())):
         gpus = int(bool(config["use_gpu"] and cluster.n_gpus()))
         n = n_workers or (int(cluster.n_gpus()) if gpus else max(1, cluster.n_machines()))
         cpus = cluster.most_cpus(n, gpus)

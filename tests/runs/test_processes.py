@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.processes import ray_session
 from recbole_perpeft.runs import cluster, processes
 from recbole_perpeft.runs.folder import RunFolder
 from recbole_perpeft.runs.run import run
@@ -43,7 +44,7 @@ def train(aspects_settings, tmp_path, monkeypatch):
         return run(config_dict=aspects_settings | folder | settings)
 
     start.starts = starts
-    monkeypatch.setattr(cluster, "running_ray", lambda *how, **more: nullcontext())
+    monkeypatch.setattr(ray_session, "running_ray", lambda *how, **more: nullcontext())
     monkeypatch.setattr(cluster, "n_gpus", lambda: 0)
     monkeypatch.setattr(cluster, "check_resources", lambda *needs: None)
     return start

@@ -4,7 +4,7 @@ import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-from recbole_perpeft.runs import cluster
+from recbole_perpeft.core.processes import ray_session
 
 
 class LostError(Exception):
@@ -43,4 +43,4 @@ def stand_in_for_ray(monkeypatch, n_cpus, seen, **parts):
         seen.ended.append(address)
 
     monkeypatch.setitem(sys.modules, "ray", stand_in)
-    monkeypatch.setattr(cluster, "running_ray", running_ray)
+    monkeypatch.setattr(ray_session, "running_ray", running_ray)

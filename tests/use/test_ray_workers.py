@@ -9,6 +9,7 @@ import torch
 
 from recbole_perpeft.cli.recommend import parse
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.processes import ray_session
 from recbole_perpeft.runs import cluster
 from recbole_perpeft.use import ray_workers
 from recbole_perpeft.use.lists import write_lists
@@ -94,7 +95,7 @@ def test_workers_share_the_machines(toy_recommender, monkeypatch, tmp_path, node
     monkeypatch.setitem(config.final_config_dict, "use_gpu", use_gpu)
     monkeypatch.setattr(cluster, "_nodes", lambda: [{"Resources": {"CPU": cpus, "GPU": gpus}} for cpus, gpus in nodes])
     monkeypatch.setattr(cluster, "n_gpus", lambda: sum(gpus for _, gpus in nodes))
-    monkeypatch.setattr(cluster, "running_ray", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(ray_session, "running_ray", lambda *_, **__: nullcontext())
     if isinstance(expected, str):
         with pytest.raises(PerPEFTError, match=expected), ray_workers.ray_workers(tmp_path, config, True, n_workers):
             pass

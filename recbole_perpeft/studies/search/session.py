@@ -15,6 +15,7 @@ from joblib import cpu_count
 
 from recbole_perpeft.core.errors import PerPEFTError
 from recbole_perpeft.core.logs import LOGGER, SHORT_TIME, logged
+from recbole_perpeft.core.processes import ray_session
 from recbole_perpeft.core.settings import settings_from
 from recbole_perpeft.core.whole import alone, draft_of, full_disk, written_whole
 from recbole_perpeft.core.yaml_values import read_yaml
@@ -210,7 +211,7 @@ class _Search:
     def _run_trials(self, folder: Path, plan: TrialPlan) -> None:
         data_folder = self.config.dataset_folder
         store_bytes = size_of(data_folder) if self.settings.ship_data else 0
-        with cluster.running_ray(self.settings.address, store_bytes):
+        with ray_session.running_ray(self.settings.address, store_bytes):
             placing = placing_of(self.settings, self.config["use_gpu"], self.sampling.n_trials)
             plan = replace(plan, where=placing.settings)
             paths = {"output": folder}

@@ -20,8 +20,8 @@ import torch
 
 from recbole_perpeft.cli.main import main
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.processes.ray_session import running_ray
 from recbole_perpeft.runs import cluster
-from recbole_perpeft.runs.cluster import running_ray
 from recbole_perpeft.runs.run import run
 from recbole_perpeft.store.catalogues import CATALOGUES_FILE
 from recbole_perpeft.studies.search import SearchSettings, resume_search

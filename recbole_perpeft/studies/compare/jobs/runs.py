@@ -21,13 +21,13 @@ from typing import IO, Any, Protocol
 from joblib import cpu_count
 
 from recbole_perpeft.core.errors import PerPEFTError
+from recbole_perpeft.core.processes.children import child_environment
+from recbole_perpeft.core.processes.workers import end_with_parent
 from recbole_perpeft.core.whole import alone
-from recbole_perpeft.runs.cluster import child_environment
 from recbole_perpeft.runs.folder import RESULT_FILE, SETTINGS_FILE
 from recbole_perpeft.runs.keys import model_keys
 from recbole_perpeft.runs.record import DamagedFileError, RunRecord
 from recbole_perpeft.runs.run import get_model, resume, run
-from recbole_perpeft.store.workers import end_with_parent
 from recbole_perpeft.studies.compare.jobs.plan import WITHOUT_EFFECT, Job
 
 _WORKER = "recbole_perpeft.studies.compare.jobs.runs"  # this file as a program

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_perpeft.core.errors import PerPEFTError, one_line
+from recbole_perpeft.core.processes import ray_session
 from recbole_perpeft.runs import cluster
 from recbole_perpeft.runs.record import DamagedFileError
 from recbole_perpeft.studies.compare.jobs.plan import Job
@@ -37,7 +38,7 @@ def placed_by_ray(jobs: Sequence[Job]) -> Iterator[Callable[[Job, DamagedFileErr
                 "leave out --workers"
             )
     first = jobs[0].settings
-    with cluster.running_ray(first["ray_address"]):
+    with ray_session.running_ray(first["ray_address"]):
         for settings in {job.spec.name: job.settings for job in jobs}.values():
             cpus, gpus = _needs(settings)
             cluster.check_resources(cpus, gpus, _OF_A_RUN)

@@ -10,8 +10,6 @@ from typing import Any, TypeVar
 
 from joblib.externals.loky import FIRST_COMPLETED, ProcessPoolExecutor, wait
 
-# Read when Ray is imported: a Ray that starts on this machine alone then listens to 127.0.0.1, not to all networks.
-RAY_OF_THIS_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
 Task = TypeVar("Task")
 Result = TypeVar("Result")

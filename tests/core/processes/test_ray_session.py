@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from recbole_perpeft.core.errors import PerPEFTError
-from recbole_perpeft.runs import cluster
-from recbole_perpeft.runs.cluster import ended_with_this_program, running_ray, store_size
+from recbole_perpeft.core.processes import ray_session
+from recbole_perpeft.core.processes.children import ended_with_this_program
+from recbole_perpeft.core.processes.ray_session import running_ray, store_size
 
 MB = 2**20
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -46,8 +47,7 @@ def test_a_process_that_is_gone_or_another_by_now_is_left_alone(sleeper):
 def test_processes_end_with_a_program_that_is_killed(sleeper):
     program = f"""
 import psutil, time
-from recbole_perpeft.runs import cluster
-from recbole_perpeft.runs.cluster import ended_with_this_program
+from recbole_perpeft.core.processes.children import ended_with_this_program
 with ended_with_this_program([psutil.Process({sleeper.pid})]):
     print("ready", flush=True)
     time.sleep(600)
@@ -82,7 +82,7 @@ def test_an_address_where_nothing_listens_is_refused_at_once(monkeypatch):
             pass
     with socket.create_server(("127.0.0.1", 0)) as listening:
         for address in (f"127.0.0.1:{listening.getsockname()[1]}", "auto", "ray://head"):
-            cluster._check_answers(address)
+            ray_session._check_answers(address)
 
 
 def test_the_object_store_is_small_unless_data_are_shipped():

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from recbole_perpeft.store.workers import finished_tasks, process_pool
+from recbole_perpeft.core.processes.workers import finished_tasks, process_pool
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")

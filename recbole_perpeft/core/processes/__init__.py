@@ -1,0 +1,1 @@
+"""Other processes: workers, Ray, and that none of them outlives this one."""
