@@ -6,6 +6,7 @@ travel back to the process that writes the cache.
 
 import os
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from recbole_perpeft.core.processes import ray_session
 from recbole_perpeft.pretrained.families import Family, added_families, register_family
 from recbole_perpeft.store.encode import HiddenStateSettings, StateEncoder
 from recbole_perpeft.store.recipe import Chunk, ComputedChunk
+
+_REMEDY = "pip install 'ray[data]', or use local"
 
 
 class _Worker:
@@ -42,13 +45,13 @@ def encode_with_ray(kind: str, settings: HiddenStateSettings, chunks: list[Chunk
     Raises:
         PerPEFTError: Ray cannot be imported, started or joined, or as `StateEncoder.encode`.
     """
+    if find_spec("ray") is None:
+        raise PerPEFTError(f"engine: ray cannot be imported; {_REMEDY}")
     with ray_session.running_ray(os.environ.get("RAY_ADDRESS"), store_bytes=None):
         try:
             import ray.data
         except ImportError as error:
-            raise PerPEFTError(
-                f"engine: ray cannot be imported ({error}); pip install 'ray[data]', or use local"
-            ) from error
+            raise PerPEFTError(f"engine: ray cannot be imported ({error}); {_REMEDY}") from error
         ray.data.DataContext.get_current().enable_progress_bars = False
         resources = ray.cluster_resources()
         has_gpus = settings.device != "cpu" and resources.get("GPU", 0) >= 1
